@@ -1,0 +1,78 @@
+"""Command line -> `RunConfig`: presets give the defaults, flags override them."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from lorabench.config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, find_issues
+from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.presets import MODELS, TASKS, resolve_defaults, unknown_names
+
+PROGRAM = "lorabench train"
+_EXAMPLE = "accelerate launch -m lorabench.train --model llama3-8b --task disaster-tweets"
+
+
+def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM) -> RunConfig:
+    """The resolved configuration.
+
+    Args:
+        arguments: the command line after the program's name.
+
+    Raises:
+        ConfigError: unknown model or task, or values out of range.
+        SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
+    """
+    model = _scan(arguments, "model") or ModelConfig().model
+    task = _scan(arguments, "task")
+    if task is None:
+        own_columns = _scan(arguments, "text-column") or _scan(arguments, "label-column")
+        task = CUSTOM_TASK if own_columns else DataConfig().task
+    config = tyro.cli(
+        Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
+        args=list(arguments),
+        default=resolve_defaults(model, task),
+        prog=prog,
+        description=f"Fine-tune a classifier with LoRA. Example: {_EXAMPLE}. "
+        f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        console_outputs=is_first_on_host(),
+    )
+    issues = [*unknown_names(model, task), *find_issues(config), *missing_files(config.data)]
+    if issues:
+        raise ConfigError(issues)
+    return config
+
+
+def missing_files(data: DataConfig) -> list[str]:
+    """One message for each data file that is not there."""
+    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    return [f"--{split}-file {path}: no such file" for split, path in files.items() if path and not path.exists()]
+
+
+def _scan(arguments: Sequence[str], name: str) -> str | None:
+    """The last value given for a flag, in the form `--flag value` or `--flag=value`."""
+    found = None
+    for i, word in enumerate(arguments):
+        flag, separator, value = word.partition("=")
+        if flag.replace("_", "-") != f"--{name}":
+            continue
+        if separator:
+            found = value
+        elif i + 1 < len(arguments):
+            found = arguments[i + 1]
+    return found
+
+
+def is_first_on_host() -> bool:
+    """Whether this is the first rank of its machine: the one that speaks for errors that every rank finds."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def report_config_error(error: ConfigError, prog: str) -> int:
+    """Print the message once per machine on stderr. Returns the exit code."""
+    if is_first_on_host():
+        print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
+    return EXIT_BAD_INPUT

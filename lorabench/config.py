@@ -1,0 +1,243 @@
+"""What a run is asked to do: one frozen dataclass per concern, checked, and kept as JSON in `run.json`.
+
+The docstring under a field is its help text on the command line. Precedence: default < model preset < task preset <
+flag; `presets` builds the instance that the command line then overrides. Nothing here imports torch.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from lorabench.errors import IssueList
+
+Weights = Literal["pretrained", "random"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+FrozenDtype = Literal["auto", "fp32"]
+AttentionImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"]
+LoraBias = Literal["none", "all", "lora_only"]
+Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+BestMetric = Literal["f1", "loss", "accuracy"]
+Checkpointing = Literal["auto", "on", "off"]
+Tracker = Literal["none", "wandb", "tensorboard"]
+
+CUSTOM_TASK = "custom"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its weights are held."""
+
+    model: str = "roberta-large"
+    """Preset name (see `lorabench models`), Hub id, or path of a local folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    weights: Weights = "pretrained"
+    """`random` builds the real shape without a download: memory and time are real, scores are n/a."""
+    precision: Precision = "auto"
+    """Compute dtype. `auto`: the launcher's fp16 or bf16; else the preset's on CUDA and fp32 on CPU."""
+    frozen_dtype: FrozenDtype = "auto"
+    """Dtype of the frozen weights. `auto`: the compute dtype; `fp32`: full precision under autocast."""
+    attn_implementation: AttentionImplementation = "auto"
+    """Attention kernels; `auto` leaves the choice to transformers."""
+    gradient_checkpointing: Checkpointing = "auto"
+    """Recompute activations in the backward pass: less memory, more time. `auto`: on where the frozen weights take
+    more than half of the GPU's memory."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Off unless you say so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraArgs:
+    """The adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    lora_r: int = 8
+    """Rank of the update."""
+    lora_alpha: int = 16
+    """The update is scaled by alpha / r."""
+    lora_dropout: float = 0.1
+    """Dropout on the adapter's input, in [0, 1)."""
+    lora_bias: LoraBias = "none"
+    """Which bias terms train beside the adapter."""
+    lora_targets: str = "auto"
+    """Comma-separated module names, `all-linear`, or `auto`: the architecture's attention projections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the texts come from."""
+
+    task: str = "disaster-tweets"
+    """Preset (disaster-tweets, reclor, sample, custom), or the Hub id or folder of a data set. Naming columns without
+    naming a task selects `custom`."""
+    train_file: Path | None = None
+    """CSV, JSON lines, JSON array or Parquet; replaces the task's own training data."""
+    validation_file: Path | None = None
+    """Rows to evaluate on after each epoch; without it, 20 % of the training rows (seed 42)."""
+    test_file: Path | None = None
+    """Labelled: scored at the end with the best adapter. Unlabelled: predicted into `test_predictions.csv`."""
+    text_column: str = "text"
+    """Column with the text."""
+    label_column: str = "label"
+    """Column with the label; strings or numbers, any number of classes."""
+    positive_label: str | None = None
+    """Of two classes, the one that precision, recall and F1 are about (default: the second in sorted order)."""
+    max_length: int = 512
+    """Longest row in tokens; longer rows are cut and counted."""
+    max_train_samples: int | None = None
+    """Use only that many training rows, drawn with the seed."""
+    max_eval_samples: int | None = None
+    """Use only that many validation rows, drawn with the seed."""
+    class_weights: str = "balanced"
+    """Weights of the cross-entropy: `balanced` (n / (classes * count)), `none`, or one number per class: W0,W1,..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How long and how fast."""
+
+    epochs: int = 5
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after that many optimizer steps."""
+    batch_size: int = 8
+    """Rows per device and micro-batch."""
+    eval_batch_size: int = 8
+    """Rows per device in evaluation."""
+    gradient_accumulation: int = 1
+    """Micro-batches per optimizer step; the effective batch is batch size x accumulation x ranks."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_scheduler: Scheduler = "constant"
+    """Schedule of the learning rate."""
+    warmup_ratio: float = 0.1
+    """Share of the steps that warm up; without effect under `constant`."""
+    weight_decay: float = 0.001
+    """AdamW's decoupled weight decay; biases and one-dimensional weights are exempt."""
+    max_grad_norm: float = 0.3
+    """Gradients are clipped to this global norm."""
+    seed: int = 42
+    """Seed of initialisation, dropout and the order of rows; the split has its own fixed seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What is measured and kept."""
+
+    best_metric: BestMetric = "f1"
+    """Which validation score chooses the adapter that is kept."""
+    early_stopping: int | None = None
+    """Stop after that many epochs without a better score."""
+    logging_steps: int = 1
+    """Optimizer steps between two records of the training loss."""
+    output_dir: Path | None = None
+    """Folder for results; default: runs/MODEL-TASK-TIME."""
+    track: Tracker = "none"
+    """Experiment tracker; wandb runs offline without an API key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run, resolved: presets applied, every field set."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraArgs = field(default_factory=LoraArgs)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, one object per concern; paths become strings."""
+        return {
+            section.name: {
+                key: str(value) if isinstance(value, Path) else value
+                for key, value in dataclasses.asdict(getattr(self, section.name)).items()
+            }
+            for section in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "RunConfig":
+        """Inverse of `to_json`. Raises `TypeError` on unknown fields."""
+        sections = {}
+        for name, section_type in get_type_hints(cls).items():
+            hints = get_type_hints(section_type)
+            values = {
+                key: Path(value) if value is not None and hints.get(key) == Path | None else value
+                for key, value in data[name].items()
+            }
+            sections[name] = section_type(**values)
+        return cls(**sections)
+
+
+def find_issues(config: RunConfig) -> list[str]:
+    """Everything that is wrong with the values and can be said without reading a file, one sentence each."""
+    issues = IssueList()
+    for flag, value in _counts(config).items():
+        if value is not None:
+            issues.check(value >= 1, f"--{flag} {value}: expected a whole number of at least 1")
+    for flag, value in {
+        "learning-rate": config.optim.learning_rate,
+        "max-grad-norm": config.optim.max_grad_norm,
+    }.items():
+        issues.check(math.isfinite(value) and value > 0, f"--{flag} {value}: expected a number above 0")
+    decay, warmup, dropout = config.optim.weight_decay, config.optim.warmup_ratio, config.lora.lora_dropout
+    issues.check(math.isfinite(decay) and decay >= 0, f"--weight-decay {decay}: expected a number of at least 0")
+    issues.check(0 <= warmup <= 1, f"--warmup-ratio {warmup}: expected a number from 0 to 1")
+    issues.check(0 <= dropout < 1, f"--lora-dropout {dropout}: expected a number of at least 0 and below 1")
+    issues.check(config.optim.seed >= 0, f"--seed {config.optim.seed}: expected a whole number of at least 0")
+    targets = config.lora.lora_targets
+    issues.check(
+        all(name.strip() for name in targets.split(",")),
+        f"--lora-targets {targets!r}: expected comma-separated module names, `all-linear` or `auto`",
+    )
+    issues.extend(class_weight_issues(config.data.class_weights))
+    issues.extend(_output_dir_issues(config.run.output_dir))
+    return list(issues)
+
+
+def _output_dir_issues(folder: Path | None) -> list[str]:
+    if folder is None or not folder.exists():
+        return []
+    if not folder.is_dir():
+        return [f"--output-dir {folder}: expected a folder, found a file"]
+    if any(folder.iterdir()):
+        return [f"--output-dir {folder}: in use; expected a new or empty folder, so that no result is overwritten"]
+    return []
+
+
+def class_weight_issues(text: str) -> list[str]:
+    """What is wrong with a `--class-weights` value, whatever the number of classes."""
+    if text in ("balanced", "none"):
+        return []
+    try:
+        weights = parse_class_weights(text)
+    except ValueError:
+        weights = ()
+    if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
+        return []
+    return [f"--class-weights {text!r}: expected `balanced`, `none` or one number above 0 per class, as in 0.9,1.2"]
+
+
+def parse_class_weights(text: str) -> tuple[float, ...]:
+    """`"0.9,1.2"` -> `(0.9, 1.2)`. Raises `ValueError` where a part is not a number."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def _counts(config: RunConfig) -> dict[str, int | None]:
+    """Flags that take a count of at least one, where they are set."""
+    return {
+        "lora-r": config.lora.lora_r,
+        "lora-alpha": config.lora.lora_alpha,
+        "max-length": config.data.max_length,
+        "max-train-samples": config.data.max_train_samples,
+        "max-eval-samples": config.data.max_eval_samples,
+        "epochs": config.optim.epochs,
+        "max-steps": config.optim.max_steps,
+        "batch-size": config.optim.batch_size,
+        "eval-batch-size": config.optim.eval_batch_size,
+        "gradient-accumulation": config.optim.gradient_accumulation,
+        "early-stopping": config.run.early_stopping,
+        "logging-steps": config.run.logging_steps,
+    }

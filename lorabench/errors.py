@@ -1,0 +1,57 @@
+"""The two ways a run can end badly, and their exit codes.
+
+A launcher (`accelerate launch`, `torchrun`) replaces the code of the training process by its own non-zero one.
+"""
+
+from collections.abc import Iterable, Iterator
+
+EXIT_RUN_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class ConfigError(Exception):
+    """What the user asked for cannot be done: raised before anything is loaded, with every issue found, not the first.
+
+    Args:
+        issues: one sentence each, naming the flag or file, its value and what is expected.
+    """
+
+    def __init__(self, issues: str | Iterable[str]) -> None:
+        self.issues = (issues,) if isinstance(issues, str) else tuple(issues)
+        super().__init__("\n".join(self.issues))
+
+    def __str__(self) -> str:
+        if len(self.issues) == 1:
+            return self.issues[0]
+        return f"{len(self.issues)} problems:\n" + "\n".join(f"  - {issue}" for issue in self.issues)
+
+
+class RunError(Exception):
+    """A run that started well and cannot go on (a non-finite loss, a failed save); recorded in `run.json`."""
+
+
+class IssueList:
+    """Collects issues, so that one `ConfigError` reports them together."""
+
+    def __init__(self) -> None:
+        self._issues: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._issues)
+
+    def add(self, issue: str) -> None:
+        self._issues.append(issue)
+
+    def extend(self, issues: Iterable[str]) -> None:
+        self._issues.extend(issues)
+
+    def check(self, holds: bool, issue: str) -> None:
+        """Record `issue` unless `holds`."""
+        if not holds:
+            self._issues.append(issue)
+
+    def raise_if_any(self) -> None:
+        """Raise one `ConfigError` with all that was recorded, if anything was."""
+        if self._issues:
+            raise ConfigError(self._issues)

@@ -1,0 +1,1 @@
+"""Synthetic sample messages, written for this project; see README.md here."""
