@@ -1,0 +1,127 @@
+"""Memory and time of this process. Local numbers only: what happens across ranks is said in `distributed`."""
+
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+GB = 1e9
+
+
+@dataclass
+class MemoryMonitor:
+    """Peaks of each phase (load, train, eval), from the allocator's own counters; nothing is polled.
+
+    Attributes:
+        device: the device that this rank computes on.
+        phases: phase -> {allocated_gb, reserved_gb, device_gb, rss_gb}, GB = 1e9 bytes, None where it does not apply.
+            Allocated and reserved are peaks of PyTorch's allocator within the phase; device is what the whole device
+            had in use, other processes included, at the phase's end; rss is the process's high-water mark so far.
+    """
+
+    device: torch.device
+    phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a stretch of work; stretches of one name add up to one maximum. Also recorded if the work fails."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            yield
+        finally:
+            known = self.phases.get(name, {})
+            self.phases[name] = {key: _largest(known.get(key), value) for key, value in self.read().items()}
+
+    def read(self) -> dict[str, float | None]:
+        """The figures now."""
+        reading: dict[str, float | None] = dict.fromkeys(("allocated_gb", "reserved_gb", "device_gb"))
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            reading = {
+                "allocated_gb": torch.cuda.max_memory_allocated(self.device) / GB,
+                "reserved_gb": torch.cuda.max_memory_reserved(self.device) / GB,
+                "device_gb": (total - free) / GB,
+            }
+        return {**reading, "rss_gb": peak_rss_bytes() / GB}
+
+    def to_json(self, rank: int) -> dict[str, Any]:
+        """This rank's entry of the record's `memory` list."""
+        is_cuda = self.device.type == "cuda"
+        return {
+            "rank": rank,
+            "host": socket.gethostname(),
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if is_cuda else None,
+            "phases": self.phases,
+        }
+
+
+def _largest(known: float | None, new: float | None) -> float | None:
+    if known is None or new is None:
+        return new if known is None else known
+    return max(known, new)
+
+
+def peak_rss_bytes() -> int:
+    """High-water mark of the process's resident memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of training: started and stopped around windows of steps, so evaluation and saving do not count.
+
+    The device is synchronised at both edges, and nowhere between.
+    """
+
+    device: torch.device
+    seconds: float = 0.0
+    _started: float | None = None
+
+    def start(self) -> None:
+        self._synchronize()
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """Does nothing if the watch is not running."""
+        if self._started is None:
+            return
+        self._synchronize()
+        self.seconds += time.perf_counter() - self._started
+        self._started = None
+
+    def read(self) -> float:
+        """Seconds so far, without a synchronisation: a running watch may be ahead of the device."""
+        return self.seconds + (time.perf_counter() - self._started if self._started is not None else 0.0)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass
+class Throughput:
+    """Counts of training work on this rank; they add up over ranks."""
+
+    rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    def add(self, rows: int, tokens: int, padded_tokens: int) -> None:
+        """Count one forward pass.
+
+        Args:
+            tokens: of the real rows, padding excluded.
+            padded_tokens: what the pass computed, padding and stand-in rows included.
+        """
+        self.rows += rows
+        self.tokens += tokens
+        self.padded_tokens += padded_tokens

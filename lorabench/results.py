@@ -1,0 +1,199 @@
+"""What a run leaves behind: `run.json`, one record that is replaced whole, and `metrics.jsonl`, one line per event.
+
+Memory figures are in GB of 10^9 bytes, times in seconds. A figure that could not be had is null, never a guess.
+"""
+
+import errno
+import json
+import math
+import numbers
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorabench import __version__
+from lorabench.errors import ConfigError
+
+SCHEMA_VERSION = 1
+"""Raised when a reader of `run.json` would misunderstand a record of the version before."""
+GB = 1e9
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+
+# Some file systems refuse to sync a folder; the file itself is synced and in place by then.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; it becomes `path` when the block ends well.
+
+    Whatever fails before that, the previous file stays whole and the temporary one is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8): after a crash at any moment it holds the old text or the new, never a part."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json_atomic(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace `path` by `data` as JSON; non-finite numbers become null, paths strings.
+
+    Raises:
+        TypeError: a value that JSON has no form for; the previous file stays.
+    """
+    write_text_atomic(path, _to_json(data, indent=2) + "\n")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the record of a run.
+
+    Args:
+        path: a run's output folder, or its `run.json`.
+
+    Raises:
+        ConfigError: missing, unreadable, no record of a run, or written by a newer version.
+    """
+    file = path / RUN_FILE if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: expected a run's output folder or its {RUN_FILE}; there is no {file}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{file}: expected the JSON record of a run ({error})") from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise ConfigError(f"{file}: expected the record of a run, an object with a whole number in schema_version")
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{file}: schema_version {version} is newer than this lorabench {__version__} reads"
+            f" (expected at most {SCHEMA_VERSION}): upgrade lorabench"
+        )
+    return record
+
+
+def lookup(record: Any, *keys: str) -> Any:
+    """The value at `keys`, or None where the record is incomplete (an early failure, an older version)."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return record
+
+
+def number_at(record: Any, *keys: str) -> float | None:
+    """`lookup` of a finite number; None for anything else."""
+    value = lookup(record, *keys)
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
+
+
+class MetricsLog:
+    """Appends events to `metrics.jsonl`, each line handed to the operating system at once.
+
+    An existing file is continued; half a line that a killed run left at its end is cut off first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _mend_last_line(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1, newline="\n")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one JSON object as one line; non-finite numbers become null."""
+        self._file.write(_to_json(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The events of `metrics.jsonl` in order; a last line that a killed run left half written is ignored.
+
+    Raises:
+        ConfigError: no such file, or a line before the last that is not a JSON object.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        record = _json_object(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip() and number < len(lines):
+            raise ConfigError(f"{path}, line {number}: expected a JSON object")
+    return records
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+def _to_json(data: Any, indent: int | None = None) -> str:
+    text = json.dumps(_plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
+    # A path with bytes that are not UTF-8 holds lone surrogates; as `\udc..` escapes they are valid JSON again.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only; numbers of other libraries (numpy) become Python's, unknown types pass to raise in `json`."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _mend_last_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if _json_object(content[start:]) is not None:
+            file.write(b"\n")
+        else:
+            file.truncate(start)
