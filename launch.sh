@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Installs lorabench into .venv on the first start, chooses how to use this machine's GPUs, and runs:
+#
+#   ./launch.sh                                               a small model on the embedded sample
+#   ./launch.sh --model llama3-8b --task disaster-tweets      any flags of the training command
+#   ./launch.sh --config_file accelerate_configs/zero3.yaml --model llama3-8b
+#
+# LORABENCH_VENV names another environment; PYTHON, LORABENCH_TORCH and LORABENCH_TORCH_INDEX: see scripts/install.sh.
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/install.sh"
+
+# DeepSpeed takes a minute to build, so it is installed only where a run may come to need it.
+wants_deepspeed() {
+    local argument
+    for argument in "$@"; do
+        case "$argument" in
+            *zero[0-9]*.yaml | *deepspeed*.yaml) return 0 ;;
+        esac
+    done
+    [ "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" -gt 1 ]
+}
+
+if [ $# -eq 0 ]; then
+    set -- --model minilm --task sample
+fi
+extras=demo
+if wants_deepspeed "$@"; then
+    extras=demo,deepspeed
+fi
+install_project "${LORABENCH_VENV:-$PROJECT/.venv}" "$extras"
+exec "$VENV_PYTHON" -m lorabench.launcher "$@"
