@@ -1,0 +1,230 @@
+"""From configuration and rows to prepared objects: launch, tokens, model, optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+
+from lorabench import distributed
+from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
+from lorabench.config import RunConfig
+from lorabench.data import TaskData
+from lorabench.distributed import Ranks
+from lorabench.errors import ConfigError
+from lorabench.execution import EagerExecution, build_gradients
+from lorabench.loop import Job
+from lorabench.meters import MemoryMonitor
+from lorabench.model import (
+    DTYPES,
+    ParameterCounts,
+    Placement,
+    SequenceClassifier,
+    build_classifier,
+    check_model,
+    count_parameters,
+    load_model_config,
+    model_source,
+)
+from lorabench.optim import build_optimizer, build_schedule, total_steps
+from lorabench.presets import MODELS, task_preset
+from lorabench.tokenizer import load_tokenizer, pad_id
+from lorabench.tracking import Record, Sink
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
+CHECKPOINTING_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was asked, and who and where this rank is."""
+
+    config: RunConfig
+    data: TaskData
+    accelerator: Accelerator
+    ranks: Ranks
+    precision: str
+
+    @property
+    def shape_only(self) -> bool:
+        """Random weights: memory and time are real, scores mean nothing, and no adapter is kept."""
+        return self.config.model.weights == "random"
+
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """One per class; all 1 without weighting."""
+        return self.data.class_weights or (1.0,) * len(self.data.labels)
+
+
+def enter_launch(config: RunConfig, data: TaskData) -> Setting:
+    """Start the Accelerator, verified, and check what depends on the number of ranks.
+
+    Raises:
+        ConfigError: the launch is not what it says, or one optimizer step takes more rows than there are.
+    """
+    accelerator = distributed.build_accelerator(config, distributed.read_launch_request())
+    ranks = Ranks(accelerator)
+    optim = config.optim
+    effective = optim.batch_size * optim.gradient_accumulation * ranks.world_size
+    if effective > len(data.train):
+        raise ConfigError(
+            f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "
+            f"{ranks.world_size} rank(s) = {effective} rows per step: more than the {len(data.train)} training rows"
+        )
+    precision = distributed.resolve_precision(config, ranks.device.type == "cuda")
+    return Setting(config, data, accelerator, ranks, precision)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model reads, and its description: everything but weights."""
+
+    model_config: "PretrainedConfig"
+    tokenizer: "PreTrainedTokenizerBase"
+    collators: dict[str, PaddedCollator]
+
+    @property
+    def tokens(self) -> dict[str, TokenizedRows]:
+        """The tokenized splits."""
+        return {split: collator.data for split, collator in self.collators.items()}
+
+
+def prepare_inputs(setting: Setting) -> Inputs:
+    """Model configuration, tokenizer and tokenized splits.
+
+    Raises:
+        ConfigError: the model cannot be had or used for this, or a row does not fit.
+    """
+    config, data = setting.config, setting.data
+    model_config = load_model_config(config.model, len(data.labels))
+    model_config.id2label = dict(enumerate(data.labels))
+    model_config.label2id = {name: i for i, name in enumerate(data.labels)}
+    tokenizer = load_tokenizer(
+        config.model,
+        model_source(config.model),
+        model_config,
+        data.train.texts,
+        task_preset(config.data.task).add_prefix_space,
+    )
+    model_config.pad_token_id = pad_id(tokenizer)
+    check_model(config.model, config.lora, model_config, config.data.max_length)
+    collators = {
+        split: PaddedCollator(
+            tokenize(rows, tokenizer, config.data.max_length, f"the {split} rows"),
+            setting.class_weights,
+            pad_id(tokenizer),
+        )
+        for split, rows in data.splits().items()
+    }
+    return Inputs(model_config, tokenizer, collators)
+
+
+@dataclass(frozen=True)
+class Built:
+    """The model, and all that trains it.
+
+    Attributes:
+        classifier: the model itself.
+        prepared: the model as the strategy wraps it.
+        checkpointing: whether activations are recomputed.
+        total_steps: optimizer steps of the run.
+    """
+
+    classifier: SequenceClassifier
+    prepared: torch.nn.Module
+    execution: EagerExecution
+    schedule: Any
+    plan: StepPlan
+    counts: ParameterCounts
+    checkpointing: bool
+    total_steps: int
+
+
+def build(setting: Setting, inputs: Inputs) -> Built:
+    """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
+    config, accelerator, ranks = setting.config, setting.accelerator, setting.ranks
+    frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
+    checkpointing = use_checkpointing(setting, frozen_dtype)
+    placement = Placement(
+        device=ranks.device,
+        frozen_dtype=frozen_dtype,
+        trainable_dtype=distributed.trainable_dtype(accelerator),
+        sharded_load=distributed.shards_while_loading(accelerator),
+        checkpointing=checkpointing,
+    )
+    classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
+    # From here on ranks draw different numbers: their dropout must not be the same.
+    torch.manual_seed(config.optim.seed + ranks.rank)
+    counts = count_parameters(classifier.adapted)
+    optimizer = build_optimizer(classifier, config.optim, fused=ranks.device.type == "cuda")
+    prepared, prepared_optimizer = accelerator.prepare(classifier, optimizer)
+    plan = StepPlan(
+        lengths=inputs.tokens["train"].lengths,
+        batch_size=config.optim.batch_size,
+        accumulation=config.optim.gradient_accumulation,
+        world_size=ranks.world_size,
+        rank=ranks.rank,
+        seed=config.optim.seed,
+    )
+    steps = total_steps(config.optim, plan.steps_per_epoch)
+    gradients = build_gradients(accelerator, prepared, prepared_optimizer, config.optim.max_grad_norm)
+    return Built(
+        classifier=classifier,
+        prepared=prepared,
+        execution=EagerExecution(prepared, gradients, ranks.device),
+        schedule=build_schedule(prepared_optimizer, config.optim, steps),
+        plan=plan,
+        counts=counts,
+        checkpointing=checkpointing,
+        total_steps=steps,
+    )
+
+
+def use_checkpointing(setting: Setting, frozen_dtype: torch.dtype) -> bool:
+    """The flag; under `auto`, whether the frozen weights take more than half of the GPU's memory."""
+    choice = setting.config.model.gradient_checkpointing
+    if choice != "auto":
+        return choice == "on"
+    preset = MODELS.get(setting.config.model.model)
+    if setting.ranks.device.type != "cuda":
+        return False
+    if preset is None:
+        return True  # an unknown size: fit first
+    _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
+    return preset.base_parameters * frozen_dtype.itemsize > CHECKPOINTING_SHARE * capacity
+
+
+def build_job(
+    setting: Setting,
+    inputs: Inputs,
+    built: Built,
+    memory: MemoryMonitor,
+    sink: Sink,
+    save_best: Callable[[Record, torch.Tensor], None],
+) -> Job:
+    """Everything the loop needs."""
+    config = setting.config
+    return Job(
+        model=built.prepared,
+        execution=built.execution,
+        schedule=built.schedule,
+        plan=built.plan,
+        train_data=inputs.collators["train"],
+        validation_data=inputs.collators["validation"],
+        eval_batch_size=config.optim.eval_batch_size,
+        class_weights=setting.class_weights,
+        positive=setting.data.positive,
+        ranks=setting.ranks,
+        memory=memory,
+        sink=sink,
+        total_steps=built.total_steps,
+        logging_steps=config.run.logging_steps,
+        best_metric=config.run.best_metric,
+        early_stopping=config.run.early_stopping,
+        report_scores=not setting.shape_only,
+        save_best=save_best,
+    )

@@ -1,0 +1,124 @@
+"""The best adapter of a run: kept when the validation score improves, restored and proved at the end."""
+
+from pathlib import Path
+
+import torch
+
+from lorabench import checkpoint
+from lorabench.assembly import Built, Inputs, Setting
+from lorabench.batching import PaddedCollator, TokenizedRows, longest_first
+from lorabench.distributed import whole_parameters
+from lorabench.errors import RunError
+from lorabench.loop import Progress, predict_logits
+from lorabench.model import model_source
+from lorabench.presets import task_preset
+from lorabench.tokenizer import pad_id
+from lorabench.tracking import Record
+
+# Largest difference between logits of the adapter in memory and of the one read back: the same numbers in the same
+# batches, so only what kernels vary from call to call.
+RELOAD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+# Updates after which every trainable tensor must have moved: LoRA's A has no gradient before B has left zero.
+UPDATES_UNTIL_ALL_MOVE = 2
+# Evaluation batches per rank whose logits are compared after reloading.
+RELOAD_BATCHES = 2
+
+
+class BestAdapter:
+    """Keeps adapter and head of the best evaluation, in memory on every rank and on disk from the first.
+
+    Args:
+        folder: the run's output folder; `adapter/` is written into it, unless the weights are random.
+    """
+
+    def __init__(self, setting: Setting, inputs: Inputs, built: Built, folder: Path) -> None:
+        self._setting = setting
+        self._inputs = inputs
+        self._built = built
+        self._folder = folder
+        self._initial = self._read()
+        self._best: dict[str, torch.Tensor] | None = None
+        self._best_logits: torch.Tensor | None = None
+
+    def save(self, record: Record, logits: torch.Tensor) -> None:
+        """Keep the present adapter. A collective call.
+
+        Args:
+            record: the evaluation that makes it the best.
+            logits: validation logits [rows, classes] of that evaluation.
+        """
+        if self._setting.shape_only:
+            return
+        self._best, self._best_logits = self._read(), logits
+        if self._setting.ranks.is_main:
+            checkpoint.save_adapter(
+                self._folder, self._built.classifier.adapted, self._best, self._inputs.tokenizer, self._card(record)
+            )
+        self._setting.ranks.wait()
+
+    def check_movement(self, progress: Progress) -> None:
+        """Refuse a training that left a trainable tensor as it was. A collective call.
+
+        Raises:
+            RunError: names the tensors.
+        """
+        if progress.step - progress.skipped_steps < UPDATES_UNTIL_ALL_MOVE:
+            return
+        unmoved = checkpoint.unmoved_parameters(self._initial, self._read())
+        if unmoved:
+            raise RunError(
+                f"{len(unmoved)} trainable tensors did not change in training ({', '.join(unmoved[:3])}, ...)"
+            )
+
+    def restore(self) -> dict[str, float | str] | None:
+        """Put the best adapter back, and prove that the file holds it. A collective call.
+
+        Returns:
+            The record's `adapter`: its folder and the largest difference between validation logits before saving and
+            after reloading; None where no adapter was kept.
+
+        Raises:
+            RunError: the file differs from what was in memory, or the reloaded adapter gives other logits.
+        """
+        if self._best is None or self._best_logits is None:
+            return None
+        ranks, adapted = self._setting.ranks, self._built.classifier.adapted
+        folder = self._folder / checkpoint.ADAPTER_FOLDER
+        if ranks.is_main:
+            checkpoint.check_saved(folder, self._best)
+        with whole_parameters(self._setting.accelerator, adapted, modify=True):
+            checkpoint.load_state(adapted, self._best)
+        rows, subset = self._longest_rows()
+        logits = predict_logits(self._built.prepared, subset, self._setting.config.optim.eval_batch_size, ranks)
+        difference = (logits - self._best_logits[rows]).abs().max().item()
+        tolerance = RELOAD_TOLERANCE[self._setting.precision]
+        if not difference <= tolerance:
+            raise RunError(f"the reloaded adapter's logits differ by {difference:.2g}, more than {tolerance:g}")
+        return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        with whole_parameters(self._setting.accelerator, self._built.classifier.adapted):
+            return checkpoint.adapter_state(self._built.classifier.adapted)
+
+    def _longest_rows(self) -> tuple[list[int], PaddedCollator]:
+        """The first validation batches of each rank, which come out in the same composition as in the evaluation."""
+        collator = self._inputs.collators["validation"]
+        count = RELOAD_BATCHES * self._setting.config.optim.eval_batch_size * self._setting.ranks.world_size
+        rows = longest_first(collator.data.lengths)[:count]
+        data = TokenizedRows(
+            [collator.data.input_ids[row] for row in rows], [collator.data.labels[row] for row in rows], cut_rows=0
+        )
+        return rows, PaddedCollator(data, collator.class_weights, collator.pad_token_id)
+
+    def _card(self, record: Record) -> str:
+        config, data = self._setting.config, self._setting.data
+        scores = ", ".join(f"{name} {record[name]:.4f}" for name in ("f1", "precision", "recall", "accuracy", "loss"))
+        synthetic = task_preset(config.data.task).synthetic and config.data.train_file is None
+        facts = {
+            "task": f"{config.data.task}{' (synthetic)' if synthetic else ''}",
+            "validation": f"{scores} on {record['rows']} rows after epoch {record['epoch']:g}",
+            "LoRA": f"r={config.lora.lora_r}, alpha={config.lora.lora_alpha}, targets {config.lora.lora_targets}",
+            "trainable parameters": f"{self._built.counts.trainable:,}",
+            "longest row in training": f"{config.data.max_length} tokens",
+        }
+        return checkpoint.model_card(model_source(config.model), data.labels, pad_id(self._inputs.tokenizer), facts)

@@ -1,0 +1,167 @@
+"""The adapter on disk: saved whole or not at all, and checked by loading it back."""
+
+import copy
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from lorabench.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER_NAME = "default"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
+    """Adapter and head, by the names under which PEFT saves them, on the CPU.
+
+    Parameters must be whole on this rank (gathered, under a sharding strategy).
+
+    Raises:
+        RunError: a tensor is empty, as ungathered ZeRO-3 parameters are.
+    """
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    empty = [name for name, tensor in state.items() if tensor.numel() == 0]
+    if empty:
+        raise RunError(f"{len(empty)} adapter tensors are empty and would be saved so ({empty[0]}, ...)")
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def save_adapter(
+    run_dir: Path,
+    adapted: PeftModel,
+    state: Mapping[str, torch.Tensor],
+    tokenizer: "PreTrainedTokenizerBase",
+    card: str,
+) -> Path:
+    """Write `adapter/`: weights, configuration, tokenizer and model card. Call on one rank.
+
+    The folder is written under another name, synced and then swapped in, so that a save that fails or is killed
+    leaves the previous adapter as it was.
+
+    Raises:
+        RunError: the disk does not take it.
+    """
+    target = run_dir / ADAPTER_FOLDER
+    staging = run_dir / f".{ADAPTER_FOLDER}.writing"
+    retired = run_dir / f".{ADAPTER_FOLDER}.previous"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        save_file(dict(state), staging / _WEIGHTS, metadata={"format": "pt"})
+        settings = copy.copy(adapted.peft_config[ADAPTER_NAME])
+        settings.inference_mode = True
+        settings.save_pretrained(str(staging))
+        tokenizer.save_pretrained(str(staging))
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        for path in staging.rglob("*"):
+            _sync(path)
+        shutil.rmtree(retired, ignore_errors=True)
+        if target.exists():
+            target.rename(retired)
+        staging.rename(target)
+        _sync(run_dir)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise RunError(f"the adapter could not be saved in {target}: {error}") from error
+    shutil.rmtree(retired, ignore_errors=True)
+    return target
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a folder's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Read an adapter back and compare it with what was to be saved, bit by bit.
+
+    Raises:
+        RunError: a tensor is missing, added or different.
+    """
+    saved = load_file(folder / _WEIGHTS)
+    wrong = sorted(name for name in saved.keys() | state.keys() if not _same(saved.get(name), state.get(name)))
+    if wrong:
+        raise RunError(f"{folder}: {len(wrong)} tensors differ from the trained ones ({wrong[0]}, ...)")
+
+
+def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    return first is not None and second is not None and first.dtype == second.dtype and torch.equal(first, second)
+
+
+def load_state(adapted: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Put adapter and head into the model, whose parameters must be whole on this rank.
+
+    Raises:
+        RunError: names or shapes differ from the model's.
+    """
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if state.keys() != expected.keys():
+        difference = sorted(state.keys() ^ expected.keys())
+        raise RunError(f"{len(difference)} tensors of the adapter are not the model's ({difference[0]}, ...)")
+    wrong = [name for name, tensor in state.items() if tensor.shape != expected[name].shape]
+    if wrong:
+        raise RunError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}")
+    set_peft_model_state_dict(adapted, dict(state))
+
+
+def load_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Put the weights saved in `folder` into the model. Raises `RunError` as `load_state`."""
+    load_state(adapted, load_file(folder / _WEIGHTS))
+
+
+def unmoved_parameters(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors in which training changed nothing at all."""
+    return [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+
+
+def model_card(base: str, labels: tuple[str, ...], pad_token_id: int, facts: Mapping[str, Any]) -> str:
+    """The adapter's README.md, with the exact call that reloads it.
+
+    Args:
+        base: what PEFT loads the base model from.
+        facts: shown as a list.
+    """
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    names = ", ".join(f"{i} = {name}" for i, name in enumerate(labels))
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-classification
+tags: [lora, lorabench]
+---
+
+# LoRA classifier
+
+{listed}
+- classes: {names}
+
+Both arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
+Pad on the right.
+
+```python
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, num_labels={len(labels)}, pad_token_id={pad_token_id}
+)
+```
+"""

@@ -1,0 +1,148 @@
+"""The `lorabench` command: `lorabench train|predict|table|models`; `--help` after any of them."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from lorabench.arguments import report_config_error
+from lorabench.config import RunConfig
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
+from lorabench.presets import ARCHITECTURES, MODELS, TASKS, resolve_defaults
+from lorabench.report import OutputFormat, table_command
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Labels and probabilities for new texts, by the best adapter of a finished run."""
+
+    run: Path
+    """Folder of the run, with run.json and adapter/."""
+    input: Path
+    """CSV, JSON lines, JSON array or Parquet with the run's text column; an id column is kept."""
+    output: Path
+    """Where to write, .csv or .jsonl: id, label and the probability of each class."""
+    batch_size: int = 32
+    """Rows per forward pass; results do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Runs side by side: F1, training time, memory of every GPU, share of trainable parameters."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of them."""
+    format: OutputFormat = "terminal"
+    """How to print."""
+    output: Path | None = None
+    """Write to a file instead."""
+    reported: bool = False
+    """Add the figures that were reported for the original experiments."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train on one process; `accelerate launch -m lorabench.train` for more."""
+    from lorabench.train import main as train_main
+
+    return train_main(arguments)
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """Predict a file."""
+    options = parse(PredictOptions, arguments, "lorabench predict")
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch-size {options.batch_size}: expected a whole number of at least 1")
+    from lorabench.predict import predict_command
+    from lorabench.train import quiet_libraries
+
+    quiet_libraries()
+    count = predict_command(options.run, options.input, options.output, options.batch_size)
+    print(f"wrote {count} predictions to {options.output}")
+    return 0
+
+
+def table(arguments: Sequence[str]) -> int:
+    """Print the table of some runs."""
+    options = parse(TableOptions, arguments, "lorabench table")
+    if not options.runs:
+        raise ConfigError("expected at least one run folder, as in: lorabench table runs/")
+    table_command(options.runs, options.format, options.output, options.reported)
+    return 0
+
+
+def models(arguments: Sequence[str]) -> int:
+    """List model presets, tasks and architectures."""
+    parse(NoOptions, arguments, "lorabench models")
+    print("\n".join(model_lines()))
+    return 0
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Model presets with their settings, tasks, and the architectures with known LoRA targets."""
+
+
+def model_lines() -> list[str]:
+    """What `lorabench models` prints."""
+    lines = ["Models (--model)"]
+    for name, preset in MODELS.items():
+        config: RunConfig = resolve_defaults(name, "disaster-tweets")
+        lora, optim = config.lora, config.optim
+        lines.append(
+            f"  {name:<14} {preset.base_parameters / 1e6:>7,.0f} M parameters  {preset.precision} on CUDA  "
+            f"r={lora.lora_r} alpha={lora.lora_alpha} dropout={lora.lora_dropout}  "
+            f"{optim.epochs} epochs x batch {optim.batch_size}  {preset.hub_id}"
+        )
+    lines += [
+        "  any Hub id (owner/name) or local folder of these architectures, or another one with --lora-targets",
+        "",
+    ]
+    lines.append("Architectures (LoRA targets)")
+    lines += [f"  {name:<14} {', '.join(item.targets)}" for name, item in ARCHITECTURES.items()]
+    lines += ["", "Tasks (--task)"]
+    for name, task in TASKS.items():
+        source = "embedded, synthetic" if task.embedded else task.hub_id or "your files: --train-file"
+        lines.append(f"  {name:<16} {source}{f'. {task.note}' if task.note else ''}")
+    return lines
+
+
+def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Options:
+    """Options of a command. Raises `SystemExit`, with a message, on unknown flags and values of the wrong type."""
+    return tyro.cli(options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "predict": predict,
+    "table": table,
+    "models": models,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console command. Returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else ""
+    command = COMMANDS.get(name)
+    if command is None:
+        asked_for_help = name in ("", "-h", "--help")
+        summary = "\n".join(f"  {key:<9}{(run.__doc__ or '').splitlines()[0]}" for key, run in COMMANDS.items())
+        text = f"usage: lorabench COMMAND ...\n\n{summary}\n\n`lorabench COMMAND --help` lists its options."
+        print(text if asked_for_help else f"lorabench: error: unknown command {name!r}\n{text}", file=sys.stdout)
+        return 0 if asked_for_help else EXIT_BAD_INPUT
+    try:
+        return command(words[1:])
+    except ConfigError as error:
+        return report_config_error(error, f"lorabench {name}")
+    except RunError as error:
+        print(f"lorabench {name}: failed: {error}", file=sys.stderr)
+        return EXIT_RUN_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

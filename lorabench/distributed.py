@@ -1,0 +1,282 @@
+"""The launch: what was asked, what runs, and the only ways in which numbers cross ranks."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import DistributedType, gather_object
+
+from lorabench.config import Precision, RunConfig
+from lorabench.errors import ConfigError
+from lorabench.presets import MODELS
+
+Strategy = Literal["single", "DDP", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP"]
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What the launch command or its YAML asked for; None where it does not say.
+
+    Attributes:
+        command: the launcher's command line, for messages.
+        world_size: processes over all machines.
+        engine: "deepspeed", "fsdp" or None.
+        cpu: whether the CPU was asked for.
+    """
+
+    command: str
+    world_size: int | None
+    engine: Literal["deepspeed", "fsdp"] | None
+    cpu: bool
+
+
+def read_launch_request() -> LaunchRequest:
+    """Find the `accelerate launch` among the parent processes and read its arguments and YAML as it does itself.
+
+    A launcher can run less than it was asked for (`--cpu --num_processes 2` starts one process), and says nothing of
+    it to the processes that it starts; its own command line is the only witness.
+    """
+    env_engine: Literal["deepspeed", "fsdp"] | None = None
+    if _flag("ACCELERATE_USE_DEEPSPEED"):
+        env_engine = "deepspeed"
+    elif _flag("ACCELERATE_USE_FSDP"):
+        env_engine = "fsdp"
+    env_size = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
+    command = _launcher_command()
+    if command is None:
+        return LaunchRequest("", env_size, env_engine, _flag("ACCELERATE_USE_CPU"))
+    return _parse_launcher(command, env_size, env_engine)
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def _launcher_command() -> list[str] | None:
+    """Arguments of the nearest `accelerate launch` above this process."""
+    try:
+        parents = psutil.Process().parents()
+    except psutil.Error:
+        return None
+    for process in parents[:5]:
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        for i, word in enumerate(words):
+            name = os.path.basename(word)
+            if name == "accelerate" and words[i + 1 : i + 2] == ["launch"]:
+                return words[i + 2 :]
+            if name == "accelerate-launch" or word == "accelerate.commands.launch":
+                return words[i + 1 :]
+    return None
+
+
+def _parse_launcher(
+    command: list[str], env_size: int | None, env_engine: Literal["deepspeed", "fsdp"] | None
+) -> LaunchRequest:
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    arguments, _ = launch_command_parser().parse_known_args(command)
+    yaml = None
+    if arguments.config_file or (os.path.isfile(default_config_file) and not arguments.cpu):
+        yaml = load_config_from_file(arguments.config_file)
+    size = arguments.num_processes or getattr(yaml, "num_processes", None) or env_size
+    engine = env_engine
+    if arguments.use_deepspeed or (yaml and yaml.distributed_type == DistributedType.DEEPSPEED):
+        engine = "deepspeed"
+    elif arguments.use_fsdp or (yaml and yaml.distributed_type == DistributedType.FSDP):
+        engine = "fsdp"
+    cpu = arguments.cpu or bool(yaml and yaml.use_cpu) or _flag("ACCELERATE_USE_CPU")
+    return LaunchRequest("accelerate launch " + " ".join(command), size, engine, cpu)
+
+
+def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
+    """The Accelerator of this run, verified against what was asked.
+
+    Raises:
+        ConfigError: another world size, engine, device or precision is running than was asked for.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    use_cuda = torch.cuda.is_available() and not request.cpu
+    if use_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU of its own: the launch asked for more processes on this machine "
+                f"than the {torch.cuda.device_count()} that it sees"
+            )
+        # Before the process group exists, or every rank would open a context on the first GPU.
+        torch.cuda.set_device(local_rank)
+    elif request.engine is not None:
+        # Only a state built so gives DeepSpeed its ranks on the CPU.
+        PartialState(cpu=True)
+    precision = resolve_precision(config, use_cuda)
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        # Where CUDA is not used, ranks on the CPU exist only if it is said so here; under DeepSpeed it would be lost.
+        cpu=not use_cuda and request.engine is None,
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
+    )
+    verify_launch(request, accelerator, precision)
+    if accelerator.state.deepspeed_plugin is not None:
+        _write_deepspeed_config(accelerator, config)
+    return accelerator
+
+
+def resolve_precision(config: RunConfig, use_cuda: bool) -> Literal["fp32", "fp16", "bf16"]:
+    """The compute dtype: the flag, else the launcher's fp16 or bf16, else the preset's on CUDA and fp32 on the CPU.
+
+    Raises:
+        ConfigError: a dtype that this device cannot train in.
+    """
+    asked: Precision = config.model.precision
+    source = "--precision"
+    if asked == "auto":
+        source = "the launcher's mixed precision"
+        asked = _launcher_precision()
+    if asked == "auto":
+        preset = MODELS.get(config.model.model)
+        if not use_cuda:
+            asked = "fp32"
+        elif preset is not None:
+            asked = preset.precision
+        else:
+            asked = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        source = "the preset"
+    if asked == "fp16" and not use_cuda:
+        raise ConfigError(f"{source} fp16: expected a GPU; on the CPU use fp32 or bf16")
+    if asked == "bf16" and use_cuda and not torch.cuda.is_bf16_supported():
+        raise ConfigError(f"{source} bf16: {torch.cuda.get_device_name()} has no bf16; expected fp16 or fp32")
+    return "fp32" if asked == "auto" else asked
+
+
+def _launcher_precision() -> Precision:
+    """`no` is also what a launcher says when nothing was asked, so it leaves the choice open."""
+    named = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if named == "fp16":
+        return "fp16"
+    return "bf16" if named == "bf16" else "auto"
+
+
+def verify_launch(request: LaunchRequest, accelerator: Accelerator, precision: str) -> None:
+    """Compare what was asked with what runs. Raises `ConfigError` with each difference."""
+    issues = []
+    command = f" ({request.command})" if request.command else ""
+    if request.world_size is not None and request.world_size != accelerator.num_processes:
+        issues.append(
+            f"the launch asked for {request.world_size} processes and {accelerator.num_processes} "
+            f"{'runs' if accelerator.num_processes == 1 else 'run'}{command}. For several processes on the CPU use "
+            "--config_file accelerate_configs/cpu_2ranks.yaml (`--cpu` and MULTI_CPU start only one)"
+        )
+    running = {DistributedType.DEEPSPEED: "deepspeed", DistributedType.FSDP: "fsdp"}.get(accelerator.distributed_type)
+    if request.engine != running:
+        issues.append(
+            f"the launch asked for {request.engine or 'no sharding engine'} and {running or 'plain processes'} "
+            f"{'runs' if running else 'run'}{command}"
+        )
+    if request.cpu and accelerator.device.type != "cpu":
+        issues.append(f"the launch asked for the CPU and {accelerator.device} is used{command}")
+    expected = {"fp32": "no"}.get(precision, precision)
+    if accelerator.mixed_precision != expected:
+        issues.append(f"precision {precision} was asked for and {accelerator.mixed_precision} runs{command}")
+    if issues:
+        raise ConfigError(issues)
+
+
+def strategy_name(accelerator: Accelerator) -> Strategy:
+    """What runs, as the tables call it."""
+    plugin = accelerator.state.deepspeed_plugin
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and plugin is not None:
+        stages: dict[int, Strategy] = {1: "DeepSpeed ZeRO-1", 2: "DeepSpeed ZeRO-2", 3: "DeepSpeed ZeRO-3"}
+        return stages[plugin.zero_stage]
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return "FSDP"
+    return "DDP" if accelerator.num_processes > 1 else "single"
+
+
+def _write_deepspeed_config(accelerator: Accelerator, config: RunConfig) -> None:
+    """Batch sizes and clipping come from the run: `auto` would be filled from a loader, and clipping become 1.0."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        raise RuntimeError("no DeepSpeed plugin to configure")
+    optim = config.optim
+    plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=optim.batch_size,
+        gradient_accumulation_steps=optim.gradient_accumulation,
+        train_batch_size=optim.batch_size * optim.gradient_accumulation * accelerator.num_processes,
+        gradient_clipping=optim.max_grad_norm,
+    )
+
+
+def trainable_dtype(accelerator: Accelerator) -> torch.dtype:
+    """float32, except under DeepSpeed, which wants one dtype in all and keeps float32 masters itself."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    return torch.float32
+
+
+def shards_while_loading(accelerator: Accelerator) -> bool:
+    """Whether the strategy splits the weights as they are loaded (ZeRO-3)."""
+    return strategy_name(accelerator) == "DeepSpeed ZeRO-3"
+
+
+@contextmanager
+def whole_parameters(accelerator: Accelerator, model: torch.nn.Module, modify: bool = False) -> Iterator[None]:
+    """Inside, the trainable parameters of `model` are whole on every rank. A collective call.
+
+    Args:
+        modify: what the block writes into them is kept; every rank must write the same.
+    """
+    if not shards_while_loading(accelerator):
+        yield
+        return
+    from deepspeed import zero
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with zero.GatheredParameters(trainable, modifier_rank=0 if modify else None):
+        yield
+
+
+class Ranks:
+    """The reductions across ranks. Every reported number names the one it went through."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.rank = accelerator.process_index
+        self.world_size = accelerator.num_processes
+        self.device = accelerator.device
+        self.is_main = accelerator.is_main_process
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over ranks, on every rank: losses and counts."""
+        if self.world_size == 1:
+            return tensor
+        total = self._accelerator.reduce(tensor.clone(), reduction="sum")
+        if not isinstance(total, torch.Tensor):
+            raise TypeError("accelerate reduced a tensor to something else")
+        return total
+
+    def sum_numbers(self, values: Sequence[float]) -> list[float]:
+        """Sum over ranks of a few host numbers, in float64: counts of rows and tokens."""
+        return self.sum(torch.tensor(values, dtype=torch.float64, device=self.device)).tolist()
+
+    def max_number(self, value: float) -> float:
+        """Largest over ranks: times, since the slowest rank is what one waits for."""
+        if self.world_size == 1:
+            return value
+        return max(self.gather(value))
+
+    def gather(self, value: Any) -> list[Any]:
+        """One small picklable value from each rank, by rank, on every rank."""
+        return [value] if self.world_size == 1 else gather_object([value])
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self._accelerator.wait_for_everyone()

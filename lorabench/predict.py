@@ -1,0 +1,101 @@
+"""Labels and probabilities for new texts: by a finished run's adapter, or at the end of a run."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabench.config import RunConfig
+from lorabench.data import Rows, load_rows
+from lorabench.errors import ConfigError
+from lorabench.results import read_run, replacing
+
+PREDICT_BATCH_SIZE = 32
+
+
+def write_predictions(path: Path, ids: Sequence[str], labels: Sequence[str], logits: torch.Tensor) -> None:
+    """Write id, label and one probability per class, as CSV or, by the suffix, as JSON lines.
+
+    Args:
+        path: replaced whole.
+        labels: class names, in the order of the logits.
+        logits: [rows, classes].
+    """
+    probabilities = logits.double().softmax(dim=1).tolist()
+    chosen = logits.argmax(dim=1).tolist()
+    names = [f"probability_{label}" for label in labels]
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            for row_id, index, values in zip(ids, chosen, probabilities, strict=True):
+                row: dict[str, Any] = {"id": row_id, "label": labels[index], **dict(zip(names, values, strict=True))}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            writer = csv.writer(file)
+            writer.writerow(["id", "label", *names])
+            for row_id, index, values in zip(ids, chosen, probabilities, strict=True):
+                writer.writerow([row_id, labels[index], *values])
+
+
+def predict_command(run_dir: Path, input_file: Path, output_file: Path, batch_size: int = PREDICT_BATCH_SIZE) -> int:
+    """Predict every row of a file with the best adapter of a finished run.
+
+    A row's result does not depend on the others: rows are padded on the right and masked, and pooled by the mask.
+
+    Args:
+        run_dir: folder of the run, with `run.json` and `adapter/`.
+        input_file: CSV, JSON lines, JSON array or Parquet with the run's text column.
+        output_file: .csv or .jsonl, replaced whole.
+
+    Returns:
+        How many rows were predicted.
+
+    Raises:
+        ConfigError: the run has no adapter, or a file cannot be read or written.
+    """
+    if output_file.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
+        raise ConfigError(f"--output {output_file}: expected a file ending in .csv or .jsonl")
+    if not output_file.parent.is_dir():
+        raise ConfigError(f"--output {output_file}: no such folder {output_file.parent}")
+    record = read_run(run_dir)
+    adapter = run_dir / "adapter"
+    if not adapter.is_dir():
+        raise ConfigError(
+            f"--run {run_dir}: no adapter there (status {record.get('status')}; random weights save none)"
+        )
+    config = RunConfig.from_json(record["config"])
+    labels: list[str] = record["data"]["labels"]
+    rows = load_rows("--input", input_file, config.data)
+    logits = _predict(adapter, config, record["precision"], len(labels), rows, batch_size)
+    write_predictions(output_file, rows.ids, labels, logits)
+    return len(rows)
+
+
+def _predict(
+    adapter: Path, config: RunConfig, precision: str, classes: int, rows: Rows, batch_size: int
+) -> torch.Tensor:
+    """Logits of `rows`, [rows, classes]: on the GPU in the run's precision if there is one, else in float32."""
+    # Heavy imports, only once the input is known to be good.
+    from lorabench.batching import PaddedCollator, evaluation_batches, tokenize
+    from lorabench.checkpoint import load_adapter
+    from lorabench.model import DTYPES, load_trained_classifier
+    from lorabench.tokenizer import pad_id
+
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    compute_dtype = DTYPES[precision] if on_gpu else torch.float32
+    frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else compute_dtype
+    classifier, tokenizer = load_trained_classifier(adapter, config.model, classes, device, frozen_dtype)
+    # Once more, now into float32: a half-precision base would have rounded the head on the way in.
+    load_adapter(classifier.adapted, adapter)
+    tokens = tokenize(rows, tokenizer, config.data.max_length, "--input")
+    collate = PaddedCollator(tokens, (1.0,) * classes, pad_id(tokenizer))
+    logits = torch.empty(len(rows), classes)
+    autocast = torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32)
+    with torch.no_grad(), autocast:
+        for micro_batch in evaluation_batches(tokens.lengths, batch_size, world_size=1, rank=0):
+            batch = collate(micro_batch).to(device)
+            logits[batch.rows] = classifier(batch.input_ids, batch.attention_mask).cpu()
+    return logits

@@ -1,0 +1,120 @@
+"""The record of a run: what `run.json` says, and when it is written."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lorabench.assembly import Built, Inputs, Setting
+from lorabench.distributed import strategy_name
+from lorabench.environment import environment
+from lorabench.loop import Progress
+from lorabench.meters import MemoryMonitor
+from lorabench.model import model_source
+from lorabench.presets import TASKS
+from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
+
+
+class RecordKeeper:
+    """Holds the record on every rank and writes it on the first.
+
+    Args:
+        folder: the run's output folder.
+        rank: this rank; the first one writes.
+        record: what is known at the start.
+    """
+
+    def __init__(self, folder: Path, rank: int, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+        self._rank = rank
+        self._started = time.perf_counter()
+        self.update()
+
+    def update(self, **values: Any) -> None:
+        """Set fields and write the record."""
+        self.record.update(values, wall_seconds=time.perf_counter() - self._started)
+        if self._rank == 0:
+            write_json_atomic(self.folder / RUN_FILE, self.record)
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """The final status: completed, failed or interrupted.
+
+        A rank that fails alone says so in the first rank's record: that one waits for it and will be killed.
+        """
+        if self._rank == 0:
+            self.update(status=status, error=error)
+        elif status != "completed":
+            path = self.folder / RUN_FILE
+            if path.exists():
+                known = read_run(path)
+                if known["status"] == "running":
+                    write_json_atomic(path, {**known, "status": status, "error": f"rank {self._rank}: {error}"})
+
+
+def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
+    """The record before anything was computed."""
+    config, data = setting.config, setting.data
+    task = TASKS.get(config.data.task)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "error": None,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config.to_json(),
+        "environment": environment(),
+        "strategy": strategy_name(setting.accelerator),
+        "world_size": setting.ranks.world_size,
+        "precision": setting.precision,
+        "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
+        "data": {
+            "task": config.data.task,
+            "synthetic": bool(task and task.synthetic and config.data.train_file is None),
+            "labels": list(data.labels),
+            "positive_label": None if data.positive is None else data.labels[data.positive],
+            "rows": {split: len(rows) for split, rows in data.splits().items()},
+            "class_counts": {split: data.class_counts(rows) for split, rows in data.splits().items()},
+            "class_weights": None if data.class_weights is None else list(data.class_weights),
+            "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
+            "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
+        },
+        "before": None,
+        "best": None,
+        "history": [],
+        "test": None,
+        "memory": [],
+    }
+
+
+def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
+    """The record's `model`, once it is built."""
+    counts = built.counts
+    return {
+        **known,
+        "total_parameters": counts.total,
+        "base_parameters": counts.base,
+        "trainable_parameters": counts.trainable,
+        "trainable_percent": counts.trainable_percent,
+        "gradient_checkpointing": built.checkpointing,
+    }
+
+
+def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) -> dict[str, Any]:
+    """What was measured: the slowest rank's time, the sum of counts, every rank's memory. A collective call."""
+    ranks = setting.ranks
+    counted = progress.throughput
+    rows, tokens, padded = ranks.sum_numbers([counted.rows, counted.tokens, counted.padded_tokens])
+    seconds = ranks.max_number(progress.watch.seconds)
+    return {
+        "before": progress.before,
+        "best": progress.best,
+        "history": progress.history,
+        "train_seconds": seconds,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
+        "examples_per_second": rows / seconds if seconds else None,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "padding_percent": 100 * (1 - tokens / padded) if padded else None,
+        "memory": ranks.gather(memory.to_json(ranks.rank)),
+    }

@@ -1,0 +1,199 @@
+"""One run: prepare, train, check what was saved, report. `execute` is its table of contents."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from lorabench.assembly import Inputs, Setting, build, build_job, enter_launch, prepare_inputs
+from lorabench.best import BestAdapter
+from lorabench.config import RunConfig
+from lorabench.curves import draw_curves
+from lorabench.data import TaskData
+from lorabench.errors import ConfigError, RunError
+from lorabench.loop import Job, Progress, evaluate, predict_logits, train
+from lorabench.meters import MemoryMonitor, Stopwatch
+from lorabench.predict import write_predictions
+from lorabench.presets import task_preset
+from lorabench.record import RecordKeeper, measurements, model_facts, opening
+from lorabench.report import summary_lines, table_row
+from lorabench.results import METRICS_FILE, MetricsLog, read_metrics
+from lorabench.table import render_terminal
+from lorabench.tracking import (
+    Fanout,
+    MetricsSink,
+    NullSink,
+    Sink,
+    TerminalProgress,
+    memory_record,
+    open_tracker,
+)
+
+CURVES_FILE = "curves.png"
+TEST_PREDICTIONS_FILE = "test_predictions.csv"
+
+
+def execute(config: RunConfig, data: TaskData) -> Path:
+    """Run to the end; every rank calls this. Returns the folder with the results.
+
+    Raises:
+        ConfigError: launch, model or data do not allow the run; nothing has been written.
+        RunError: the run failed later; `run.json` says so.
+    """
+    setting = enter_launch(config, data)
+    inputs = prepare_inputs(setting)
+    folder = create_folder(setting)
+    keeper = RecordKeeper(folder, setting.ranks.rank, opening(setting, inputs))
+    if setting.ranks.is_main:
+        print("\n".join(opening_lines(keeper)), flush=True)
+    try:
+        train_and_finish(setting, inputs, keeper)
+    except KeyboardInterrupt:
+        keeper.close("interrupted", "interrupted from the keyboard")
+        raise
+    except torch.OutOfMemoryError as error:
+        message = out_of_memory_advice(str(error))
+        keeper.close("failed", message)
+        raise RunError(message) from error
+    except (ConfigError, RunError) as error:
+        keeper.close("failed", str(error))
+        raise
+    except Exception as error:
+        keeper.close("failed", f"{type(error).__name__}: {error}")
+        raise
+    keeper.close("completed")
+    if setting.ranks.is_main:
+        show_results(keeper)
+    setting.accelerator.end_training()
+    return folder
+
+
+def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper) -> None:
+    """Build, train, prove that the saved adapter is the trained one, and score the test rows with it."""
+    memory = MemoryMonitor(setting.ranks.device)
+    progress = Progress(Stopwatch(setting.ranks.device))
+    with memory.phase("load"):
+        built = build(setting, inputs)
+    keeper.update(model=model_facts(keeper.record["model"], built))
+    best = BestAdapter(setting, inputs, built, keeper.folder)
+    with open_sinks(setting, keeper, built.total_steps) as sink:
+        job = build_job(setting, inputs, built, memory, sink, best.save)
+        try:
+            train(job, progress)
+        finally:
+            # A run that fails keeps the evaluations that it had.
+            keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
+        best.check_movement(progress)
+        adapter = best.restore()
+        test = finish_test(setting, inputs, job, keeper.folder)
+        keeper.update(**measurements(setting, progress, memory), adapter=adapter, test=test)
+        sink.write(memory_record(progress.step, keeper.record["memory"]))
+
+
+def create_folder(setting: Setting) -> Path:
+    """The output folder, named and made by the first rank. A collective call.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    config = setting.config
+    problem = None
+    folder = config.run.output_dir
+    if folder is None:
+        name = f"{Path(config.model.model).name}-{Path(config.data.task).name}"
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        folder = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}-{stamp}"
+    if setting.ranks.is_main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"--output-dir {folder}: {error.strerror or error}"
+    folder, problem = setting.ranks.gather((folder, problem))[0]
+    if problem:
+        raise ConfigError(problem)
+    return folder
+
+
+def opening_lines(keeper: RecordKeeper) -> list[str]:
+    """What is about to run, in a few lines; all of it is in `run.json`."""
+    record = keeper.record
+    config, data, model = record["config"], record["data"], record["model"]
+    optim = config["optim"]
+    effective = optim["batch_size"] * optim["gradient_accumulation"] * record["world_size"]
+    counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
+    lines = [
+        f"model      {model['name']} ({model['weights']} weights) from {model['source']}",
+        f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
+        f"strategy   {record['strategy']}, {record['world_size']} process(es), {record['precision']}",
+        f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
+        f"{record['world_size']} rank(s)",
+        f"results    {keeper.folder}",
+    ]
+    if data["class_weights"] is not None:
+        weights = ", ".join(
+            f"{label}: {weight:.4f}" for label, weight in zip(data["labels"], data["class_weights"], strict=True)
+        )
+        lines.insert(2, f"weights    {weights}")
+    cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
+    if cut:
+        parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
+        lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
+    note = task_preset(data["task"]).note
+    return lines if note is None else [*lines, f"note       {note}"]
+
+
+@contextmanager
+def open_sinks(setting: Setting, keeper: RecordKeeper, total_steps: int) -> Iterator[Sink]:
+    """`metrics.jsonl`, the tracker and the terminal, on the first rank only."""
+    if not setting.ranks.is_main:
+        yield NullSink()
+        return
+    config = setting.config
+    tracker = open_tracker(config.run.track, keeper.folder, config.to_json())
+    with MetricsLog(keeper.folder / METRICS_FILE) as log:
+        try:
+            yield Fanout(MetricsSink(log), tracker, TerminalProgress(total_steps))
+        finally:
+            tracker.close()
+
+
+def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dict[str, Any] | None:
+    """Scores of a labelled test split with the best adapter; an unlabelled one is predicted into a file."""
+    rows = setting.data.test
+    if rows is None or setting.shape_only:
+        return None
+    data = inputs.collators["test"]
+    if rows.labels is not None:
+        return evaluate(job, data)[1].to_json()
+    logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks)
+    if setting.ranks.is_main:
+        write_predictions(folder / TEST_PREDICTIONS_FILE, rows.ids, setting.data.labels, logits)
+    return None
+
+
+def show_results(keeper: RecordKeeper) -> None:
+    """Curves, summary, table and the paths of what was written."""
+    folder, record = keeper.folder, keeper.record
+    draw_curves(record, read_metrics(folder / METRICS_FILE), folder / CURVES_FILE)
+    print()
+    print("\n".join(summary_lines(record)))
+    print()
+    render_terminal([table_row(record)], Console())
+    print()
+    if record["model"]["weights"] == "random":
+        print("random weights: no adapter was saved, since it would fit no real model")
+    names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
+    print("\n".join(f"wrote {folder / name}" for name in names if (folder / name).exists()), flush=True)
+
+
+def out_of_memory_advice(error: str) -> str:
+    """What to try, with the allocator's own first sentence."""
+    return (
+        f"out of GPU memory: {error.splitlines()[0] if error else 'no details'} Try a smaller --batch-size with "
+        "more --gradient-accumulation (the same effective batch and loss), --gradient-checkpointing on, or more GPUs"
+    )

@@ -1,0 +1,58 @@
+"""Fine-tune a classifier with LoRA: `accelerate launch [--config_file X.yaml] -m lorabench.train --model llama3-8b`.
+
+For one process, `python -m lorabench.train` does. Exit codes: 0 completed, 1 failed, 2 bad input, 130 interrupted.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lorabench.arguments import is_first_on_host, parse_run_config, report_config_error
+from lorabench.data import load_task
+from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RunError
+from lorabench.hardware import check_driver
+
+PROGRAM = "lorabench train"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line. Returns the exit code; `SystemExit` from `--help` and unknown flags passes."""
+    quiet_libraries()
+    try:
+        config = parse_run_config(sys.argv[1:] if arguments is None else arguments, PROGRAM)
+        check_driver()
+        data = load_task(config.data, config.optim.seed)
+        # Heavy imports, only for input that is known to be good.
+        from lorabench.run import execute
+
+        execute(config, data)
+    except ConfigError as error:
+        return report_config_error(error, PROGRAM)
+    except RunError as error:
+        print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
+        return EXIT_RUN_FAILED
+    except KeyboardInterrupt:
+        if is_first_on_host():
+            print(f"{PROGRAM}: interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Progress bars and advice of the libraries would bury ours; what the user has set stays."""
+    defaults = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        # Names that transformers, peft and accelerate deprecate for each other.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
