@@ -119,6 +119,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.adapted = adapted
         base: Any = adapted.get_base_model()
+        self.config = base.config  # DeepSpeed sizes its buckets by the hidden size that it finds here
         self.pools_last_token = hasattr(base, "score")
         for name in head_names(base):
             _compute_in_own_dtype(getattr(base, name))

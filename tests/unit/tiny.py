@@ -1,0 +1,93 @@
+"""Tiny random models, tokenizers and data files on disk, so that every test works offline and in milliseconds."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+
+from lorabench.tokenizer import train_stand_in
+
+VOCABULARY = 320
+POSITIONS = 128
+HIDDEN = 32
+
+# A large initial spread, so that logits and gradients of random weights are of ordinary size.
+_SPREAD = 0.15
+_BERT: dict[str, Any] = dict(
+    hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0, max_position_embeddings=POSITIONS, pad_token_id=0,
+)  # fmt: skip
+_LLAMA: dict[str, Any] = dict(
+    hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=POSITIONS, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+SHAPES: Mapping[str, dict[str, Any]] = {
+    "bert": _BERT,
+    # RoBERTa counts positions from the pad id on.
+    "roberta": {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1},
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 64},
+    "qwen2": _LLAMA,
+    "distilbert": dict(
+        dim=HIDDEN, hidden_dim=48, n_layers=2, n_heads=4, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0,
+        max_position_embeddings=POSITIONS, pad_token_id=0,
+    ),
+}  # fmt: skip
+DECODERS = ("llama", "mistral", "qwen2")
+
+_WORDS = "storm flood fire quake wind rain smoke alarm rescue water coffee music friday game lunch phone garden train"
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Sentences of one to twelve words, very uneven in length."""
+    generator = torch.Generator().manual_seed(seed)
+    words = _WORDS.split()
+    lengths = torch.randint(1, 13, (count,), generator=generator).tolist()
+    return [
+        " ".join(words[i] for i in torch.randint(0, len(words), (n,), generator=generator).tolist()) for n in lengths
+    ]
+
+
+def labels(count: int, classes: int = 2) -> list[str]:
+    """Unequal classes: of two, about a quarter is 1."""
+    return [str(min(i % (2 * classes), classes - 1) if i % (2 * classes) < classes else 0) for i in range(count)]
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> Path:
+    """A CSV file of named columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def write_rows(path: Path, count: int, seed: int = 0, classes: int = 2, labelled: bool = True) -> Path:
+    """A CSV of `id`, `text` and, if `labelled`, `label`."""
+    columns: dict[str, Sequence[object]] = {"id": [f"row-{i}" for i in range(count)], "text": texts(count, seed)}
+    if labelled:
+        columns["label"] = labels(count, classes)
+    return write_csv(path, columns)
+
+
+def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
+    """A configuration of hidden size 32 with two layers."""
+    shape = {"vocab_size": VOCABULARY, "initializer_range": _SPREAD, **SHAPES[model_type], **changes}
+    return AutoConfig.for_model(model_type, **shape)
+
+
+def tiny_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
+    """A tokenizer with the marks of the family; decoders have no pad token, as their originals."""
+    style = "bert" if model_type == "distilbert" else model_type
+    return train_stand_in(texts(200, seed=99), style, VOCABULARY)
+
+
+def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
+    """A pretrained model without a classification head, and its tokenizer, as a Hub repository holds them."""
+    torch.manual_seed(seed)
+    AutoModel.from_config(tiny_config(model_type, **changes)).save_pretrained(folder)
+    tiny_tokenizer(model_type).save_pretrained(folder)
+    return folder
