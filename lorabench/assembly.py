@@ -1,6 +1,6 @@
 """From configuration and rows to prepared objects: launch, tokens, model, optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,27 @@ def prepare_inputs(setting: Setting) -> Inputs:
         )
         for split, rows in data.splits().items()
     }
+    check_vocabulary(config, model_config, collators)
     return Inputs(model_config, tokenizer, collators)
+
+
+def check_vocabulary(
+    config: RunConfig, model_config: "PretrainedConfig", collators: Mapping[str, PaddedCollator]
+) -> None:
+    """Refuse token ids that the model has no embedding for: a tokenizer of another model, or with added tokens.
+
+    Raises:
+        ConfigError: names the largest id and the model's size.
+    """
+    largest = max(
+        max(collator.pad_token_id, *(max(ids) for ids in collator.data.input_ids if ids))
+        for collator in collators.values()
+    )
+    if largest >= model_config.vocab_size:
+        raise ConfigError(
+            f"--model {config.model.model}: its tokenizer gives token id {largest}, and the model has "
+            f"{model_config.vocab_size} tokens; expected a tokenizer that belongs to the model"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorabench.errors import RunError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER_NAME = "default"
+_PREVIOUS = f".{ADAPTER_FOLDER}.previous"
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -53,7 +55,7 @@ def save_adapter(
     """
     target = run_dir / ADAPTER_FOLDER
     staging = run_dir / f".{ADAPTER_FOLDER}.writing"
-    retired = run_dir / f".{ADAPTER_FOLDER}.previous"
+    retired = run_dir / _PREVIOUS
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -65,8 +67,8 @@ def save_adapter(
         (staging / "README.md").write_text(card, encoding="utf-8")
         for path in staging.rglob("*"):
             _sync(path)
-        shutil.rmtree(retired, ignore_errors=True)
         if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
             target.rename(retired)
         staging.rename(target)
         _sync(run_dir)
@@ -94,7 +96,7 @@ def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
     Raises:
         RunError: a tensor is missing, added or different.
     """
-    saved = load_file(folder / _WEIGHTS)
+    saved = _load_weights(folder)
     wrong = sorted(name for name in saved.keys() | state.keys() if not _same(saved.get(name), state.get(name)))
     if wrong:
         raise RunError(f"{folder}: {len(wrong)} tensors differ from the trained ones ({wrong[0]}, ...)")
@@ -121,8 +123,21 @@ def load_state(adapted: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_adapter(adapted: PeftModel, folder: Path) -> None:
-    """Put the weights saved in `folder` into the model. Raises `RunError` as `load_state`."""
-    load_state(adapted, load_file(folder / _WEIGHTS))
+    """Put the weights saved in `folder` into the model. Raises `RunError` if they cannot be read, or do not fit."""
+    load_state(adapted, _load_weights(folder))
+
+
+def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder / _WEIGHTS}: {error}") from error
+
+
+def find_adapter(run_dir: Path) -> Path | None:
+    """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none."""
+    candidates = (run_dir / ADAPTER_FOLDER, run_dir / _PREVIOUS)
+    return next((folder for folder in candidates if (folder / _WEIGHTS).is_file()), None)
 
 
 def unmoved_parameters(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:

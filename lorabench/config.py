@@ -44,6 +44,8 @@ class ModelConfig:
     gradient_checkpointing: Checkpointing = "auto"
     """Recompute activations in the backward pass: less memory, more time. `auto`: on where the frozen weights take
     more than half of the GPU's memory."""
+    base_dropout: float | None = None
+    """Dropout inside the frozen model while training, in [0, 1); default: its own (0.1 in BERT and RoBERTa)."""
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Off unless you say so."""
 
@@ -159,7 +161,10 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
-        """Inverse of `to_json`. Raises `TypeError` on unknown fields."""
+        """Inverse of `to_json`. Raises `TypeError` on unknown or missing sections and unknown fields."""
+        names = {section.name for section in dataclasses.fields(cls)}
+        if set(data) != names:
+            raise TypeError(f"sections {', '.join(sorted(data))}; expected {', '.join(sorted(names))}")
         sections = {}
         for name, section_type in get_type_hints(cls).items():
             hints = get_type_hints(section_type)
@@ -182,10 +187,12 @@ def find_issues(config: RunConfig) -> list[str]:
         "max-grad-norm": config.optim.max_grad_norm,
     }.items():
         issues.check(math.isfinite(value) and value > 0, f"--{flag} {value}: expected a number above 0")
-    decay, warmup, dropout = config.optim.weight_decay, config.optim.warmup_ratio, config.lora.lora_dropout
+    decay, warmup = config.optim.weight_decay, config.optim.warmup_ratio
     issues.check(math.isfinite(decay) and decay >= 0, f"--weight-decay {decay}: expected a number of at least 0")
     issues.check(0 <= warmup <= 1, f"--warmup-ratio {warmup}: expected a number from 0 to 1")
-    issues.check(0 <= dropout < 1, f"--lora-dropout {dropout}: expected a number of at least 0 and below 1")
+    for flag, value in {"lora-dropout": config.lora.lora_dropout, "base-dropout": config.model.base_dropout}.items():
+        if value is not None:
+            issues.check(0 <= value < 1, f"--{flag} {value}: expected a number of at least 0 and below 1")
     issues.check(config.optim.seed >= 0, f"--seed {config.optim.seed}: expected a whole number of at least 0")
     targets = config.lora.lora_targets
     issues.check(

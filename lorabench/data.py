@@ -1,21 +1,21 @@
 """A task's rows: where they come from, how they split, which classes they have and what those weigh."""
 
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorabench.config import DataConfig, parse_class_weights
+from lorabench.config import DataConfig
 from lorabench.errors import ConfigError, IssueList
+from lorabench.labels import class_weights, count_classes, label_names, label_text, positive_index
 from lorabench.presets import TaskPreset, task_preset
-from lorabench.readers import Columns, read_columns
+from lorabench.readers import read_columns
+from lorabench.sources import Table, load_tables
 
 # The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
 SPLIT_SEED = 42
 SPLIT_TRAIN_SHARE = 0.8
-SAMPLE_FOLDER = Path(__file__).parent / "sample"
 _ID_COLUMNS = ("id", "id_string")
 
 
@@ -75,14 +75,6 @@ class TaskData:
         return None if rows.labels is None else count_classes(rows.labels, len(self.labels))
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One split as read, before its labels have numbers."""
-
-    origin: str
-    columns: Columns
-
-
 def load_task(config: DataConfig, seed: int) -> TaskData:
     """Read, check, split and weigh the rows of a task.
 
@@ -94,13 +86,13 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         ConfigError: everything that is wrong with the files, together.
     """
     preset = task_preset(config.task)
-    tables = _load_tables(config, preset)
+    tables = load_tables(config, preset)
     issues = IssueList()
     texts = {split: _texts(table, config, preset, issues) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
     issues.raise_if_any()
 
-    labels = _label_names(tables["train"].origin, config.label_column, raw_labels["train"] or [])
+    labels = label_names(tables["train"].origin, config.label_column, raw_labels["train"] or [])
     rows = {
         split: _number(split, tables[split].origin, texts[split], raw_labels[split], labels, issues)
         for split in tables
@@ -119,7 +111,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         validation=validation,
         test=rows.get("test"),
         labels=labels,
-        positive=_positive_index(config, labels),
+        positive=positive_index(config.positive_label, labels),
         class_weights=class_weights(config.class_weights, weighed.labels or [], labels),
     )
 
@@ -131,75 +123,12 @@ def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
         ConfigError: the file cannot be read, lacks the text column or has rows without a text.
     """
     issues = IssueList()
-    rows = _texts(_Table(f"{flag} {path}", read_columns(flag, path)), config, task_preset(config.task), issues)
+    rows = _texts(Table(f"{flag} {path}", read_columns(flag, path)), config, task_preset(config.task), issues)
     issues.raise_if_any()
     return rows
 
 
-def _load_tables(config: DataConfig, preset: TaskPreset) -> dict[str, _Table]:
-    """The splits as columns; the user's files replace those of the task."""
-    tables: dict[str, _Table] = {}
-    issues = IssueList()
-    if config.train_file is None:
-        if preset.embedded:
-            tables = {
-                split: _Table(f"embedded {split} sample", read_columns("--task", SAMPLE_FOLDER / f"{split}.csv"))
-                for split in ("train", "validation", "test")
-            }
-        elif preset.hub_id is not None:
-            tables = _load_hub(preset.hub_id, preset)
-        else:
-            issues.add(f"--task {config.task}: expected --train-file (CSV, JSON lines, JSON or Parquet)")
-    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
-    for split, path in files.items():
-        if path is None:
-            continue
-        try:
-            tables[split] = _Table(f"--{split}-file {path}", read_columns(f"--{split}-file", path))
-        except ConfigError as error:
-            issues.extend(error.issues)
-    issues.raise_if_any()
-    return tables
-
-
-def _load_hub(name: str, preset: TaskPreset) -> dict[str, _Table]:
-    """The train, validation and test splits of a data set on the Hub, or of a local folder of data files."""
-    import datasets
-    import datasets.exceptions
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        loaded = datasets.load_dataset(name)
-    except (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"--task {name}: the data set could not be loaded ({reason}). Expected a reachable Hub data set, the "
-            "folder of one, or --train-file with a local copy; a gated one needs `hf auth login`"
-        ) from None
-    names = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-    tables = {}
-    for split, candidates in names.items():
-        found = next((candidate for candidate in candidates if candidate in loaded), None)
-        if found is not None and (split != "test" or preset.score_hub_test):
-            tables[split] = _Table(f"--task {name} ({found} split)", _named_classes(loaded[found]))
-    if "train" not in tables:
-        raise ConfigError(f"--task {name}: no `train` split, found {', '.join(map(str, loaded)) or 'none'}")
-    return tables
-
-
-def _named_classes(split: Any) -> Columns:
-    """Columns of a `datasets.Dataset`, class numbers replaced by their names where the data set gives them."""
-    from datasets import ClassLabel
-
-    columns = {name: list(split[name]) for name in split.column_names}
-    for name, feature in split.features.items():
-        # Hub convention: -1 marks an unlabelled row.
-        if isinstance(feature, ClassLabel):
-            columns[name] = [None if v is None or v < 0 else feature.int2str(v) for v in columns[name]]
-    return columns
-
-
-def _texts(table: _Table, config: DataConfig, preset: TaskPreset, issues: IssueList) -> Rows:
+def _texts(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList) -> Rows:
     """Texts and ids of a table, unlabelled yet; issues for missing columns and empty texts."""
     columns = table.columns
     needed = ("context", "question", "answers") if preset.join == "reclor" else (config.text_column,)
@@ -240,7 +169,7 @@ def _join_reclor(context: Any, question: Any, answers: Any) -> tuple[str, tuple[
     return f"Context: {context} Question: {question} {options}", (start, start + len(context))
 
 
-def _raw_labels(split: str, table: _Table, config: DataConfig, issues: IssueList) -> list[str] | None:
+def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList) -> list[str] | None:
     """Labels as texts; None where a test table has none at all."""
     name = config.label_column
     if name not in table.columns:
@@ -258,33 +187,6 @@ def _raw_labels(split: str, table: _Table, config: DataConfig, issues: IssueList
     if missing:
         issues.add(f"{table.origin}: {describe_rows(missing)} without a label in column {name!r}")
     return [label or "" for label in labels]
-
-
-def label_text(value: Any) -> str | None:
-    """A label as text, the same for 1, 1.0 and "1"; None if it is missing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
-
-
-def _label_names(origin: str, column: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """Class names in order: by number if all are numbers, else alphabetically."""
-    names = set(labels)
-    if len(names) < 2:
-        raise ConfigError(
-            f"{origin}: column {column!r} holds only one class, {next(iter(names), '')!r}; expected at least two"
-        )
-    key: Callable[[str], Any] = (lambda name: (float(name), name)) if all(map(_is_number, names)) else str
-    return tuple(sorted(names, key=key))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _number(
@@ -335,47 +237,6 @@ def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: Da
         cause = "--max-train-samples" if config.max_train_samples else "the split into training and validation rows"
         raise ConfigError(f"{origin}: {cause} left no training row of class {', '.join(absent)}")
     return train
-
-
-def count_classes(labels: Sequence[int], classes: int) -> list[int]:
-    """Rows per class."""
-    counts = [0] * classes
-    for label in labels:
-        counts[label] += 1
-    return counts
-
-
-def class_weights(choice: str, labels: Sequence[int], names: tuple[str, ...]) -> tuple[float, ...] | None:
-    """Weights of the cross-entropy, one per class.
-
-    `balanced` is n / (classes * count), as scikit-learn's `compute_class_weight`.
-
-    Raises:
-        ConfigError: another number of weights than classes.
-    """
-    if choice == "none":
-        return None
-    if choice == "balanced":
-        counts = count_classes(labels, len(names))
-        return tuple(len(labels) / (len(names) * count) for count in counts)
-    weights = parse_class_weights(choice)
-    if len(weights) != len(names):
-        raise ConfigError(
-            f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of "
-            f"{', '.join(names)}"
-        )
-    return weights
-
-
-def _positive_index(config: DataConfig, labels: tuple[str, ...]) -> int | None:
-    choice = config.positive_label
-    if choice is None:
-        return 1 if len(labels) == 2 else None
-    if len(labels) != 2:
-        raise ConfigError(f"--positive-label {choice!r}: expected two classes, found {len(labels)}")
-    if choice not in labels:
-        raise ConfigError(f"--positive-label {choice!r}: expected {labels[0]!r} or {labels[1]!r}")
-    return labels.index(choice)
 
 
 def describe_rows(indices: Sequence[int]) -> str:

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import DistributedType, gather_object
 
 from lorabench.config import Precision, RunConfig
+from lorabench.environment import accelerate_arguments, find_launcher
 from lorabench.errors import ConfigError
 from lorabench.presets import MODELS
 
@@ -58,23 +58,9 @@ def _flag(name: str) -> bool:
 
 
 def _launcher_command() -> list[str] | None:
-    """Arguments of the nearest `accelerate launch` above this process."""
-    try:
-        parents = psutil.Process().parents()
-    except psutil.Error:
-        return None
-    for process in parents[:5]:
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        for i, word in enumerate(words):
-            name = os.path.basename(word)
-            if name == "accelerate" and words[i + 1 : i + 2] == ["launch"]:
-                return words[i + 2 :]
-            if name == "accelerate-launch" or word == "accelerate.commands.launch":
-                return words[i + 1 :]
-    return None
+    """Arguments of the `accelerate launch` above this process; None without one."""
+    command = find_launcher()
+    return None if command is None else accelerate_arguments(command)
 
 
 def _parse_launcher(

@@ -81,24 +81,42 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _launch_command() -> list[str]:
+    return find_launcher() or [sys.executable, *sys.orig_argv[1:]]
+
+
+def find_launcher() -> list[str] | None:
+    """Command line of the nearest `accelerate launch`, or a relative of it, above this process; None without one."""
     try:
-        for parent in psutil.Process().parents():
-            command = parent.cmdline()
-            if _is_launcher(command):
-                return command
+        parents = psutil.Process().parents()
     except psutil.Error:
-        pass
-    return [sys.executable, *sys.orig_argv[1:]]
+        return None
+    for parent in parents:
+        try:
+            command = parent.cmdline()
+        except psutil.Error:
+            continue  # somebody else's process
+        if _launcher_words(command):
+            return command
+    return None
 
 
-def _is_launcher(command: Sequence[str]) -> bool:
-    """Whether a process's arguments are those of `accelerate launch` or a relative, not a shell that mentions one."""
+def accelerate_arguments(command: Sequence[str]) -> list[str] | None:
+    """What follows `accelerate launch` in a launcher's command line; None for another launcher."""
+    words = _launcher_words(command)
+    if words[:2] == ["accelerate", "launch"]:
+        return words[2:]
+    return words[1:] if words[:1] in (["accelerate-launch"], ["accelerate.commands.launch"]) else None
+
+
+def _launcher_words(command: Sequence[str]) -> list[str]:
+    """The launcher's name and its arguments, without Python and path; empty for a process that only mentions one."""
     words = list(command)
     if words and Path(words[0]).name.startswith("python"):
         words = words[1:]
         while words and words[0].startswith("-") and words[0] != "-m":
             words = words[1:]
     if words[:1] == ["-m"]:
-        return words[1:2] != [] and words[1] in _LAUNCHER_MODULES
+        return words[1:] if words[1:2] and words[1] in _LAUNCHER_MODULES else []
     name = Path(words[0]).name if words else ""
-    return name in _LAUNCHERS or (name == "accelerate" and words[1:2] == ["launch"])
+    is_launcher = name in _LAUNCHERS or (name == "accelerate" and words[1:2] == ["launch"])
+    return [name, *words[1:]] if is_launcher else []

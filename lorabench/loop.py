@@ -97,7 +97,7 @@ def train(job: Job, progress: Progress) -> None:
         with job.memory.phase("train"):
             train_epoch(job, progress, epoch)
         epoch += 1
-        record, logits = evaluate_and_record(job, progress, epoch=progress.step / job.plan.steps_per_epoch)
+        record, logits = evaluate_and_record(job, progress, epoch=round(progress.step / job.plan.steps_per_epoch, 4))
         record["train_loss"] = sum(progress.epoch_losses) / len(progress.epoch_losses)
         progress.history.append(record)
         if is_better(record, progress.best, job.best_metric):
@@ -213,7 +213,8 @@ def predict_logits(model: torch.nn.Module, data: PaddedCollator, batch_size: int
         for micro_batch in evaluation_batches(data.data.lengths, batch_size, ranks.world_size, ranks.rank):
             batch = data(micro_batch).to(ranks.device)
             logits = model(batch.input_ids, batch.attention_mask)[: len(batch.rows)]
-            rows = torch.tensor(batch.rows, device=ranks.device)
+            # A rank whose share is empty has no rows here, and an empty list alone would become a float tensor.
+            rows = torch.tensor(batch.rows, dtype=torch.long, device=ranks.device)
             table[rows, :classes] = logits.float()
             table[rows, classes] += 1
     table = ranks.sum(table).cpu()

@@ -57,7 +57,7 @@ class MemoryMonitor:
         return {
             "rank": rank,
             "host": socket.gethostname(),
-            "device": str(self.device),
+            "device": str(self.device) if is_cuda else "cpu",
             "device_name": torch.cuda.get_device_name(self.device) if is_cuda else None,
             "phases": self.phases,
         }

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError
+from lorabench.hub import explain_hub_error
 from lorabench.presets import ARCHITECTURES, MODELS
-from lorabench.tokenizer import explain_hub_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MODEL_EXPECTATION = (
+    "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
+)
 PEFT_HEAD_NAMES = ("classifier", "score")
 
 
@@ -53,9 +57,18 @@ def load_model_config(config: ModelConfig, classes: int) -> PretrainedConfig:
                 model_source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
             )
         except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}") from None
+            raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
     model_config.num_labels = classes
+    if config.base_dropout is not None:
+        set_dropout(model_config, config.base_dropout)
     return model_config
+
+
+def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
+    """Set every dropout of the base model; architectures name theirs differently, but all with this word."""
+    for name, value in model_config.to_dict().items():
+        if "dropout" in name and (value is None or isinstance(value, float)):
+            setattr(model_config, name, probability)
 
 
 def check_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int) -> None:
@@ -220,7 +233,7 @@ def load_trained_classifier(
             use_safetensors=True,
             dtype=frozen_dtype,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder}: {explain_hub_error(error)}") from None
     tokenizer.padding_side = "right"
     for name, parameter in adapted.named_parameters():
@@ -253,8 +266,8 @@ def _load_base(
             output_loading_info=True,
             **arguments,
         )
-    except (OSError, ImportError) as error:
-        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}") from None
+    except (OSError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
     new = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
     heads = tuple(f"{name}." for name in head_names(base))
     return base, any(key.startswith(heads) for key in new)

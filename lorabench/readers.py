@@ -125,8 +125,8 @@ def _read_parquet(path: Path) -> Columns:
 
     try:
         return pyarrow.parquet.read_table(path).to_pydict()
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"not a readable Parquet file ({error})") from None
+    except (pyarrow.ArrowException, OSError):
+        raise ConfigError("not a readable Parquet file") from None
 
 
 _READERS: dict[str, Callable[[Path], Columns]] = {

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorabench.assembly import Built, Inputs, Setting
 from lorabench.distributed import strategy_name
@@ -38,19 +38,31 @@ class RecordKeeper:
         if self._rank == 0:
             write_json_atomic(self.folder / RUN_FILE, self.record)
 
-    def close(self, status: str, error: str | None = None) -> None:
-        """The final status: completed, failed or interrupted.
+    def complete(self) -> None:
+        """The run went through."""
+        self.update(status="completed")
 
-        A rank that fails alone says so in the first rank's record: that one waits for it and will be killed.
+    def fail(self, status: Literal["failed", "interrupted"], error: str, every_rank: bool) -> None:
+        """The run ended before its time.
+
+        A rank that fails alone writes the cause into the first rank's record: that one waits for it in some collective
+        operation, and will be killed or see only that its peer is gone.
+
+        Args:
+            every_rank: all ranks end with this error, so the first one's word is enough.
         """
         if self._rank == 0:
-            self.update(status=status, error=error)
-        elif status != "completed":
-            path = self.folder / RUN_FILE
-            if path.exists():
-                known = read_run(path)
-                if known["status"] == "running":
-                    write_json_atomic(path, {**known, "status": status, "error": f"rank {self._rank}: {error}"})
+            cause = self._cause_of_another_rank()
+            self.update(status=status, error=error if cause is None else cause)
+        elif not every_rank and (self.folder / RUN_FILE).exists():
+            known = read_run(self.folder / RUN_FILE)
+            if known["status"] == "running":
+                known.update(status=status, error=f"rank {self._rank}: {error}")
+                write_json_atomic(self.folder / RUN_FILE, known)
+
+    def _cause_of_another_rank(self) -> str | None:
+        known = read_run(self.folder / RUN_FILE)
+        return None if known["status"] == "running" else known["error"]
 
 
 def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:

@@ -54,19 +54,19 @@ def execute(config: RunConfig, data: TaskData) -> Path:
     try:
         train_and_finish(setting, inputs, keeper)
     except KeyboardInterrupt:
-        keeper.close("interrupted", "interrupted from the keyboard")
+        keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
         raise
     except torch.OutOfMemoryError as error:
         message = out_of_memory_advice(str(error))
-        keeper.close("failed", message)
+        keeper.fail("failed", message, every_rank=False)
         raise RunError(message) from error
     except (ConfigError, RunError) as error:
-        keeper.close("failed", str(error))
+        keeper.fail("failed", str(error), every_rank=True)
         raise
     except Exception as error:
-        keeper.close("failed", f"{type(error).__name__}: {error}")
+        keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)
         raise
-    keeper.close("completed")
+    keeper.complete()
     if setting.ranks.is_main:
         show_results(keeper)
     setting.accelerator.end_training()
@@ -86,8 +86,9 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper) -> 
         try:
             train(job, progress)
         finally:
-            # A run that fails keeps the evaluations that it had.
+            # A run that fails keeps the evaluations that it had, and this rank's memory.
             keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
+            keeper.record.update(memory=[memory.to_json(setting.ranks.rank)])
         best.check_movement(progress)
         adapter = best.restore()
         test = finish_test(setting, inputs, job, keeper.folder)
@@ -127,7 +128,7 @@ def opening_lines(keeper: RecordKeeper) -> list[str]:
     effective = optim["batch_size"] * optim["gradient_accumulation"] * record["world_size"]
     counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
     lines = [
-        f"model      {model['name']} ({model['weights']} weights) from {model['source']}",
+        f"model      {model['name']} ({model['weights']} weights), {model['source']}",
         f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
         f"strategy   {record['strategy']}, {record['world_size']} process(es), {record['precision']}",
         f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.config import ModelConfig
 from lorabench.errors import ConfigError
+from lorabench.hub import explain_hub_error
 from lorabench.presets import ARCHITECTURES, MODELS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # Chosen so that tweets come out near the 33 tokens that Llama's tokenizer gives them: memory and time depend on it.
-STAND_IN_VOCABULARY = 4096
+STAND_IN_VOCABULARY = 8192
 
 # Marks by position in the vocabulary: RoBERTa derives positions from the pad id, so the order is its own.
 _MARKS: dict[str, tuple[dict[str, str], str]] = {
@@ -105,32 +106,3 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     if not isinstance(tokenizer.pad_token_id, int):
         raise TypeError(f"expected one pad id, found {tokenizer.pad_token_id!r}")
     return tokenizer.pad_token_id
-
-
-def explain_hub_error(error: Exception) -> str:
-    """One plain sentence for what transformers or huggingface_hub raised while fetching a model."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    names = {type(item).__name__ for item in chain}
-    if "GatedRepoError" in names:
-        return "the model is gated; accept its licence on the Hub, then `hf auth login` or set HF_TOKEN"
-    if "RepositoryNotFoundError" in names:
-        return "no such model on the Hub, or a private one; check the name, or `hf auth login`"
-    if "RevisionNotFoundError" in names:
-        return "no such --revision"
-    if names & {
-        "LocalEntryNotFoundError",
-        "OfflineModeIsEnabled",
-        "ConnectError",
-        "ConnectionError",
-        "ConnectTimeout",
-    }:
-        return (
-            "the Hub cannot be reached (or HF_HUB_OFFLINE is set) and the model is not in the local cache; give the "
-            "path of a local folder, or --weights random for its memory and time without a download"
-        )
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

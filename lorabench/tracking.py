@@ -112,7 +112,7 @@ def has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return any("wandb" in host for host in netrc().hosts)
+        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
     except (OSError, NetrcParseError):
         return False
 

