@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from lorabench import distributed
 from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
+from lorabench.classifier import ParameterCounts, SequenceClassifier, count_parameters
 from lorabench.config import RunConfig
 from lorabench.data import TaskData
 from lorabench.distributed import Ranks
@@ -18,12 +19,9 @@ from lorabench.loop import Job
 from lorabench.meters import MemoryMonitor
 from lorabench.model import (
     DTYPES,
-    ParameterCounts,
     Placement,
-    SequenceClassifier,
     build_classifier,
     check_model,
-    count_parameters,
     load_model_config,
     model_source,
 )

@@ -60,23 +60,19 @@ def predict_command(run_dir: Path, input_file: Path, output_file: Path, batch_si
     if not output_file.parent.is_dir():
         raise ConfigError(f"--output {output_file}: no such folder {output_file.parent}")
     record = read_run(run_dir)
-    adapter = _find_adapter(run_dir)
+    config = RunConfig.from_json(record["config"])
+    labels: list[str] = record["data"]["labels"]
+    rows = load_rows("--input", input_file, config.data)
+    from lorabench.checkpoint import find_adapter
+
+    adapter = find_adapter(run_dir)
     if adapter is None:
         raise ConfigError(
             f"--run {run_dir}: no adapter there (status {record.get('status')}; random weights save none)"
         )
-    config = RunConfig.from_json(record["config"])
-    labels: list[str] = record["data"]["labels"]
-    rows = load_rows("--input", input_file, config.data)
     logits = _predict(adapter, config, record["precision"], len(labels), rows, batch_size)
     write_predictions(output_file, rows.ids, labels, logits)
     return len(rows)
-
-
-def _find_adapter(run_dir: Path) -> Path | None:
-    from lorabench.checkpoint import find_adapter
-
-    return find_adapter(run_dir)
 
 
 def _predict(

@@ -20,8 +20,8 @@ from lorabench.checkpoint import (
     save_adapter,
     unmoved_parameters,
 )
+from lorabench.classifier import SequenceClassifier
 from lorabench.errors import RunError
-from lorabench.model import SequenceClassifier
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -13,18 +13,14 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lorabench.checkpoint import adapter_state
+from lorabench.classifier import SequenceClassifier, count_parameters, head_names, last_token, trained_heads
 from lorabench.config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.model import (
     Placement,
-    SequenceClassifier,
     build_classifier,
     check_model,
-    count_parameters,
-    head_names,
-    last_token,
     load_model_config,
-    trained_heads,
 )
 from lorabench.presets import MODELS, resolve_defaults
 

@@ -10,8 +10,9 @@ from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from lorabench import train
+from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
-from lorabench.model import Placement, SequenceClassifier, build_classifier, load_model_config
+from lorabench.model import Placement, build_classifier, load_model_config
 from lorabench.tokenizer import train_stand_in
 
 VOCABULARY = 320

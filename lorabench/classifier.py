@@ -1,0 +1,117 @@
+"""The classifier as a module: pooling, a head in its own precision, and how many parameters it has."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+
+class SequenceClassifier(nn.Module):
+    """A PEFT-adapted transformers classifier: (input_ids, attention_mask) -> logits in float32.
+
+    Decoders are pooled at the last token of the attention mask, not at the last token that differs from the pad id:
+    with pad = eos the latter picks another token for rows that end in eos.
+
+    Args:
+        adapted: the adapted model; its base keeps the names under which plain PEFT saves and reloads.
+    """
+
+    def __init__(self, adapted: PeftModel) -> None:
+        super().__init__()
+        self.adapted = adapted
+        base: Any = adapted.get_base_model()
+        self.config = base.config  # DeepSpeed sizes its buckets by the hidden size that it finds here
+        self.pools_last_token = hasattr(base, "score")
+        for name in head_names(base):
+            _compute_in_own_dtype(getattr(base, name))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, classes] of input_ids and attention_mask, both [rows, tokens]."""
+        base: Any = self.adapted.get_base_model()
+        if not self.pools_last_token:
+            return base(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+        body = getattr(base, base.base_model_prefix)
+        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return base.score(hidden[rows, last_token(attention_mask)]).float()
+
+
+def last_token(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each row's last attended token, [rows], whichever side the padding is on."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask * positions).argmax(dim=1)
+
+
+def _compute_in_own_dtype(head: nn.Module) -> None:
+    """Keep autocast out of the head: its few logits decide, and half precision would round them."""
+    inner = head.forward
+
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # The trained copy comes last, after the original that PEFT keeps beside it.
+        *_, dtype = (parameter.dtype for parameter in head.parameters())
+        with torch.autocast(hidden.device.type, enabled=False):
+            return inner(hidden.to(dtype), *args, **kwargs)
+
+    head.forward = forward
+
+
+def head_names(base: nn.Module) -> list[str]:
+    """Top-level modules beside the body that have parameters: what a classifier adds to its base model."""
+    return [
+        name
+        for name, module in base.named_children()
+        if name != getattr(base, "base_model_prefix", None) and any(True for _ in module.parameters())
+    ]
+
+
+def trained_heads(adapted: PeftModel, heads: list[str]) -> Iterator[nn.Module]:
+    """The trainable copies of the heads; PEFT keeps the untouched original beside each."""
+    base = adapted.get_base_model()
+    for name in heads:
+        wrapper = getattr(base, name)
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            yield from wrapper.modules_to_save.children()
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters as the model is used: the head counted once, though PEFT keeps two copies.
+
+    Attributes:
+        base: base model and head.
+        adapter: LoRA matrices.
+        trainable: LoRA matrices, head and whatever else trains.
+    """
+
+    base: int
+    adapter: int
+    trainable: int
+
+    @property
+    def total(self) -> int:
+        """Base, head and adapter."""
+        return self.base + self.adapter
+
+    @property
+    def trainable_percent(self) -> float:
+        """Share of the total that trains, in percent."""
+        return 100 * self.trainable / self.total
+
+
+def count_parameters(adapted: PeftModel) -> ParameterCounts:
+    """Logical sizes, also where a strategy holds only a shard or an empty stand-in (ZeRO-3)."""
+    base = adapter = trainable = 0
+    for name, parameter in adapted.named_parameters():
+        size = math.prod(getattr(parameter, "ds_shape", parameter.shape))
+        if "lora_" in name:
+            adapter += size
+        elif ".modules_to_save." not in name:
+            base += size
+        if parameter.requires_grad:
+            trainable += size
+    return ParameterCounts(base=base, adapter=adapter, trainable=trainable)
