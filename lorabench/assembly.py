@@ -148,12 +148,14 @@ class Built:
     Attributes:
         classifier: the model itself.
         prepared: the model as the strategy wraps it.
+        optimizer: the optimizer, likewise.
         checkpointing: whether activations are recomputed.
         total_steps: optimizer steps of the run.
     """
 
     classifier: SequenceClassifier
     prepared: torch.nn.Module
+    optimizer: torch.optim.Optimizer
     execution: EagerExecution
     schedule: Any
     plan: StepPlan
@@ -193,6 +195,7 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     return Built(
         classifier=classifier,
         prepared=prepared,
+        optimizer=prepared_optimizer,
         execution=EagerExecution(prepared, gradients, ranks.device),
         schedule=build_schedule(prepared_optimizer, config.optim, steps),
         plan=plan,
@@ -223,6 +226,8 @@ def build_job(
     memory: MemoryMonitor,
     sink: Sink,
     save_best: Callable[[Record, torch.Tensor], None],
+    save_checkpoint: Callable[[], None],
+    stop_signal: Callable[[], int | None],
 ) -> Job:
     """Everything the loop needs."""
     config = setting.config
@@ -245,4 +250,6 @@ def build_job(
         early_stopping=config.run.early_stopping,
         report_scores=not setting.shape_only,
         save_best=save_best,
+        save_checkpoint=save_checkpoint,
+        stop_signal=stop_signal,
     )

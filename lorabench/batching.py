@@ -142,10 +142,10 @@ class StepPlan:
         """Windows of an epoch, the short last one included."""
         return -(-len(self.lengths) // self.effective_batch)
 
-    def epoch(self, epoch: int) -> Iterator[Window]:
-        """The windows of an epoch (from 0), each row once."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Window]:
+        """The windows of an epoch (from 0), each row once; without the `first` ones, where a run goes on mid-epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths)).tolist()
-        for start in range(0, len(order), self.effective_batch):
+        for start in range(first * self.effective_batch, len(order), self.effective_batch):
             rows = sorted(order[start : start + self.effective_batch], key=lambda row: (-self.lengths[row], row))
             yield Window(rows, deal(rows, self.batch_size, self.world_size, self.rank))
 

@@ -1,6 +1,8 @@
 """The best adapter of a run: kept when the validation score improves, restored and proved at the end."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,6 +57,17 @@ class BestAdapter:
                 self._folder, self._built.classifier.adapted, self._best, self._inputs.tokenizer, self._card(record)
             )
         self._setting.ranks.wait()
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint has to keep of it; None before the first evaluation."""
+        if self._best is None:
+            return None
+        return {"adapter": self._best, "logits": self._best_logits}
+
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
+        """Inverse of `state`."""
+        if state is not None:
+            self._best, self._best_logits = state["adapter"], state["logits"]
 
     def check_movement(self, progress: Progress) -> None:
         """Refuse a training that left a trainable tensor as it was. A collective call.

@@ -66,12 +66,12 @@ def save_adapter(
         tokenizer.save_pretrained(str(staging))
         (staging / "README.md").write_text(card, encoding="utf-8")
         for path in staging.rglob("*"):
-            _sync(path)
+            sync_path(path)
         if target.exists():
             shutil.rmtree(retired, ignore_errors=True)
             target.rename(retired)
         staging.rename(target)
-        _sync(run_dir)
+        sync_path(run_dir)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         if retired.exists() and not target.exists():
@@ -81,7 +81,7 @@ def save_adapter(
     return target
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Make a file, or a folder's entries, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -135,6 +135,11 @@ class RunOptions:
     """Optimizer steps between two records of the training loss."""
     output_dir: Path | None = None
     """Folder for results; default: runs/MODEL-TASK-TIME."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --output-dir; the same command but for this flag, and for how the effective
+    batch is split."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
     track: Tracker = "none"
     """Experiment tracker; wandb runs offline without an API key."""
 
@@ -200,17 +205,22 @@ def find_issues(config: RunConfig) -> list[str]:
         f"--lora-targets {targets!r}: expected comma-separated module names, `all-linear` or `auto`",
     )
     issues.extend(class_weight_issues(config.data.class_weights))
-    issues.extend(_output_dir_issues(config.run.output_dir))
+    issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)
 
 
-def _output_dir_issues(folder: Path | None) -> list[str]:
+def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
+    if resume:
+        if folder is None:
+            return ["--resume: expected --output-dir with the folder of the run that is to go on"]
+        has_run = (folder / "run.json").is_file()
+        return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
     if folder is None or not folder.exists():
         return []
     if not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]
     if any(folder.iterdir()):
-        return [f"--output-dir {folder}: in use; expected a new or empty folder, so that no result is overwritten"]
+        return [f"--output-dir {folder}: in use; expected a new or empty folder, or --resume to go on"]
     return []
 
 
@@ -247,4 +257,5 @@ def _counts(config: RunConfig) -> dict[str, int | None]:
         "gradient-accumulation": config.optim.gradient_accumulation,
         "early-stopping": config.run.early_stopping,
         "logging-steps": config.run.logging_steps,
+        "keep-checkpoints": config.run.keep_checkpoints,
     }

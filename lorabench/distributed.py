@@ -213,6 +213,11 @@ def shards_while_loading(accelerator: Accelerator) -> bool:
     return strategy_name(accelerator) == "DeepSpeed ZeRO-3"
 
 
+def holds_whole_state(accelerator: Accelerator) -> bool:
+    """Whether one rank has the whole optimizer state: one process and DDP. Sharding engines spread it."""
+    return accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
 @contextmanager
 def whole_parameters(accelerator: Accelerator, model: torch.nn.Module, modify: bool = False) -> Iterator[None]:
     """Inside, the trainable parameters of `model` are whole on every rank. A collective call.
@@ -258,6 +263,10 @@ class Ranks:
         if self.world_size == 1:
             return value
         return max(self.gather(value))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank: a signal need not reach all of them."""
+        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
     def gather(self, value: Any) -> list[Any]:
         """One small picklable value from each rank, by rank, on every rank."""

@@ -31,6 +31,23 @@ class RunError(Exception):
     """A run that started well and cannot go on (a non-finite loss, a failed save); recorded in `run.json`."""
 
 
+class RunInterrupted(Exception):
+    """A run was asked to stop by a signal, and has left a checkpoint.
+
+    Args:
+        signal_number: the signal; the process's exit code is 128 more.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for a process that the signal ended."""
+        return 128 + self.signal_number
+
+
 class IssueList:
     """Collects issues, so that one `ConfigError` reports them together."""
 

@@ -1,6 +1,7 @@
 """Training and evaluation over prepared objects: what happens, in which order; how a step runs is `execution`'s."""
 
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lorabench.batching import PaddedCollator, StepPlan, evaluation_batches
 from lorabench.config import BestMetric
 from lorabench.distributed import Ranks
-from lorabench.errors import RunError
+from lorabench.errors import RunError, RunInterrupted
 from lorabench.execution import EagerExecution, StepOutcome
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.scoring import Scores, score
@@ -31,6 +32,8 @@ class Job:
         positive: index of the positive class; None for macro averages.
         report_scores: False for random weights, whose scores mean nothing; losses are still reported.
         save_best: called on every rank when the validation score improves, with the record and the logits.
+        save_checkpoint: called on every rank after each evaluation, and before stopping for a signal.
+        stop_signal: the signal that asked this rank to stop, if one came.
     """
 
     model: torch.nn.Module
@@ -51,6 +54,8 @@ class Job:
     early_stopping: int | None
     report_scores: bool
     save_best: Callable[[Record, torch.Tensor], None]
+    save_checkpoint: Callable[[], None]
+    stop_signal: Callable[[], int | None]
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Progress:
         best: the best evaluation's record.
         history: one record per evaluation.
         losses: training losses since the last record.
+        epoch_losses: training losses since the last evaluation.
+        skipped_steps: steps that fp16 overflowed and that changed nothing.
     """
 
     watch: Stopwatch
@@ -85,34 +92,71 @@ class Pending:
 
 
 def train(job: Job, progress: Progress) -> None:
-    """Train to the end, evaluating before the first and after every epoch. `progress` is filled as it goes.
+    """Train from where `progress` stands to the end, evaluating before the first step and after every epoch.
+
+    `progress` is filled as it goes. A run that stopped after an epoch's last step, before its evaluation, starts here
+    with that evaluation.
 
     Raises:
         RunError: the loss is not finite; names step and epoch.
+        RunInterrupted: a signal asked for it; a checkpoint has been saved.
     """
-    progress.before, _ = evaluate_and_record(job, progress, epoch=0.0)
-    epoch = 0
-    while progress.step < job.total_steps:
-        progress.epoch_losses.clear()
-        with job.memory.phase("train"):
-            train_epoch(job, progress, epoch)
-        epoch += 1
-        record, logits = evaluate_and_record(job, progress, epoch=round(progress.step / job.plan.steps_per_epoch, 4))
-        record["train_loss"] = sum(progress.epoch_losses) / len(progress.epoch_losses)
-        progress.history.append(record)
-        if is_better(record, progress.best, job.best_metric):
-            progress.best = {**record, "metric": job.best_metric, "value": record_value(record, job.best_metric)}
-            job.save_best(record, logits)
-        if job.early_stopping is not None and epochs_since_best(progress) >= job.early_stopping:
+    if progress.before is None:
+        progress.before, _ = evaluate_and_record(job, progress, epoch=0.0)
+    while True:
+        if evaluation_is_due(job, progress):
+            finish_epoch(job, progress)
+        if progress.step >= job.total_steps or is_out_of_patience(job, progress):
             return
+        stop_if_asked(job)
+        with job.memory.phase("train"):
+            train_epoch(job, progress)
 
 
-def train_epoch(job: Job, progress: Progress, epoch: int) -> None:
-    """One pass over the training rows, or less if the run's last step comes first."""
+def evaluation_is_due(job: Job, progress: Progress) -> bool:
+    """Whether an epoch, or the run, has just ended and was not evaluated yet."""
+    evaluated = progress.history[-1]["step"] if progress.history else 0
+    at_end = progress.step % job.plan.steps_per_epoch == 0 or progress.step >= job.total_steps
+    return at_end and progress.step > evaluated
+
+
+def finish_epoch(job: Job, progress: Progress) -> None:
+    """Evaluate, keep the adapter if it is the best so far, and save a checkpoint."""
+    record, logits = evaluate_and_record(job, progress, epoch=round(progress.step / job.plan.steps_per_epoch, 4))
+    record["train_loss"] = sum(progress.epoch_losses) / len(progress.epoch_losses)
+    progress.epoch_losses.clear()
+    progress.history.append(record)
+    if is_better(record, progress.best, job.best_metric):
+        progress.best = {**record, "metric": job.best_metric, "value": record_value(record, job.best_metric)}
+        job.save_best(record, logits)
+    job.save_checkpoint()
+
+
+def is_out_of_patience(job: Job, progress: Progress) -> bool:
+    """Whether `--early-stopping` ends the run; scores of random weights end nothing."""
+    if job.early_stopping is None or not job.report_scores:
+        return False
+    return epochs_since_best(progress) >= job.early_stopping
+
+
+def stop_if_asked(job: Job) -> None:
+    """Save a checkpoint and stop if a signal has come on any rank. A collective call.
+
+    Raises:
+        RunInterrupted: with the signal that came here, or SIGTERM where it came only on another rank.
+    """
+    if job.ranks.any(job.stop_signal() is not None):
+        job.save_checkpoint()
+        raise RunInterrupted(job.stop_signal() or signal.SIGTERM)
+
+
+def train_epoch(job: Job, progress: Progress) -> None:
+    """The rest of the present epoch, or less if the run's last step comes first."""
     job.model.train()
     pending: list[Pending] = []
     progress.watch.start()
-    for window in job.plan.epoch(epoch):
+    epoch, first = divmod(progress.step, job.plan.steps_per_epoch)
+    for window in job.plan.epoch(epoch, first):
         batches = map(job.train_data, window.micro_batches)
         learning_rate = job.schedule.get_last_lr()[0]
         outcome = job.execution.step(
@@ -126,6 +170,9 @@ def train_epoch(job: Job, progress: Progress, epoch: int) -> None:
         done = progress.step >= job.total_steps
         if len(pending) >= DRAIN_STEPS or done:
             drain(job, progress, pending)
+            progress.watch.stop()
+            stop_if_asked(job)
+            progress.watch.start()
         if done:
             break
     drain(job, progress, pending)

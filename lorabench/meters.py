@@ -4,7 +4,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,8 +36,13 @@ class MemoryMonitor:
         try:
             yield
         finally:
+            self.merge({name: self.read()})
+
+    def merge(self, phases: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Keep the larger of what is known and `phases`, figure by figure."""
+        for name, figures in phases.items():
             known = self.phases.get(name, {})
-            self.phases[name] = {key: _largest(known.get(key), value) for key, value in self.read().items()}
+            self.phases[name] = {key: _largest(known.get(key), value) for key, value in figures.items()}
 
     def read(self) -> dict[str, float | None]:
         """The figures now."""

@@ -30,13 +30,22 @@ class RecordKeeper:
         self.record = record
         self._rank = rank
         self._started = time.perf_counter()
+        self._seconds_before = 0.0
         self.update()
 
     def update(self, **values: Any) -> None:
         """Set fields and write the record."""
-        self.record.update(values, wall_seconds=time.perf_counter() - self._started)
+        self.record.update(values, wall_seconds=self.wall_seconds())
         if self._rank == 0:
             write_json_atomic(self.folder / RUN_FILE, self.record)
+
+    def wall_seconds(self) -> float:
+        """Seconds since the start, those before an interruption included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def add_wall_seconds(self, seconds: float) -> None:
+        """Count the seconds that the run had taken before it was interrupted."""
+        self._seconds_before += seconds
 
     def complete(self) -> None:
         """The run went through."""

@@ -146,6 +146,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Keep only the events up to `last_step`; a file that is not there stays so."""
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+        write_text_atomic(path, "".join(_to_json(record) + "\n" for record in kept))
+
+
 def _sync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -13,16 +13,19 @@ from rich.console import Console
 from lorabench.assembly import Inputs, Setting, build, build_job, enter_launch, prepare_inputs
 from lorabench.best import BestAdapter
 from lorabench.config import RunConfig
+from lorabench.continuation import Continuation, find_savepoint
 from lorabench.curves import draw_curves
 from lorabench.data import TaskData
-from lorabench.errors import ConfigError, RunError
+from lorabench.errors import ConfigError, RunError, RunInterrupted
 from lorabench.loop import Job, Progress, evaluate, predict_logits, train
 from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.predict import write_predictions
 from lorabench.presets import task_preset
 from lorabench.record import RecordKeeper, measurements, model_facts, opening
 from lorabench.report import summary_lines, table_row
-from lorabench.results import METRICS_FILE, MetricsLog, read_metrics
+from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_metrics, read_run
+from lorabench.savepoint import Savepoint
+from lorabench.signals import StopSignal
 from lorabench.table import render_terminal
 from lorabench.tracking import (
     Fanout,
@@ -48,11 +51,15 @@ def execute(config: RunConfig, data: TaskData) -> Path:
     setting = enter_launch(config, data)
     inputs = prepare_inputs(setting)
     folder = create_folder(setting)
-    keeper = RecordKeeper(folder, setting.ranks.rank, opening(setting, inputs))
+    savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
+    keeper = RecordKeeper(folder, setting.ranks.rank, first_record(setting, inputs, folder, savepoint))
     if setting.ranks.is_main:
         print("\n".join(opening_lines(keeper)), flush=True)
     try:
-        train_and_finish(setting, inputs, keeper)
+        train_and_finish(setting, inputs, keeper, savepoint)
+    except RunInterrupted as error:
+        keeper.fail("interrupted", f"{error} at step {keeper.record['steps']}; --resume goes on", every_rank=True)
+        raise
     except KeyboardInterrupt:
         keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
         raise
@@ -73,7 +80,7 @@ def execute(config: RunConfig, data: TaskData) -> Path:
     return folder
 
 
-def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper) -> None:
+def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, savepoint: Savepoint | None) -> None:
     """Build, train, prove that the saved adapter is the trained one, and score the test rows with it."""
     memory = MemoryMonitor(setting.ranks.device)
     progress = Progress(Stopwatch(setting.ranks.device))
@@ -82,18 +89,41 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper) -> 
     keeper.update(model=model_facts(keeper.record["model"], built))
     best = BestAdapter(setting, inputs, built, keeper.folder)
     with open_sinks(setting, keeper, built.total_steps) as sink:
-        job = build_job(setting, inputs, built, memory, sink, best.save)
+        stop = StopSignal()
+        state = Continuation(setting, inputs, built, best, keeper, progress, memory)
+        job = build_job(setting, inputs, built, memory, sink, best.save, state.save, stop)
+        if savepoint is not None:
+            state.restore(savepoint)
         try:
-            train(job, progress)
+            with stop.listening():
+                train(job, progress)
         finally:
             # A run that fails keeps the evaluations that it had, and this rank's memory.
             keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
-            keeper.record.update(memory=[memory.to_json(setting.ranks.rank)])
+            keeper.record.update(steps=progress.step, memory=[memory.to_json(setting.ranks.rank)])
         best.check_movement(progress)
         adapter = best.restore()
         test = finish_test(setting, inputs, job, keeper.folder)
         keeper.update(**measurements(setting, progress, memory), adapter=adapter, test=test)
         sink.write(memory_record(progress.step, keeper.record["memory"]))
+
+
+def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Savepoint | None) -> dict[str, Any]:
+    """The record of a new run, or of one that goes on: with its first start, and the steps that it was resumed from.
+
+    What a resumed run had logged after its checkpoint is cut off: it will happen again.
+    """
+    record = opening(setting, inputs)
+    if not setting.config.run.resume:
+        return record
+    step = 0 if savepoint is None else savepoint.progress["step"]
+    if setting.ranks.is_main:
+        cut_metrics(folder / METRICS_FILE, step if savepoint is not None else -1)
+        print(f"resume     from step {step}{'' if savepoint else ', since there is no whole checkpoint'}", flush=True)
+    known = read_run(folder)
+    resumed = [*known.get("resumed", []), {"at": record["started_at"], "step": step}]
+    kept = {name: savepoint.progress[name] for name in ("before", "best", "history")} if savepoint else {}
+    return {**record, **kept, "started_at": known["started_at"], "resumed": resumed}
 
 
 def create_folder(setting: Setting) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lorabench.arguments import is_first_on_host, parse_run_config, report_config_error
 from lorabench.config import ModelConfig
 from lorabench.data import load_task
-from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RunError
+from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RunError, RunInterrupted
 from lorabench.hardware import check_driver
 from lorabench.hub import prefer_cache_if_unreachable
 from lorabench.presets import MODELS
@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
         return EXIT_RUN_FAILED
+    except RunInterrupted as error:
+        if is_first_on_host():
+            print(f"{PROGRAM}: {error}; the same command with --resume goes on", file=sys.stderr, flush=True)
+        return error.exit_code
     except KeyboardInterrupt:
         if is_first_on_host():
             print(f"{PROGRAM}: interrupted", file=sys.stderr, flush=True)

@@ -1,0 +1,102 @@
+"""Savepoints: a training run on disk, from which it goes on as if it had never stopped.
+
+`checkpoints/step-00000123/` holds the trained weights, optimizer, schedule, scaler and best adapter (`state.pt`), what
+the run has done so far (`progress.json`), and a manifest with the size and hash of each file. A folder is written
+under another name, synced and renamed, so one that is there is whole unless the disk damaged it, and the manifest
+tells.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabench.checkpoint import sync_path
+from lorabench.errors import RunError
+
+FOLDER = "checkpoints"
+_STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
+_PREFIX, _STAGING = "step-", ".writing-"
+
+
+@dataclass(frozen=True)
+class Savepoint:
+    """What a run needs to go on.
+
+    Attributes:
+        state: tensors and state dictionaries; loadable with `torch.load(weights_only=True)`.
+        progress: JSON values: position, history, times, and what must agree with the run that goes on.
+    """
+
+    state: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -> Path:
+    """Write a savepoint, then remove all but the newest `keep`. Call on one rank.
+
+    Raises:
+        RunError: the disk does not take it; earlier savepoints are as they were.
+    """
+    parent = run_dir / FOLDER
+    target = parent / f"{_PREFIX}{step:08d}"
+    staging = parent / f"{_STAGING}{step:08d}"
+    try:
+        parent.mkdir(exist_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        torch.save(savepoint.state, staging / _STATE)
+        (staging / _PROGRESS).write_text(json.dumps(savepoint.progress), encoding="utf-8")
+        manifest = {name: _fingerprint(staging / name) for name in (_STATE, _PROGRESS)}
+        (staging / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        for path in (*staging.iterdir(), staging):
+            sync_path(path)
+        # A savepoint of this step can only be there if it was damaged: a whole one would have been resumed from.
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+        sync_path(parent)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error
+    for old in _folders(run_dir)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
+    """The newest whole savepoint; damaged ones are skipped with a warning. None if there is none."""
+    for folder in _folders(run_dir):
+        problem = _damage(folder)
+        if problem is None:
+            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+            return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
+        warnings.warn(f"{folder}: damaged ({problem}), going back to the one before", stacklevel=2)
+    return None
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    """Savepoints by name, the newest first."""
+    return sorted((run_dir / FOLDER).glob(f"{_PREFIX}*"), reverse=True)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a savepoint; None if every file is as it was written."""
+    try:
+        manifest: Mapping[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name in (_STATE, _PROGRESS):
+            if manifest[name] != _fingerprint(folder / name):
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
