@@ -28,5 +28,9 @@ extras=demo
 if wants_deepspeed "$@"; then
     extras=demo,deepspeed
 fi
+case " $* " in
+    *" --track wandb "* | *" --track=wandb "*) extras="$extras,wandb" ;;
+    *" --track tensorboard "* | *" --track=tensorboard "*) extras="$extras,tensorboard" ;;
+esac
 install_project "${LORABENCH_VENV:-$PROJECT/.venv}" "$extras"
 exec "$VENV_PYTHON" -m lorabench.launcher "$@"

@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Annotated
 
 import tyro
 
-from lorabench.config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, find_issues
+from lorabench.config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, RunOptions, find_issues
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 from lorabench.presets import MODELS, TASKS, resolve_defaults, unknown_names
 
@@ -40,7 +41,12 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM) -> RunConfig
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         console_outputs=is_first_on_host(),
     )
-    issues = [*unknown_names(model, task), *find_issues(config), *missing_files(config.data)]
+    issues = [
+        *unknown_names(model, task),
+        *find_issues(config),
+        *missing_files(config.data),
+        *missing_tracker(config.run),
+    ]
     if issues:
         raise ConfigError(issues)
     return config
@@ -49,7 +55,16 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM) -> RunConfig
 def missing_files(data: DataConfig) -> list[str]:
     """One message for each data file that is not there."""
     files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    return [f"--{split}-file {path}: no such file" for split, path in files.items() if path and not path.exists()]
+    return [
+        f"--{split}-file {path}: no such file" for split, path in files.items() if path and not os.path.exists(path)
+    ]
+
+
+def missing_tracker(run: RunOptions) -> list[str]:
+    """A message if the chosen tracker's package is not installed."""
+    if run.track == "none" or find_spec(run.track) is not None:
+        return []
+    return [f"--track {run.track}: the package is not installed; expected `pip install {run.track}` before"]
 
 
 def _scan(arguments: Sequence[str], name: str) -> str | None:

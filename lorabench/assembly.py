@@ -21,12 +21,12 @@ from lorabench.model import (
     DTYPES,
     Placement,
     build_classifier,
-    check_model,
+    inspect_model,
     load_model_config,
     model_source,
 )
 from lorabench.optim import build_optimizer, build_schedule, total_steps
-from lorabench.presets import MODELS, task_preset
+from lorabench.presets import task_preset
 from lorabench.tokenizer import load_tokenizer, pad_id
 from lorabench.tracking import Record, Sink
 
@@ -79,11 +79,16 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the model reads, and its description: everything but weights."""
+    """What the model reads, and its description: everything but weights.
+
+    Attributes:
+        base_parameters: parameters of base model and head.
+    """
 
     model_config: "PretrainedConfig"
     tokenizer: "PreTrainedTokenizerBase"
     collators: dict[str, PaddedCollator]
+    base_parameters: int
 
     @property
     def tokens(self) -> dict[str, TokenizedRows]:
@@ -109,7 +114,7 @@ def prepare_inputs(setting: Setting) -> Inputs:
         task_preset(config.data.task).add_prefix_space,
     )
     model_config.pad_token_id = pad_id(tokenizer)
-    check_model(config.model, config.lora, model_config, config.data.max_length)
+    parameters = inspect_model(config.model, config.lora, model_config, config.data.max_length)
     collators = {
         split: PaddedCollator(
             tokenize(rows, tokenizer, config.data.max_length, f"the {split} rows"),
@@ -119,7 +124,7 @@ def prepare_inputs(setting: Setting) -> Inputs:
         for split, rows in data.splits().items()
     }
     check_vocabulary(config, model_config, collators)
-    return Inputs(model_config, tokenizer, collators)
+    return Inputs(model_config, tokenizer, collators, parameters)
 
 
 def check_vocabulary(
@@ -168,12 +173,12 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
     config, accelerator, ranks = setting.config, setting.accelerator, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
-    checkpointing = use_checkpointing(setting, frozen_dtype)
+    checkpointing = use_checkpointing(setting, inputs.base_parameters * frozen_dtype.itemsize)
     placement = Placement(
         device=ranks.device,
         frozen_dtype=frozen_dtype,
         trainable_dtype=distributed.trainable_dtype(accelerator),
-        sharded_load=distributed.shards_while_loading(accelerator),
+        load_on_cpu=distributed.partitions_parameters(accelerator),
         checkpointing=checkpointing,
     )
     classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
@@ -205,18 +210,19 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     )
 
 
-def use_checkpointing(setting: Setting, frozen_dtype: torch.dtype) -> bool:
-    """The flag; under `auto`, whether the frozen weights take more than half of the GPU's memory."""
+def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
+    """The flag; under `auto`, whether the frozen weights take more than half of some rank's GPU. A collective call.
+
+    All ranks decide alike: with sharded weights, recomputing on some of them only would have those wait for ever.
+    """
     choice = setting.config.model.gradient_checkpointing
     if choice != "auto":
         return choice == "on"
-    preset = MODELS.get(setting.config.model.model)
-    if setting.ranks.device.type != "cuda":
-        return False
-    if preset is None:
-        return True  # an unknown size: fit first
-    _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
-    return preset.base_parameters * frozen_dtype.itemsize > CHECKPOINTING_SHARE * capacity
+    is_tight = False
+    if setting.ranks.device.type == "cuda":
+        _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
+        is_tight = frozen_bytes > CHECKPOINTING_SHARE * capacity
+    return setting.ranks.any(is_tight)
 
 
 def build_job(
@@ -249,6 +255,7 @@ def build_job(
         best_metric=config.run.best_metric,
         early_stopping=config.run.early_stopping,
         report_scores=not setting.shape_only,
+        skips_overflow=setting.precision == "fp16",
         save_best=save_best,
         save_checkpoint=save_checkpoint,
         stop_signal=stop_signal,

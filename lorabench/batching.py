@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lorabench.data import Rows, describe_rows
+from lorabench.data import Rows
 from lorabench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
         return_token_type_ids=False, truncation=False, padding=False, verbose=False,
     )  # fmt: skip
     input_ids: list[list[int]] = []
-    cut_rows, hopeless = 0, []
+    cut_rows = 0
+    hopeless: dict[str, int] = {}
     for i, ids in enumerate(encoded["input_ids"]):
         excess = len(ids) - max_length
         if excess > 0:
@@ -67,14 +68,15 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
                 encoded["offset_mapping"][i], encoded["special_tokens_mask"][i], rows.cuttable[i]
             )
             if len(dropped) < excess:
-                hopeless.append(i)
+                hopeless[rows.ids[i]] = len(ids) - len(dropped)
             gone = set(dropped[len(dropped) - excess :])
             ids = [token for position, token in enumerate(ids) if position not in gone]
         input_ids.append(list(ids))
     if hopeless:
+        named = ", ".join(list(hopeless)[:5]) + (", ..." if len(hopeless) > 5 else "")
         raise ConfigError(
-            f"--max-length {max_length}: {describe_rows(hopeless)} of {origin} do not fit even without the part that "
-            "may be cut"
+            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {named}) are longer even without the part "
+            f"that may be cut; expected at least {max(hopeless.values())}, or a file without them"
         )
     return TokenizedRows(input_ids, rows.labels or [0] * len(rows), cut_rows)
 

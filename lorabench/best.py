@@ -20,8 +20,9 @@ from lorabench.tracking import Record
 # Largest difference between logits of the adapter in memory and of the one read back: the same numbers in the same
 # batches, so only what kernels vary from call to call.
 RELOAD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-# Updates after which every trainable tensor must have moved: LoRA's A has no gradient before B has left zero.
-UPDATES_UNTIL_ALL_MOVE = 2
+# Updates after which every trainable tensor must have moved: the first one of a warm-up has a learning rate of 0, and
+# LoRA's A has no gradient before B has left zero.
+UPDATES_UNTIL_ALL_MOVE = 3
 # Evaluation batches per rank whose logits are compared after reloading.
 RELOAD_BATCHES = 2
 
@@ -52,11 +53,7 @@ class BestAdapter:
         if self._setting.shape_only:
             return
         self._best, self._best_logits = self._read(), logits
-        if self._setting.ranks.is_main:
-            checkpoint.save_adapter(
-                self._folder, self._built.classifier.adapted, self._best, self._inputs.tokenizer, self._card(record)
-            )
-        self._setting.ranks.wait()
+        self._write(record)
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint has to keep of it; None before the first evaluation."""
@@ -64,10 +61,19 @@ class BestAdapter:
             return None
         return {"adapter": self._best, "logits": self._best_logits}
 
-    def load_state(self, state: Mapping[str, Any] | None) -> None:
-        """Inverse of `state`."""
-        if state is not None:
-            self._best, self._best_logits = state["adapter"], state["logits"]
+    def load_state(self, state: Mapping[str, Any] | None, record: Record | None) -> None:
+        """Inverse of `state`. A collective call.
+
+        The folder is written anew: a run that was killed between saving a better adapter and its checkpoint left that
+        one there, and need not find it again.
+
+        Args:
+            record: the best evaluation so far.
+        """
+        if state is None or record is None:
+            return
+        self._best, self._best_logits = state["adapter"], state["logits"]
+        self._write(record)
 
     def check_movement(self, progress: Progress) -> None:
         """Refuse a training that left a trainable tensor as it was. A collective call.
@@ -109,6 +115,13 @@ class BestAdapter:
             raise RunError(f"the reloaded adapter's logits differ by {difference:.2g}, more than {tolerance:g}")
         return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
 
+    def _write(self, record: Record) -> None:
+        if self._setting.ranks.is_main and self._best is not None:
+            checkpoint.save_adapter(
+                self._folder, self._built.classifier.adapted, self._best, self._inputs.tokenizer, self._card(record)
+            )
+        self._setting.ranks.wait()
+
     def _read(self) -> dict[str, torch.Tensor]:
         with whole_parameters(self._setting.accelerator, self._built.classifier.adapted):
             return checkpoint.adapter_state(self._built.classifier.adapted)
@@ -132,6 +145,8 @@ class BestAdapter:
             "validation": f"{scores} on {record['rows']} rows after epoch {record['epoch']:g}",
             "LoRA": f"r={config.lora.lora_r}, alpha={config.lora.lora_alpha}, targets {config.lora.lora_targets}",
             "trainable parameters": f"{self._built.counts.trainable:,}",
-            "longest row in training": f"{config.data.max_length} tokens",
+            "rows are cut at": f"{config.data.max_length} tokens",
         }
-        return checkpoint.model_card(model_source(config.model), data.labels, pad_id(self._inputs.tokenizer), facts)
+        return checkpoint.model_card(
+            model_source(config.model), data.labels, pad_id(self._inputs.tokenizer), config.data.max_length, facts
+        )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorabench.errors import RunError
+from lorabench.results import sync_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,11 +32,18 @@ def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
     Raises:
         RunError: a tensor is empty, as ungathered ZeRO-3 parameters are.
     """
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    state = _peft_state(adapted)
     empty = [name for name, tensor in state.items() if tensor.numel() == 0]
     if empty:
         raise RunError(f"{len(empty)} adapter tensors are empty and would be saved so ({empty[0]}, ...)")
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def _peft_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT saves, less the biases of both copies of the head that `lora_bias="all"` adds to the head's own."""
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    copies = (".original_module.", ".modules_to_save.")
+    return {name: tensor for name, tensor in state.items() if not any(part in name for part in copies)}
 
 
 def save_adapter(
@@ -72,7 +80,7 @@ def save_adapter(
             target.rename(retired)
         staging.rename(target)
         sync_path(run_dir)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         shutil.rmtree(staging, ignore_errors=True)
         if retired.exists() and not target.exists():
             retired.rename(target)
@@ -83,11 +91,11 @@ def save_adapter(
 
 def sync_path(path: Path) -> None:
     """Make a file, or a folder's entries, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -112,7 +120,7 @@ def load_state(adapted: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
     Raises:
         RunError: names or shapes differ from the model's.
     """
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = _peft_state(adapted)
     if state.keys() != expected.keys():
         difference = sorted(state.keys() ^ expected.keys())
         raise RunError(f"{len(difference)} tensors of the adapter are not the model's ({difference[0]}, ...)")
@@ -145,7 +153,9 @@ def unmoved_parameters(before: Mapping[str, torch.Tensor], after: Mapping[str, t
     return [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
 
 
-def model_card(base: str, labels: tuple[str, ...], pad_token_id: int, facts: Mapping[str, Any]) -> str:
+def model_card(
+    base: str, labels: tuple[str, ...], pad_token_id: int, max_length: int, facts: Mapping[str, Any]
+) -> str:
     """The adapter's README.md, with the exact call that reloads it.
 
     Args:
@@ -167,7 +177,8 @@ tags: [lora, lorabench]
 - classes: {names}
 
 Both arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
-Pad on the right.
+Pad on the right. While the base model loads, its head is reported missing: that is as it should be, it is in here.
+The base model is loaded from `{base}`; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
 
 ```python
 from peft import AutoPeftModelForSequenceClassification
@@ -178,5 +189,11 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoPeftModelForSequenceClassification.from_pretrained(
     folder, num_labels={len(labels)}, pad_token_id={pad_token_id}
 )
+model.eval()
+
+labels = {list(labels)!r}
+texts = ["the first text", "another"]
+inputs = tokenizer(texts, truncation=True, max_length={max_length}, padding=True, return_tensors="pt")
+probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
 ```
 """

@@ -69,13 +69,12 @@ def head_names(base: nn.Module) -> list[str]:
     ]
 
 
-def trained_heads(adapted: PeftModel, heads: list[str]) -> Iterator[nn.Module]:
-    """The trainable copies of the heads; PEFT keeps the untouched original beside each."""
-    base = adapted.get_base_model()
-    for name in heads:
-        wrapper = getattr(base, name)
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            yield from wrapper.modules_to_save.children()
+def trained_copies(adapted: PeftModel) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are trained whole, with their names in the base model; PEFT keeps the original beside each."""
+    for path, module in adapted.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copied in module.modules_to_save.children():
+                yield path, copied
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class PredictOptions:
     """Where to write, .csv or .jsonl: id, label and the probability of each class."""
     batch_size: int = 32
     """Rows per forward pass; results do not depend on it."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base model. Off unless you say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def predict(arguments: Sequence[str]) -> int:
     from lorabench.train import quiet_libraries
 
     quiet_libraries()
-    count = predict_command(options.run, options.input, options.output, options.batch_size)
+    count = predict_command(options.run, options.input, options.output, options.batch_size, options.trust_remote_code)
     print(f"wrote {count} predictions to {options.output}")
     return 0
 

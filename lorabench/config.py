@@ -6,6 +6,7 @@ flag; `presets` builds the instance that the command line then overrides. Nothin
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -215,7 +216,8 @@ def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
             return ["--resume: expected --output-dir with the folder of the run that is to go on"]
         has_run = (folder / "run.json").is_file()
         return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-    if folder is None or not folder.exists():
+    # Only the first rank looks: by the time that a late one does, that one may have written already.
+    if folder is None or os.environ.get("RANK", "0") != "0" or not os.path.exists(folder):
         return []
     if not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]

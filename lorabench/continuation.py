@@ -30,7 +30,7 @@ FREE_FIELDS = frozenset(
         *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
     }
 )
-_SCALARS = ("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps")
+_SCALARS = ("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "skipped_in_a_row")
 
 
 def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
@@ -145,7 +145,7 @@ class Continuation:
         adapted = self._built.classifier.adapted
         with whole_parameters(self._setting.accelerator, adapted, modify=True):
             checkpoint.load_state(adapted, state["trained"])
-        self._best.load_state(state["best"])
+        self._best.load_state(state["best"], known["best"])
         self._built.optimizer.load_state_dict(state["optimizer"])
         self._built.schedule.load_state_dict(state["schedule"])
         if self._setting.accelerator.scaler is not None and state["scaler"] is not None:

@@ -18,6 +18,9 @@ from lorabench.presets import MODELS
 Strategy = Literal["single", "DDP", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP"]
 
 
+_ZERO_STAGES: dict[int, Strategy] = {1: "DeepSpeed ZeRO-1", 2: "DeepSpeed ZeRO-2", 3: "DeepSpeed ZeRO-3"}
+
+
 @dataclass(frozen=True)
 class LaunchRequest:
     """What the launch command or its YAML asked for; None where it does not say.
@@ -75,9 +78,12 @@ def _parse_launcher(
         yaml = load_config_from_file(arguments.config_file)
     size = arguments.num_processes or getattr(yaml, "num_processes", None) or env_size
     engine = env_engine
-    if arguments.use_deepspeed or (yaml and yaml.distributed_type == DistributedType.DEEPSPEED):
+    # The launcher takes the type from the YAML only where no flag names one.
+    named = arguments.multi_gpu or arguments.tpu or arguments.use_deepspeed or arguments.use_fsdp
+    yaml_type = None if named or yaml is None else yaml.distributed_type
+    if arguments.use_deepspeed or yaml_type == DistributedType.DEEPSPEED:
         engine = "deepspeed"
-    elif arguments.use_fsdp or (yaml and yaml.distributed_type == DistributedType.FSDP):
+    elif arguments.use_fsdp or yaml_type == DistributedType.FSDP:
         engine = "fsdp"
     cpu = arguments.cpu or bool(yaml and yaml.use_cpu) or _flag("ACCELERATE_USE_CPU")
     return LaunchRequest("accelerate launch " + " ".join(command), size, engine, cpu)
@@ -111,6 +117,7 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     verify_launch(request, accelerator, precision)
+    check_supported(accelerator, config, precision)
     if accelerator.state.deepspeed_plugin is not None:
         _write_deepspeed_config(accelerator, config)
     return accelerator
@@ -146,6 +153,8 @@ def resolve_precision(config: RunConfig, use_cuda: bool) -> Literal["fp32", "fp1
 def _launcher_precision() -> Precision:
     """`no` is also what a launcher says when nothing was asked, so it leaves the choice open."""
     named = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if named not in ("no", "fp16", "bf16"):
+        raise ConfigError(f"the launcher's mixed precision {named}: expected no, fp16 or bf16")
     if named == "fp16":
         return "fp16"
     return "bf16" if named == "bf16" else "auto"
@@ -176,12 +185,28 @@ def verify_launch(request: LaunchRequest, accelerator: Accelerator, precision: s
         raise ConfigError(issues)
 
 
+def check_supported(accelerator: Accelerator, config: RunConfig, precision: str) -> None:
+    """Refuse strategies and settings that would run, but not as asked. Raises `ConfigError` with each."""
+    issues = []
+    if accelerator.distributed_type == DistributedType.FSDP:
+        issues.append("the launch asked for FSDP: not supported; the nearest is accelerate_configs/zero3.yaml")
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        if plugin.zero_stage not in _ZERO_STAGES:
+            issues.append(f"DeepSpeed zero_stage {plugin.zero_stage}: expected 1, 2 or 3")
+        if plugin.zero_stage == 3 and plugin.zero3_init_flag:
+            issues.append("DeepSpeed zero3_init_flag true: expected false; the adapter is added to whole weights")
+        if config.model.frozen_dtype == "fp32" and precision != "fp32":
+            issues.append(f"--frozen-dtype fp32: DeepSpeed casts all weights to {precision}; expected auto")
+    if issues:
+        raise ConfigError(issues)
+
+
 def strategy_name(accelerator: Accelerator) -> Strategy:
     """What runs, as the tables call it."""
     plugin = accelerator.state.deepspeed_plugin
     if accelerator.distributed_type == DistributedType.DEEPSPEED and plugin is not None:
-        stages: dict[int, Strategy] = {1: "DeepSpeed ZeRO-1", 2: "DeepSpeed ZeRO-2", 3: "DeepSpeed ZeRO-3"}
-        return stages[plugin.zero_stage]
+        return _ZERO_STAGES[plugin.zero_stage]
     if accelerator.distributed_type == DistributedType.FSDP:
         return "FSDP"
     return "DDP" if accelerator.num_processes > 1 else "single"
@@ -208,8 +233,8 @@ def trainable_dtype(accelerator: Accelerator) -> torch.dtype:
     return torch.float32
 
 
-def shards_while_loading(accelerator: Accelerator) -> bool:
-    """Whether the strategy splits the weights as they are loaded (ZeRO-3)."""
+def partitions_parameters(accelerator: Accelerator) -> bool:
+    """Whether each rank holds only a part of every parameter (ZeRO-3)."""
     return strategy_name(accelerator) == "DeepSpeed ZeRO-3"
 
 
@@ -225,7 +250,7 @@ def whole_parameters(accelerator: Accelerator, model: torch.nn.Module, modify: b
     Args:
         modify: what the block writes into them is kept; every rank must write the same.
     """
-    if not shards_while_loading(accelerator):
+    if not partitions_parameters(accelerator):
         yield
         return
     from deepspeed import zero

@@ -95,7 +95,9 @@ class DeepSpeedGradients:
 
     def step(self) -> torch.Tensor:
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm())
+        # A tensor, or a plain `inf` where fp16 overflowed.
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._engine.device)
 
 
 def build_gradients(

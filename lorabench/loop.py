@@ -19,6 +19,8 @@ from lorabench.tracking import Record, Sink
 
 # Steps whose results stay on the device before they are read: reading waits for the device and crosses ranks.
 DRAIN_STEPS = 16
+# The loss scale starts at 2^16 and halves with each skipped step: after this many it is far below 1.
+MOST_SKIPPED_IN_A_ROW = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Job:
         class_weights: one per class; all 1 without weighting.
         positive: index of the positive class; None for macro averages.
         report_scores: False for random weights, whose scores mean nothing; losses are still reported.
+        skips_overflow: fp16's loss scaler skips steps whose gradient is not finite.
         save_best: called on every rank when the validation score improves, with the record and the logits.
         save_checkpoint: called on every rank after each evaluation, and before stopping for a signal.
         stop_signal: the signal that asked this rank to stop, if one came.
@@ -53,6 +56,7 @@ class Job:
     best_metric: BestMetric
     early_stopping: int | None
     report_scores: bool
+    skips_overflow: bool
     save_best: Callable[[Record, torch.Tensor], None]
     save_checkpoint: Callable[[], None]
     stop_signal: Callable[[], int | None]
@@ -79,6 +83,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     throughput: Throughput = field(default_factory=Throughput)
 
 
@@ -198,11 +203,31 @@ def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
             raise RunError(f"the training loss is {loss} at step {item.step} (epoch {epoch:.2f})")
         progress.losses.append(loss)
         progress.epoch_losses.append(loss)
-        progress.skipped_steps += not math.isfinite(norm)
+        count_skipped(job, progress, item.step, norm)
         if item.step % job.logging_steps == 0 or item.step == job.total_steps:
             job.sink.write(train_record(job, progress, item, norm))
             progress.losses.clear()
     pending.clear()
+
+
+def count_skipped(job: Job, progress: Progress, step: int, norm: float) -> None:
+    """Count a step that fp16 overflowed and skipped.
+
+    Raises:
+        RunError: the gradient is not finite without a scaler that would skip the step, or fp16 skips on and on.
+    """
+    if math.isfinite(norm):
+        progress.skipped_in_a_row = 0
+        return
+    if not job.skips_overflow:
+        raise RunError(f"the gradient norm is {norm} at step {step} (epoch {step / job.plan.steps_per_epoch:.2f})")
+    progress.skipped_steps += 1
+    progress.skipped_in_a_row += 1
+    if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        raise RunError(
+            f"fp16 overflowed in {progress.skipped_in_a_row} steps in a row up to step {step}, whatever the loss "
+            "scale; use --precision bf16 or fp32"
+        )
 
 
 def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) -> Record:
@@ -282,6 +307,8 @@ def is_better(record: Record, best: Record | None, metric: BestMetric) -> bool:
         return False
     if best is None:
         return True
+    if value == best["value"]:
+        return record["loss"] < best["loss"]  # small splits tie in F1 and accuracy; the loss still tells
     return value < best["value"] if metric == "loss" else value > best["value"]
 
 

@@ -1,5 +1,7 @@
-"""A classifier with LoRA: base model, pad policy, adapter, pooling, dtypes and parameter counts."""
+"""A classifier with LoRA: base model, adapter, head and dtypes."""
 
+import copy
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +13,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from lorabench.classifier import SequenceClassifier, head_names, trained_heads
+from lorabench.classifier import SequenceClassifier, head_names, trained_copies
 from lorabench.config import LoraArgs, ModelConfig
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, IssueList
 from lorabench.hub import explain_hub_error
 from lorabench.presets import ARCHITECTURES, MODELS
 
@@ -24,6 +26,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
 )
+# The one module of a body that language models are published without.
+POOLER = "pooler"
 PEFT_HEAD_NAMES = ("classifier", "score")
 
 
@@ -31,7 +35,8 @@ def model_source(config: ModelConfig) -> str:
     """Where the model's files are: a local folder, an installed package's folder, or a Hub id."""
     preset = MODELS.get(config.model)
     if preset is None:
-        return config.model
+        # A relative path would reload only from the folder that the run was started in.
+        return str(Path(config.model).resolve()) if os.path.isdir(config.model) else config.model
     spec = find_spec(preset.package) if preset.package else None
     if spec is not None and spec.submodule_search_locations:
         folder = Path(spec.submodule_search_locations[0]) / "model"
@@ -69,32 +74,68 @@ def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
             setattr(model_config, name, probability)
 
 
-def check_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int) -> None:
-    """What can be refused before the weights are loaded.
+def inspect_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int) -> int:
+    """Refuse what can be refused before the weights are loaded. Returns the number of parameters, head included.
 
     Raises:
-        ConfigError: no known LoRA targets, no classifier for this type, or rows longer than the model's positions.
+        ConfigError: no known LoRA targets or none of that name, no classifier for this type, an attention
+            implementation that is not there, or rows longer than the model's positions.
     """
-    issues = []
-    known = model_config.model_type in ARCHITECTURES
-    if not known and lora.lora_targets == "auto":
-        issues.append(
+    issues = IssueList()
+    if model_config.model_type not in ARCHITECTURES and lora.lora_targets == "auto":
+        issues.add(
             f"--model {config.model}: type {model_config.model_type!r} is not in the table of architectures "
             f"({', '.join(ARCHITECTURES)}); name the modules that get LoRA with --lora-targets"
         )
     has_remote_code = config.trust_remote_code and getattr(model_config, "auto_map", None)
     if type(model_config) not in AutoModelForSequenceClassification._model_mapping and not has_remote_code:  # pyright: ignore[reportAttributeAccessIssue]
-        issues.append(
+        issues.add(
             f"--model {config.model}: transformers has no sequence classifier of type {model_config.model_type!r}"
         )
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None:
         # RoBERTa counts positions from the pad id on.
         usable = positions - (model_config.pad_token_id + 1 if model_config.model_type == "roberta" else 0)
-        if max_length > usable:
-            issues.append(f"--max-length {max_length}: the model has {usable} positions")
-    if issues:
-        raise ConfigError(issues)
+        issues.check(max_length <= usable, f"--max-length {max_length}: expected at most the model's {usable}")
+    issues.raise_if_any()
+    skeleton = _build_skeleton(config, model_config)
+    _check_targets(lora, model_config.model_type, skeleton)
+    return sum(parameter.numel() for parameter in skeleton.parameters())
+
+
+def _build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:
+    """The model without storage, on the meta device."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(
+                copy.deepcopy(model_config), **_model_arguments(config, torch.float32)
+            )
+    except (ValueError, ImportError) as error:
+        flag = f"--attn-implementation {config.attn_implementation}"
+        subject = f"--model {config.model}" if config.attn_implementation == "auto" else flag
+        raise ConfigError(f"{subject}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None:
+    targets = lora_targets(lora, model_type)
+    if isinstance(targets, str):
+        return
+    names = [name for name, _ in skeleton.named_modules()]
+    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    if unknown:
+        linear = {name.split(".")[-1] for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(
+            f"--lora-targets {','.join(targets)}: the model has no module {', '.join(unknown)}; its linear modules "
+            f"are {', '.join(sorted(linear))}"
+        )
+
+
+def _model_arguments(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers is told about any model, loaded or built."""
+    arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    if config.attn_implementation != "auto":
+        arguments["attn_implementation"] = config.attn_implementation
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -105,14 +146,14 @@ class Placement:
         device: where this rank computes.
         frozen_dtype: dtype of the frozen weights.
         trainable_dtype: dtype of adapter and head.
-        sharded_load: a strategy shards the weights while they are loaded, so they must not be placed by hand.
+        load_on_cpu: the strategy takes the weights from host memory and splits them itself.
         checkpointing: recompute activations in the backward pass.
     """
 
     device: torch.device
     frozen_dtype: torch.dtype
     trainable_dtype: torch.dtype = torch.float32
-    sharded_load: bool = False
+    load_on_cpu: bool = False
     checkpointing: bool = False
 
 
@@ -125,36 +166,35 @@ def build_classifier(
 ) -> SequenceClassifier:
     """Base model, LoRA and head, ready to be prepared by the Accelerator.
 
-    Trainable parameters (adapter and head) are in `placement.trainable_dtype`, all others frozen. A head that the
-    checkpoint does not carry is drawn in float32 from `seed`, the same on every rank. The model pads with
-    `model_config.pad_token_id`.
+    Trainable parameters (adapter and head) are in `placement.trainable_dtype`, all others frozen. A head, or a
+    pooler, that the checkpoint does not carry is drawn in float32 from `seed`, the same on every rank, and trained.
+    The model pads with `model_config.pad_token_id`.
 
     Raises:
-        ConfigError: the weights cannot be had, or no module matches the LoRA targets.
+        ConfigError: the weights cannot be had, or are not all there.
     """
-    base, fresh_head = _load_base(config, model_config, placement)
-    base.config.use_cache = False
-    heads = head_names(base)
     torch.manual_seed(seed)
-    adapted = _add_adapter(base, lora, heads)
+    base, fresh = _load_base(config, model_config, placement)
+    base.config.use_cache = False
+    torch.manual_seed(seed)
+    adapted = _add_adapter(base, lora, fresh, config.revision)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(placement.trainable_dtype)
-    if fresh_head:
-        _initialise_heads(adapted, heads, getattr(model_config, "initializer_range", 0.02), seed)
+    _initialise_fresh(adapted, fresh, getattr(model_config, "initializer_range", 0.02), seed)
     if placement.checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return SequenceClassifier(adapted)
 
 
 def load_trained_classifier(
-    folder: Path, config: ModelConfig, classes: int, device: torch.device, frozen_dtype: torch.dtype
+    folder: Path, classes: int, device: torch.device, frozen_dtype: torch.dtype, trust_remote_code: bool
 ) -> tuple[SequenceClassifier, "PreTrainedTokenizerBase"]:
     """A saved adapter on its base model, for prediction, with its tokenizer. Adapter and head are in float32.
 
     Args:
         folder: an `adapter/` that `checkpoint.save_adapter` wrote.
-        config: revision and remote code of the base model.
+        trust_remote_code: run Python code that comes with the base model.
 
     Raises:
         ConfigError: the folder is not such an adapter, or the base model cannot be had.
@@ -168,8 +208,7 @@ def load_trained_classifier(
             folder,
             num_labels=classes,
             pad_token_id=tokenizer.pad_token_id,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=trust_remote_code,
             use_safetensors=True,
             dtype=frozen_dtype,
         )
@@ -184,18 +223,18 @@ def load_trained_classifier(
 
 def _load_base(
     config: ModelConfig, model_config: PretrainedConfig, placement: Placement
-) -> tuple[PreTrainedModel, bool]:
-    """The frozen model on its device, and whether its head is new."""
-    arguments: dict[str, Any] = {"dtype": placement.frozen_dtype, "trust_remote_code": config.trust_remote_code}
-    if config.attn_implementation != "auto":
-        arguments["attn_implementation"] = config.attn_implementation
+) -> tuple[PreTrainedModel, set[str]]:
+    """The frozen model on its device, and the names of the weights that its checkpoint does not carry.
+
+    Raises:
+        ConfigError: the weights cannot be had, or other ones are missing than those of head and pooler.
+    """
+    arguments = _model_arguments(config, placement.frozen_dtype)
+    device = torch.device("cpu") if placement.load_on_cpu else placement.device
     if config.weights == "random":
-        if placement.sharded_load:
-            return AutoModelForSequenceClassification.from_config(model_config, **arguments), True
-        with placement.device:
-            return AutoModelForSequenceClassification.from_config(model_config, **arguments), True
-    if not placement.sharded_load:
-        arguments["device_map"] = {"": placement.device}
+        with device:
+            base = AutoModelForSequenceClassification.from_config(model_config, **arguments)
+        return base, {name for name in base.state_dict() if _is_heads(base, name)}
     try:
         base, loading = AutoModelForSequenceClassification.from_pretrained(
             model_source(config),
@@ -204,17 +243,28 @@ def _load_base(
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            device_map={"": device},
             **arguments,
         )
-    except (OSError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
-    new = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-    heads = tuple(f"{name}." for name in head_names(base))
-    return base, any(key.startswith(heads) for key in new)
+    fresh = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    lost = sorted(name for name in fresh if not _is_heads(base, name) and f".{POOLER}." not in name)
+    if lost:
+        raise ConfigError(
+            f"--model {config.model}: its checkpoint lacks {len(lost)} weights of a {type(base).__name__}, or has "
+            f"them in another shape ({', '.join(lost[:3])}, ...); expected a whole pretrained model"
+        )
+    return base, fresh
 
 
-def _add_adapter(base: PreTrainedModel, lora: LoraArgs, heads: list[str]) -> PeftModel:
-    """LoRA on the targets; heads are trained and saved whole (PEFT adds its own two names itself)."""
+def _is_heads(base: PreTrainedModel, name: str) -> bool:
+    return name.startswith(tuple(f"{head}." for head in head_names(base)))
+
+
+def _add_adapter(base: PreTrainedModel, lora: LoraArgs, fresh: set[str], revision: str | None) -> PeftModel:
+    """LoRA on the targets; heads, and a new pooler, are trained and saved whole (PEFT adds its own two names)."""
+    whole = [*head_names(base), *([POOLER] if any(f".{POOLER}." in name for name in fresh) else [])]
     settings = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=lora.lora_r,
@@ -222,12 +272,9 @@ def _add_adapter(base: PreTrainedModel, lora: LoraArgs, heads: list[str]) -> Pef
         lora_dropout=lora.lora_dropout,
         bias=lora.lora_bias,
         target_modules=lora_targets(lora, base.config.model_type),
-        modules_to_save=[name for name in heads if name not in PEFT_HEAD_NAMES] or None,
+        modules_to_save=[name for name in whole if name not in PEFT_HEAD_NAMES] or None,
     )
-    try:
-        adapted = get_peft_model(base, settings)
-    except ValueError as error:
-        raise ConfigError(f"--lora-targets {lora.lora_targets}: {error}") from None
+    adapted = get_peft_model(base, settings, revision=revision)
     if not isinstance(adapted, PeftModel):
         raise TypeError(f"PEFT returned {type(adapted).__name__} for a LoRA configuration")
     return adapted
@@ -242,14 +289,15 @@ def lora_targets(lora: LoraArgs, model_type: str) -> str | list[str]:
     return [name.strip() for name in lora.lora_targets.split(",")]
 
 
-def _initialise_heads(adapted: PeftModel, heads: list[str], std: float, seed: int) -> None:
+def _initialise_fresh(adapted: PeftModel, fresh: set[str], std: float, seed: int) -> None:
     """Normal weights and zero biases, drawn on the CPU in float32 so that every device and dtype starts alike."""
     generator = torch.Generator().manual_seed(seed)
-    for parent in trained_heads(adapted, heads):
-        for module in parent.modules():
-            if isinstance(module, nn.Linear):
-                fresh = torch.empty(module.out_features, module.in_features).normal_(0.0, std, generator=generator)
+    for path, copied in trained_copies(adapted):
+        for name, module in copied.named_modules():
+            weight = ".".join(filter(None, (path, name, "weight")))
+            if isinstance(module, nn.Linear) and weight in fresh:
+                drawn = torch.empty(module.out_features, module.in_features).normal_(0.0, std, generator=generator)
                 with torch.no_grad():
-                    module.weight.copy_(fresh)
+                    module.weight.copy_(drawn)
                     if module.bias is not None:
                         module.bias.zero_()

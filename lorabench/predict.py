@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from lorabench.config import RunConfig
 from lorabench.data import Rows, load_rows
 from lorabench.errors import ConfigError
+from lorabench.hub import prefer_cache_if_unreachable
 from lorabench.results import read_run, replacing
 
 PREDICT_BATCH_SIZE = 32
@@ -39,7 +41,13 @@ def write_predictions(path: Path, ids: Sequence[str], labels: Sequence[str], log
                 writer.writerow([row_id, labels[index], *values])
 
 
-def predict_command(run_dir: Path, input_file: Path, output_file: Path, batch_size: int = PREDICT_BATCH_SIZE) -> int:
+def predict_command(
+    run_dir: Path,
+    input_file: Path,
+    output_file: Path,
+    batch_size: int = PREDICT_BATCH_SIZE,
+    trust_remote_code: bool = False,
+) -> int:
     """Predict every row of a file with the best adapter of a finished run.
 
     A row's result does not depend on the others: rows are padded on the right and masked, and pooled by the mask.
@@ -48,6 +56,7 @@ def predict_command(run_dir: Path, input_file: Path, output_file: Path, batch_si
         run_dir: folder of the run, with `run.json` and `adapter/`.
         input_file: CSV, JSON lines, JSON array or Parquet with the run's text column.
         output_file: .csv or .jsonl, replaced whole.
+        trust_remote_code: run Python code that comes with the base model; what the run did is no consent.
 
     Returns:
         How many rows were predicted.
@@ -57,11 +66,17 @@ def predict_command(run_dir: Path, input_file: Path, output_file: Path, batch_si
     """
     if output_file.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
         raise ConfigError(f"--output {output_file}: expected a file ending in .csv or .jsonl")
-    if not output_file.parent.is_dir():
-        raise ConfigError(f"--output {output_file}: no such folder {output_file.parent}")
+    if not output_file.parent.is_dir() or not os.access(output_file.parent, os.W_OK):
+        raise ConfigError(f"--output {output_file}: {output_file.parent} is no folder that can be written to")
     record = read_run(run_dir)
-    config = RunConfig.from_json(record["config"])
-    labels: list[str] = record["data"]["labels"]
+    if output_file.exists() and output_file.samefile(input_file):
+        raise ConfigError(f"--output {output_file}: the same file as --input, which would be lost")
+    try:
+        config = RunConfig.from_json(record["config"])
+        labels: list[str] = record["data"]["labels"]
+        precision: str = record["precision"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"--run {run_dir}: its run.json is not one of this version ({error})") from None
     rows = load_rows("--input", input_file, config.data)
     from lorabench.checkpoint import find_adapter
 
@@ -70,13 +85,31 @@ def predict_command(run_dir: Path, input_file: Path, output_file: Path, batch_si
         raise ConfigError(
             f"--run {run_dir}: no adapter there (status {record.get('status')}; random weights save none)"
         )
-    logits = _predict(adapter, config, record["precision"], len(labels), rows, batch_size)
+    if not os.path.isdir(base_of(adapter)):
+        prefer_cache_if_unreachable()
+    logits = _predict(adapter, config, precision, len(labels), rows, batch_size, trust_remote_code)
     write_predictions(output_file, rows.ids, labels, logits)
     return len(rows)
 
 
+def base_of(adapter: Path) -> str:
+    """What PEFT loads the base model of an adapter from: a folder or a Hub id."""
+    try:
+        return str(
+            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{adapter}: no readable adapter_config.json ({error})") from None
+
+
 def _predict(
-    adapter: Path, config: RunConfig, precision: str, classes: int, rows: Rows, batch_size: int
+    adapter: Path,
+    config: RunConfig,
+    precision: str,
+    classes: int,
+    rows: Rows,
+    batch_size: int,
+    trust_remote_code: bool,
 ) -> torch.Tensor:
     """Logits of `rows`, [rows, classes]: on the GPU in the run's precision if there is one, else in float32."""
     # Heavy imports, only once the input is known to be good.
@@ -89,7 +122,7 @@ def _predict(
     device = torch.device("cuda" if on_gpu else "cpu")
     compute_dtype = DTYPES[precision] if on_gpu else torch.float32
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else compute_dtype
-    classifier, tokenizer = load_trained_classifier(adapter, config.model, classes, device, frozen_dtype)
+    classifier, tokenizer = load_trained_classifier(adapter, classes, device, frozen_dtype, trust_remote_code)
     # Once more, now into float32: a half-precision base would have rounded the head on the way in.
     load_adapter(classifier.adapted, adapter)
     tokens = tokenize(rows, tokenizer, config.data.max_length, "--input")

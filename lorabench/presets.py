@@ -5,9 +5,9 @@ Model shapes are facts of the published checkpoints; `base_parameters` counts ba
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
@@ -248,7 +248,7 @@ def task_preset(task: str) -> TaskPreset:
 
 def _unknown_name(flag: str, value: str, known: Iterable[str], otherwise: str) -> str | None:
     names = list(known)
-    if value in names or "/" in value or Path(value).is_dir():
+    if value in names or "/" in value or os.path.isdir(value):
         return None
     nearest = difflib.get_close_matches(value, names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""

@@ -90,7 +90,7 @@ def _read_json_lines(path: Path) -> Columns:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise ConfigError(f"line {number}: malformed JSON ({error.msg}, column {error.colno})") from None
             if not isinstance(row, dict):

@@ -1,14 +1,18 @@
 """The record of a run: what `run.json` says, and when it is written."""
 
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from lorabench.assembly import Built, Inputs, Setting
 from lorabench.distributed import strategy_name
 from lorabench.environment import environment
+from lorabench.errors import ConfigError
 from lorabench.loop import Progress
 from lorabench.meters import MemoryMonitor
 from lorabench.model import model_source
@@ -29,7 +33,7 @@ class RecordKeeper:
         self.folder = folder
         self.record = record
         self._rank = rank
-        self._started = time.perf_counter()
+        self._started = psutil.Process().create_time()
         self._seconds_before = 0.0
         self.update()
 
@@ -40,8 +44,8 @@ class RecordKeeper:
             write_json_atomic(self.folder / RUN_FILE, self.record)
 
     def wall_seconds(self) -> float:
-        """Seconds since the start, those before an interruption included."""
-        return self._seconds_before + time.perf_counter() - self._started
+        """Seconds since the process started, those before an interruption included."""
+        return self._seconds_before + time.time() - self._started
 
     def add_wall_seconds(self, seconds: float) -> None:
         """Count the seconds that the run had taken before it was interrupted."""
@@ -60,6 +64,12 @@ class RecordKeeper:
         Args:
             every_rank: all ranks end with this error, so the first one's word is enough.
         """
+        try:
+            self._write_failure(status, error, every_rank)
+        except (OSError, ConfigError) as problem:  # a full disk, say: the run's own error matters more
+            print(f"{self.folder / RUN_FILE}: the failure could not be recorded ({problem})", file=sys.stderr)
+
+    def _write_failure(self, status: str, error: str, every_rank: bool) -> None:
         if self._rank == 0:
             cause = self._cause_of_another_rank()
             self.update(status=status, error=error if cause is None else cause)

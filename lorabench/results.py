@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -153,7 +153,7 @@ def cut_metrics(path: Path, last_step: int) -> None:
         write_text_atomic(path, "".join(_to_json(record) + "\n" for record in kept))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:

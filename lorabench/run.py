@@ -1,6 +1,7 @@
 """One run: prepare, train, check what was saved, report. `execute` is its table of contents."""
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,7 +25,7 @@ from lorabench.presets import task_preset
 from lorabench.record import RecordKeeper, measurements, model_facts, opening
 from lorabench.report import summary_lines, table_row
 from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_metrics, read_run
-from lorabench.savepoint import Savepoint
+from lorabench.savepoint import Savepoint, read_newest_savepoint
 from lorabench.signals import StopSignal
 from lorabench.table import render_terminal
 from lorabench.tracking import (
@@ -58,7 +59,10 @@ def execute(config: RunConfig, data: TaskData) -> Path:
     try:
         train_and_finish(setting, inputs, keeper, savepoint)
     except RunInterrupted as error:
-        keeper.fail("interrupted", f"{error} at step {keeper.record['steps']}; --resume goes on", every_rank=True)
+        message = f"{error} after step {keeper.record['steps']}{how_to_go_on(folder)}"
+        keeper.fail("interrupted", message, every_rank=True)
+        if setting.ranks.is_main:
+            print(message, flush=True)
         raise
     except KeyboardInterrupt:
         keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
@@ -75,6 +79,7 @@ def execute(config: RunConfig, data: TaskData) -> Path:
         raise
     keeper.complete()
     if setting.ranks.is_main:
+        draw_curves(keeper.record, read_metrics(folder / METRICS_FILE), folder / CURVES_FILE)
         show_results(keeper)
     setting.accelerator.end_training()
     return folder
@@ -126,6 +131,13 @@ def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Save
     return {**record, **kept, "started_at": known["started_at"], "resumed": resumed}
 
 
+def how_to_go_on(folder: Path) -> str:
+    """What to do after a stop; nothing under a strategy that leaves no checkpoint."""
+    if read_newest_savepoint(folder) is None:
+        return ""
+    return f"; the same command with --output-dir {folder} --resume goes on"
+
+
 def create_folder(setting: Setting) -> Path:
     """The output folder, named and made by the first rank. A collective call.
 
@@ -142,6 +154,7 @@ def create_folder(setting: Setting) -> Path:
     if setting.ranks.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()  # a folder that exists may still refuse files
         except OSError as error:
             problem = f"--output-dir {folder}: {error.strerror or error}"
     folder, problem = setting.ranks.gather((folder, problem))[0]
@@ -208,9 +221,8 @@ def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dic
 
 
 def show_results(keeper: RecordKeeper) -> None:
-    """Curves, summary, table and the paths of what was written."""
+    """Summary, table and the paths of what was written."""
     folder, record = keeper.folder, keeper.record
-    draw_curves(record, read_metrics(folder / METRICS_FILE), folder / CURVES_FILE)
     print()
     print("\n".join(summary_lines(record)))
     print()

@@ -8,6 +8,7 @@ tells.
 
 import hashlib
 import json
+import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -64,7 +65,9 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error
-    for old in _folders(run_dir)[keep:]:
+    # Those of later steps are damaged: a run that goes on has gone back behind them.
+    folders = [folder for folder in _folders(run_dir) if folder.name <= target.name]
+    for old in {*_folders(run_dir)} - {*folders[:keep]}:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -72,11 +75,11 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
 def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
     """The newest whole savepoint; damaged ones are skipped with a warning. None if there is none."""
     for folder in _folders(run_dir):
-        problem = _damage(folder)
-        if problem is None:
-            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-            return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
-        warnings.warn(f"{folder}: damaged ({problem}), going back to the one before", stacklevel=2)
+        try:
+            return _read(folder)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(f"{folder}: damaged ({reason}), going back to the one before", stacklevel=2)
     return None
 
 
@@ -85,16 +88,14 @@ def _folders(run_dir: Path) -> list[Path]:
     return sorted((run_dir / FOLDER).glob(f"{_PREFIX}*"), reverse=True)
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a savepoint; None if every file is as it was written."""
-    try:
-        manifest: Mapping[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        for name in (_STATE, _PROGRESS):
-            if manifest[name] != _fingerprint(folder / name):
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def _read(folder: Path) -> Savepoint:
+    """A savepoint as it was written. Raises one of several errors if it is not."""
+    manifest: Mapping[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    for name in (_STATE, _PROGRESS):
+        if manifest[name] != _fingerprint(folder / name):
+            raise ValueError(f"{name} is not what was written")
+    state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+    return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

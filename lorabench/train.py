@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse_run_config(sys.argv[1:] if arguments is None else arguments, PROGRAM)
         check_driver()
-        data = load_task(config.data, config.optim.seed)
         if needs_hub(config.model):
-            prefer_cache_if_unreachable()
+            prefer_cache_if_unreachable()  # before anything imports the Hub's client
+        data = load_task(config.data, config.optim.seed)
         # Heavy imports, only for input that is known to be good.
         from lorabench.run import execute
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_RUN_FAILED
     except RunInterrupted as error:
         if is_first_on_host():
-            print(f"{PROGRAM}: {error}; the same command with --resume goes on", file=sys.stderr, flush=True)
+            print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         if is_first_on_host():

@@ -127,22 +127,28 @@ def test_two_nccl_ranks_train_as_one_process_does(
     assert run["best"]["loss"] == pytest.approx(reference[0]["best"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_two_ranks_of_zero3_train_as_one_process_does(
-    small_llama: Path, tmp_path: Path, reference: tuple[dict[str, Any], Any]
+    precision: str, small_llama: Path, tmp_path: Path, reference: tuple[dict[str, Any], Any]
 ) -> None:
     pytest.importorskip("deepspeed")
     run, lines = train(
-        small_llama, tmp_path / "run", "--precision", "fp32",
+        small_llama, tmp_path / "run", "--precision", precision,
         ranks=2, batch_size=4, accumulation=2, launch_options=(
             "--config_file", "accelerate_configs/zero3.yaml", "--deepspeed_multinode_launcher", "standard"
         ),
     )  # fmt: skip
     assert (run["strategy"], run["world_size"]) == ("DeepSpeed ZeRO-3", 2)
     assert run["model"]["total_parameters"] == reference[0]["model"]["total_parameters"]
-    assert largest_difference(lines, reference[1], "loss") < 1e-4
-    assert largest_difference(lines, reference[1], "grad_norm") < 1e-3
-    assert run["best"]["loss"] == pytest.approx(reference[0]["best"]["loss"], rel=1e-4)
-    assert run["adapter"]["reload_difference"] < 1e-4
+    assert lines[0]["loss"] == pytest.approx(reference[1][0]["loss"], rel=BF16_TOLERANCE)
+    if precision == "fp32":
+        assert largest_difference(lines, reference[1], "loss") < 1e-4
+        assert largest_difference(lines, reference[1], "grad_norm") < 1e-3
+        assert run["best"]["loss"] == pytest.approx(reference[0]["best"]["loss"], rel=1e-4)
+    if precision == "bf16":
+        # The trainable weights are rounded to bf16 at every step here, and nowhere in the reference.
+        assert largest_difference(lines, reference[1], "loss") < 5 * BF16_TOLERANCE
+    assert run["adapter"]["reload_difference"] < 0.1
 
 
 def test_checkpointing_changes_memory_not_numbers(small_llama: Path, tmp_path: Path) -> None:

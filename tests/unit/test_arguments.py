@@ -55,6 +55,8 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--logging-steps": (["17"], "run", 17),
     "--output-dir": (["OUT"], "run", Path("OUT")),
     "--track": (["tensorboard"], "run", "tensorboard"),
+    "--resume": ([], "run", True),
+    "--keep-checkpoints": (["3"], "run", 3),
 }
 
 
@@ -83,7 +85,17 @@ def test_the_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -
     assert sorted(shown) == sorted(FLAGS)
 
 
-@pytest.mark.parametrize("flag", FLAGS)
+def test_resume_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
+    words = ["--model", "minilm", "--task", "sample", "--resume"]
+    with pytest.raises(ConfigError, match="--resume: expected --output-dir"):
+        parse_run_config(words)
+    with pytest.raises(ConfigError, match=r"--output-dir .*: no run\.json there"):
+        parse_run_config([*words, "--output-dir", str(tmp_path)])
+    (tmp_path / "run.json").write_text("{}")
+    assert parse_run_config([*words, "--output-dir", str(tmp_path)]).run.resume
+
+
+@pytest.mark.parametrize("flag", sorted(FLAGS.keys() - {"--resume"}))
 @pytest.mark.parametrize("underscores", [False, True])
 def test_each_flag_sets_its_field_and_no_other(
     flag: str, underscores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

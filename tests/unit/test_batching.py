@@ -330,12 +330,11 @@ def test_rows_that_do_not_fit_without_their_context_are_refused(
     assert fits.lengths[fixed.index(max(fixed))] == max(fixed)
     with pytest.raises(ConfigError) as raised:
         tokenize(rows, tokenizer, max(fixed) - 1, "--train-file x")
-    row = fixed.index(max(fixed)) + 1
     assert str(raised.value) == (
-        f"--max-length {max(fixed) - 1}: 1 row ({row}) of --train-file x do not fit even without the part that may be "
-        "cut"
+        f"--max-length {max(fixed) - 1}: 1 of --train-file x (id {rows.ids[fixed.index(max(fixed))]}) are longer even "
+        f"without the part that may be cut; expected at least {max(fixed)}, or a file without them"
     )
-    with pytest.raises(ConfigError, match=r"3 rows \(1, 2, 3\) of"):
+    with pytest.raises(ConfigError, match=rf"3 of --train-file x \(id {', '.join(rows.ids)}\) are longer"):
         tokenize(rows, tokenizer, 5, "--train-file x")
 
 

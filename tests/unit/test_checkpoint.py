@@ -206,7 +206,7 @@ def test_unmoved_tensors_are_named() -> None:
 
 
 def test_the_card_names_base_classes_and_the_exact_call() -> None:
-    card = model_card("owner/base", ("no", "yes", "maybe"), 7, {"task": "mine"})
+    card = model_card("owner/base", ("no", "yes", "maybe"), 7, 128, {"task": "mine"})
     assert "base_model: owner/base" in card
     assert "0 = no, 1 = yes, 2 = maybe" in card and "- task: mine" in card
     assert "num_labels=3, pad_token_id=7" in card

@@ -177,6 +177,8 @@ def test_stand_in_rows_weigh_nothing() -> None:
 class Engine:
     """DeepSpeed's engine, as far as a step talks to it."""
 
+    device = torch.device("cpu")
+
     def __init__(self, clipping: float) -> None:
         self._clipping = clipping
         self.calls: list[tuple[Any, ...]] = []

@@ -41,6 +41,9 @@ class OneRank:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor * self.copies
 
+    def any(self, flag: bool) -> bool:
+        return flag
+
 
 @dataclass
 class Scripted(nn.Module):
@@ -121,7 +124,7 @@ def make_job(recorder: Recorder, strengths: list[float], **changes: Any) -> Job:
         plan=StepPlan(data.data.lengths, 2, 2, 1, 0, seed=1), train_data=data, validation_data=rows(6),
         eval_batch_size=4, class_weights=(1.0, 1.0), positive=1, ranks=OneRank(), memory=MemoryMonitor(CPU),
         sink=recorder, total_steps=9, logging_steps=1, best_metric="loss", early_stopping=None, report_scores=True,
-        save_best=recorder.save,
+        skips_overflow=False, save_best=recorder.save, save_checkpoint=lambda: None, stop_signal=lambda: None,
     )  # fmt: skip
     return Job(**{**values, **changes})
 
@@ -146,15 +149,15 @@ def test_evaluations_come_before_training_and_after_every_epoch() -> None:
         assert sorted(row for rows in epoch for row in rows) == list(range(10))
 
 
-@pytest.mark.parametrize(("metric", "best_step"), [("loss", 6), ("f1", 3), ("accuracy", 3)])
-def test_the_best_epoch_is_the_one_the_metric_says_and_the_first_of_equals(metric: BestMetric, best_step: int) -> None:
+@pytest.mark.parametrize(("metric", "best_step"), [("loss", 6), ("f1", 6), ("accuracy", 6)])
+def test_the_best_epoch_is_the_one_the_metric_says_and_of_equals_the_one_with_the_lowest_loss(metric: BestMetric, best_step: int) -> None:
     recorder = Recorder()
     # Perfect and unsure, perfect and sure, wrong: accuracy and F1 tie on the first two, the loss does not.
     progress = run(make_job(recorder, [-1.0, 0.5, 3.0, -2.0], best_metric=metric))
     assert progress.best is not None
     assert (progress.best["step"], progress.best["metric"]) == (best_step, metric)
     assert progress.best["value"] == progress.best[metric]
-    assert recorder.saved == ([3, 6] if metric == "loss" else [3])
+    assert recorder.saved == [3, 6]
 
 
 def test_early_stopping_counts_epochs_without_a_better_score() -> None:
@@ -206,8 +209,23 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(value: float) 
 
 
 def test_steps_that_overflowed_are_counted() -> None:
-    progress = run(make_job(Recorder(), [0.0], execution=ScriptedSteps([0.5], norms=[math.inf, 1.0, 1.0])))
+    steps = ScriptedSteps([0.5], norms=[math.inf, 1.0, 1.0])
+    progress = run(make_job(Recorder(), [0.0], execution=steps, skips_overflow=True))
     assert (progress.step, progress.skipped_steps) == (9, 3)
+
+
+def test_a_gradient_that_is_no_number_ends_a_run_without_a_scaler() -> None:
+    steps = ScriptedSteps([0.5], norms=[1.0, math.inf, 1.0])
+    with pytest.raises(RunError, match=r"gradient norm is inf at step 2 \(epoch 0\.67\)"):
+        run(make_job(Recorder(), [0.0], execution=steps))
+
+
+def test_a_scaler_that_skips_on_and_on_ends_the_run() -> None:
+    job = make_job(
+        Recorder(), [0.0], execution=ScriptedSteps([0.5], norms=[math.nan]), skips_overflow=True, total_steps=90
+    )
+    with pytest.raises(RunError, match="fp16 overflowed in 40 steps in a row up to step 40"):
+        run(job)
 
 
 def test_throughput_counts_rows_and_tokens_without_padding() -> None:
@@ -244,7 +262,14 @@ def test_random_weights_report_losses_without_scores_and_save_nothing() -> None:
 def test_better_is_lower_for_the_loss_and_higher_for_scores(
     metric: BestMetric, old: float, new: float | None, expected: bool
 ) -> None:
-    assert is_better({metric: new}, {metric: old, "value": old}, metric) is expected
+    assert is_better({"loss": 0.3, metric: new}, {"loss": 0.3, metric: old, "value": old}, metric) is expected
+
+
+def test_of_equal_scores_the_lower_loss_is_better() -> None:
+    best = {"f1": 0.8, "loss": 0.3, "value": 0.8}
+    assert is_better({"f1": 0.8, "loss": 0.2}, best, "f1")
+    assert not is_better({"f1": 0.8, "loss": 0.4}, best, "f1")
+    assert not is_better({"f1": 0.7, "loss": 0.1}, best, "f1")
 
 
 def test_the_first_finite_score_is_the_best_so_far() -> None:

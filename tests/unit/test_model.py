@@ -1,6 +1,7 @@
 """The classifier: pooling by the mask, a head that trains in float32, and parameter counts that are exact."""
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lorabench.checkpoint import adapter_state
-from lorabench.classifier import SequenceClassifier, count_parameters, head_names, last_token, trained_heads
-from lorabench.config import LoraArgs, ModelConfig
+from lorabench.classifier import SequenceClassifier, count_parameters, head_names, last_token, trained_copies
+from lorabench.config import LoraArgs, LoraBias, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.model import (
     Placement,
     build_classifier,
-    check_model,
+    inspect_model,
     load_model_config,
 )
 from lorabench.presets import MODELS, resolve_defaults
@@ -134,8 +136,7 @@ def test_everything_that_trains_is_float32_over_half_precision_frozen_weights(
 
 
 def head_weights(classifier: SequenceClassifier) -> list[torch.Tensor]:
-    names = head_names(classifier.adapted.get_base_model())
-    return [p.detach().clone() for head in trained_heads(classifier.adapted, names) for p in head.parameters()]
+    return [p.detach().clone() for _, head in trained_copies(classifier.adapted) for p in head.parameters()]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "llama"])
@@ -229,8 +230,8 @@ def test_all_linear_leaves_the_head_without_lora(model_type: str) -> None:
 def test_an_architecture_outside_the_table_is_refused_without_lora_targets() -> None:
     config = tiny.tiny_config("distilbert")
     with pytest.raises(ConfigError, match=r"'distilbert' is not in the table.*--lora-targets"):
-        check_model(ModelConfig(model="some/model"), LoraArgs(), config, max_length=64)
-    check_model(ModelConfig(model="some/model"), LoraArgs(lora_targets="q_lin"), config, max_length=64)
+        inspect_model(ModelConfig(model="some/model"), LoraArgs(), config, max_length=64)
+    inspect_model(ModelConfig(model="some/model"), LoraArgs(lora_targets="q_lin"), config, max_length=64)
 
 
 def test_both_heads_of_an_architecture_outside_the_table_train_and_are_saved() -> None:
@@ -245,21 +246,54 @@ def test_both_heads_of_an_architecture_outside_the_table_train_and_are_saved() -
 
 
 def test_targets_that_match_nothing_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"--lora-targets nothing_like_it: "):
-        tiny.build_tiny(folder_of("bert"), lora=LoraArgs(lora_targets="nothing_like_it"))
+    config = tiny.tiny_config("bert")
+    with pytest.raises(ConfigError, match=r"--lora-targets query,nothing: .* no module nothing; .*value"):
+        inspect_model(ModelConfig(), LoraArgs(lora_targets="query,nothing"), config, max_length=8)
+
+
+def test_a_checkpoint_without_a_part_of_its_body_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(folder_of("bert"), tmp_path / "bert")
+    weights = load_file(tmp_path / "bert" / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer.1." not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 16 weights of a BertForSequenceClassification"):
+        tiny.build_tiny(tmp_path / "bert")
+
+
+def test_a_pooler_that_a_language_model_lacks_is_drawn_by_the_seed_trained_and_saved(tmp_path: Path) -> None:
+    shutil.copytree(folder_of("bert"), tmp_path / "bert")
+    weights = load_file(tmp_path / "bert" / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
+    first, second = (tiny.build_tiny(tmp_path / "bert") for _ in range(2))
+    pooler = {name: value for name, value in adapter_state(first.adapted).items() if "pooler.dense" in name}
+    assert len(pooler) == 2
+    assert all(torch.equal(value, adapter_state(second.adapted)[name]) for name, value in pooler.items())
+    std = load_model_config(ModelConfig(model=str(tmp_path / "bert")), 2).initializer_range
+    assert pooler["base_model.model.bert.pooler.dense.weight"].std().item() == pytest.approx(std, rel=0.1)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_every_saved_tensor_is_one_that_trains(model_type: str, bias: LoraBias) -> None:
+    classifier = tiny.build_tiny(folder_of(model_type), lora=LoraArgs(lora_bias=bias))
+    saved = sum(value.numel() for value in adapter_state(classifier.adapted).values())
+    assert saved == count_parameters(classifier.adapted).trainable
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "llama"])
 def test_rows_longer_than_the_models_positions_are_refused(model_type: str) -> None:
     config = tiny.tiny_config(model_type)
-    check_model(ModelConfig(), LoraArgs(), config, max_length=tiny.POSITIONS)
-    with pytest.raises(ConfigError, match=rf"--max-length {tiny.POSITIONS + 1}: the model has {tiny.POSITIONS} "):
-        check_model(ModelConfig(), LoraArgs(), config, max_length=tiny.POSITIONS + 1)
+    inspect_model(ModelConfig(), LoraArgs(), config, max_length=tiny.POSITIONS)
+    with pytest.raises(ConfigError, match=rf"--max-length {tiny.POSITIONS + 1}: .* the model's {tiny.POSITIONS}$"):
+        inspect_model(ModelConfig(), LoraArgs(), config, max_length=tiny.POSITIONS + 1)
 
 
 def test_a_type_without_a_sequence_classifier_is_refused() -> None:
     with pytest.raises(ConfigError, match="no sequence classifier of type 'vit'"):
-        check_model(ModelConfig(), LoraArgs(lora_targets="query"), AutoConfig.for_model("vit"), max_length=8)
+        inspect_model(ModelConfig(), LoraArgs(lora_targets="query"), AutoConfig.for_model("vit"), max_length=8)
 
 
 def test_a_hub_model_that_cannot_be_had_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
