@@ -101,7 +101,7 @@ class Continuation:
         self._progress = progress
         self._memory = memory
         self._train_rows = fingerprint(inputs.tokens["train"])
-        self._saved_step: int | None = None
+        self._saved: tuple[int, int] | None = None
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one. A collective call.
@@ -110,7 +110,7 @@ class Continuation:
             RunError: the disk does not take it; earlier checkpoints are as they were.
         """
         progress, setting = self._progress, self._setting
-        if not holds_whole_state(setting.accelerator) or self._saved_step == progress.step:
+        if not holds_whole_state(setting.accelerator) or self._saved == self._position():
             return
         ranks = setting.ranks.gather(self._rank_state())
         with whole_parameters(setting.accelerator, self._built.classifier.adapted):
@@ -136,7 +136,7 @@ class Continuation:
                 self._keeper.folder, progress.step, Savepoint(state, {**values, **facts}),
                 keep=setting.config.run.keep_checkpoints,
             )  # fmt: skip
-        self._saved_step = progress.step
+        self._saved = self._position()
         setting.ranks.wait()
 
     def restore(self, savepoint: Savepoint) -> None:
@@ -154,7 +154,11 @@ class Continuation:
             setattr(self._progress, name, known[name])
         self._keeper.add_wall_seconds(known["wall_seconds"])
         self._restore_rank(known["ranks"], state["random"])
-        self._saved_step = self._progress.step
+        self._saved = self._position()
+
+    def _position(self) -> tuple[int, int]:
+        """Steps taken and evaluations done: an epoch's last step is saved once more when it has been evaluated."""
+        return self._progress.step, len(self._progress.history)
 
     def _rank_state(self) -> dict[str, Any]:
         device = self._setting.ranks.device

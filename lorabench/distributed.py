@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import DistributedType, gather_object
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lorabench.config import Precision, RunConfig
 from lorabench.environment import accelerate_arguments, find_launcher
@@ -120,6 +121,9 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
     check_supported(accelerator, config, precision)
     if accelerator.state.deepspeed_plugin is not None:
         _write_deepspeed_config(accelerator, config)
+        # transformers would split ZeRO-3 weights while it builds a model, whatever zero3_init_flag says. The adapter
+        # is added to whole ones, and DeepSpeed splits them in `prepare`.
+        unset_hf_deepspeed_config()
     return accelerator
 
 

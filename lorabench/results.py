@@ -9,7 +9,7 @@ import math
 import numbers
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def cut_metrics(path: Path, last_step: int) -> None:
-    """Keep only the events up to `last_step`; a file that is not there stays so."""
+def cut_metrics(path: Path, last_step: int, evaluated: Collection[int]) -> None:
+    """Keep only the events up to `last_step`; a file that is not there stays so.
+
+    Args:
+        evaluated: steps whose evaluation is kept; the others will be evaluated again.
+    """
     if path.exists():
-        kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+        kept = [
+            record
+            for record in read_metrics(path)
+            if record["step"] <= last_step and (record["event"] != "eval" or record["step"] in evaluated)
+        ]
         write_text_atomic(path, "".join(_to_json(record) + "\n" for record in kept))
 
 

@@ -79,7 +79,7 @@ def execute(config: RunConfig, data: TaskData) -> Path:
         raise
     keeper.complete()
     if setting.ranks.is_main:
-        draw_curves(keeper.record, read_metrics(folder / METRICS_FILE), folder / CURVES_FILE)
+        draw(keeper)
         show_results(keeper)
     setting.accelerator.end_training()
     return folder
@@ -123,12 +123,20 @@ def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Save
         return record
     step = 0 if savepoint is None else savepoint.progress["step"]
     if setting.ranks.is_main:
-        cut_metrics(folder / METRICS_FILE, step if savepoint is not None else -1)
+        cut_metrics(folder / METRICS_FILE, step, evaluated_steps(savepoint))
         print(f"resume     from step {step}{'' if savepoint else ', since there is no whole checkpoint'}", flush=True)
     known = read_run(folder)
     resumed = [*known.get("resumed", []), {"at": record["started_at"], "step": step}]
     kept = {name: savepoint.progress[name] for name in ("before", "best", "history")} if savepoint else {}
     return {**record, **kept, "started_at": known["started_at"], "resumed": resumed}
+
+
+def evaluated_steps(savepoint: Savepoint | None) -> set[int]:
+    """Steps whose evaluation a checkpoint holds; 0 stands for the one before training."""
+    if savepoint is None:
+        return set()
+    before = {0} if savepoint.progress["before"] is not None else set()
+    return before | {record["step"] for record in savepoint.progress["history"]}
 
 
 def how_to_go_on(folder: Path) -> str:
@@ -218,6 +226,14 @@ def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dic
     if setting.ranks.is_main:
         write_predictions(folder / TEST_PREDICTIONS_FILE, rows.ids, setting.data.labels, logits)
     return None
+
+
+def draw(keeper: RecordKeeper) -> None:
+    """`curves.png`; a run is no failure for the lack of it."""
+    try:
+        draw_curves(keeper.record, read_metrics(keeper.folder / METRICS_FILE), keeper.folder / CURVES_FILE)
+    except OSError as error:
+        print(f"{keeper.folder / CURVES_FILE}: could not be written ({error})", flush=True)
 
 
 def show_results(keeper: RecordKeeper) -> None:

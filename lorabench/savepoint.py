@@ -48,6 +48,7 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
     parent = run_dir / FOLDER
     target = parent / f"{_PREFIX}{step:08d}"
     staging = parent / f"{_STAGING}{step:08d}"
+    replaced = parent / f".replaced-{step:08d}"
     try:
         parent.mkdir(exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
@@ -58,10 +59,12 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
         (staging / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for path in (*staging.iterdir(), staging):
             sync_path(path)
-        # A savepoint of this step can only be there if it was damaged: a whole one would have been resumed from.
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # of the same step, before its evaluation
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
         staging.rename(target)
         sync_path(parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error

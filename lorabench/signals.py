@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT as a wish to stop: noted here, acted on between steps."""
 
+import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,7 +33,8 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         name = signal.Signals(number).name
-        print(f"\n{name}: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
+        # No print: it may be running already when the signal comes.
+        os.write(2, f"\n{name}: stopping at the next chance, with a checkpoint where there can be one\n".encode())
         self._release()
 
     def _release(self) -> None:

@@ -150,7 +150,7 @@ def test_evaluations_come_before_training_and_after_every_epoch() -> None:
 
 
 @pytest.mark.parametrize(("metric", "best_step"), [("loss", 6), ("f1", 6), ("accuracy", 6)])
-def test_the_best_epoch_is_the_one_the_metric_says_and_of_equals_the_one_with_the_lowest_loss(metric: BestMetric, best_step: int) -> None:
+def test_the_best_epoch_is_the_metrics_and_of_equals_that_of_lower_loss(metric: BestMetric, best_step: int) -> None:
     recorder = Recorder()
     # Perfect and unsure, perfect and sure, wrong: accuracy and F1 tie on the first two, the loss does not.
     progress = run(make_job(recorder, [-1.0, 0.5, 3.0, -2.0], best_metric=metric))
