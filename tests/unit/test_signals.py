@@ -24,14 +24,14 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_announced(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_is_noted_and_announced(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     stop = StopSignal()
     with stop.listening():
         assert stop() is None
         os.kill(os.getpid(), number)
         assert stop() == number
     assert stop() == number, "what came must not be forgotten at the end"
-    assert capsys.readouterr().err.strip().startswith(f"{number.name}: stopping")
+    assert capfd.readouterr().err.strip().startswith(f"{number.name}: stopping")
 
 
 def test_handlers_are_as_before_outside() -> None:
