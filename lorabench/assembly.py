@@ -12,19 +12,14 @@ from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
 from lorabench.classifier import ParameterCounts, SequenceClassifier, count_parameters
 from lorabench.config import RunConfig
 from lorabench.data import TaskData
+from lorabench.description import inspect_model, load_model_config, model_source
 from lorabench.distributed import Ranks
 from lorabench.errors import ConfigError
 from lorabench.execution import EagerExecution, build_gradients
+from lorabench.launch_request import read_launch_request
 from lorabench.loop import Job
 from lorabench.meters import MemoryMonitor
-from lorabench.model import (
-    DTYPES,
-    Placement,
-    build_classifier,
-    inspect_model,
-    load_model_config,
-    model_source,
-)
+from lorabench.model import DTYPES, Placement, build_classifier
 from lorabench.optim import build_optimizer, build_schedule, total_steps
 from lorabench.presets import task_preset
 from lorabench.tokenizer import load_tokenizer, pad_id
@@ -64,7 +59,7 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
     Raises:
         ConfigError: the launch is not what it says, or one optimizer step takes more rows than there are.
     """
-    accelerator = distributed.build_accelerator(config, distributed.read_launch_request())
+    accelerator = distributed.build_accelerator(config, read_launch_request())
     ranks = Ranks(accelerator)
     optim = config.optim
     effective = optim.batch_size * optim.gradient_accumulation * ranks.world_size

@@ -9,10 +9,11 @@ import torch
 from lorabench import checkpoint
 from lorabench.assembly import Built, Inputs, Setting
 from lorabench.batching import PaddedCollator, TokenizedRows, longest_first
+from lorabench.description import model_source
 from lorabench.distributed import whole_parameters
 from lorabench.errors import RunError
-from lorabench.loop import Progress, predict_logits
-from lorabench.model import model_source
+from lorabench.evaluation import predict_logits
+from lorabench.loop import Progress
 from lorabench.presets import task_preset
 from lorabench.tokenizer import pad_id
 from lorabench.tracking import Record

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import psutil
 
 from lorabench.assembly import Built, Inputs, Setting
+from lorabench.description import model_source
 from lorabench.distributed import strategy_name
 from lorabench.environment import environment
 from lorabench.errors import ConfigError
 from lorabench.loop import Progress
 from lorabench.meters import MemoryMonitor
-from lorabench.model import model_source
 from lorabench.presets import TASKS
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 

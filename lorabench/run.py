@@ -18,7 +18,8 @@ from lorabench.continuation import Continuation, find_savepoint
 from lorabench.curves import draw_curves
 from lorabench.data import TaskData
 from lorabench.errors import ConfigError, RunError, RunInterrupted
-from lorabench.loop import Job, Progress, evaluate, predict_logits, train
+from lorabench.evaluation import predict_logits
+from lorabench.loop import Job, Progress, evaluate, train
 from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.predict import write_predictions
 from lorabench.presets import task_preset

@@ -11,21 +11,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from lorabench import distributed
+from lorabench import launch_request
 from lorabench.config import ModelConfig, RunConfig
 from lorabench.distributed import (
-    LaunchRequest,
     Ranks,
-    _launcher_command,
-    _parse_launcher,
     build_accelerator,
-    read_launch_request,
     resolve_precision,
     strategy_name,
     trainable_dtype,
     verify_launch,
 )
 from lorabench.errors import ConfigError
+from lorabench.launch_request import LaunchRequest, _launcher_command, _parse_launcher, read_launch_request
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 LAUNCH_VARIABLES = (
@@ -115,7 +112,7 @@ def test_all_differences_are_reported_together() -> None:
 
 
 def test_without_a_launcher_only_the_environment_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "_launcher_command", lambda: None)
+    monkeypatch.setattr(launch_request, "_launcher_command", lambda: None)
     assert read_launch_request() == LaunchRequest("", None, None, False)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -127,7 +124,7 @@ def test_without_a_launcher_only_the_environment_speaks(monkeypatch: pytest.Monk
 
 def test_the_launchers_own_command_line_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--cpu", "--num_processes", "2", "-m", "lorabench.train", "--epochs", "1"]
-    monkeypatch.setattr(distributed, "_launcher_command", lambda: words)
+    monkeypatch.setattr(launch_request, "_launcher_command", lambda: words)
     request = read_launch_request()
     assert (request.world_size, request.engine, request.cpu) == (2, None, True)
     assert request.command == "accelerate launch --cpu --num_processes 2 -m lorabench.train --epochs 1"

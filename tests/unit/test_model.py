@@ -17,13 +17,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from lorabench.checkpoint import adapter_state
 from lorabench.classifier import SequenceClassifier, count_parameters, head_names, last_token, trained_copies
 from lorabench.config import LoraArgs, LoraBias, ModelConfig
+from lorabench.description import inspect_model, load_model_config
 from lorabench.errors import ConfigError
-from lorabench.model import (
-    Placement,
-    build_classifier,
-    inspect_model,
-    load_model_config,
-)
+from lorabench.model import Placement, build_classifier
 from lorabench.presets import MODELS, resolve_defaults
 
 EOS = 2

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from lorabench import tokenizer as tokenizer_module
 from lorabench.config import ModelConfig
 from lorabench.data import load_task
+from lorabench.description import load_model_config, model_source
 from lorabench.errors import ConfigError
 from lorabench.hub import explain_hub_error
-from lorabench.model import load_model_config, model_source
 from lorabench.presets import resolve_defaults
 from lorabench.tokenizer import load_tokenizer, pad_id, train_stand_in
 

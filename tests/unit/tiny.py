@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedToke
 from lorabench import train
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
-from lorabench.model import Placement, build_classifier, load_model_config
+from lorabench.description import load_model_config
+from lorabench.model import Placement, build_classifier
 from lorabench.tokenizer import train_stand_in
 
 VOCABULARY = 320
