@@ -4,6 +4,7 @@ The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes 
 the worker: what the tests need to start such runs from one process that has done its imports, and to compare them.
 """
 
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -12,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -157,8 +159,12 @@ def _work(
 
 
 def _outputs(flags: Sequence[str], rank: int) -> tuple[Path, Path]:
-    folder = Path(flags[list(flags).index("--output-dir") + 1])
-    return folder.with_name(f"{folder.name}.{rank}.out"), folder.with_name(f"{folder.name}.{rank}.err")
+    """Files for what a rank prints: not beside the run, whose disk may be full on purpose."""
+    run_dir = flags[list(flags).index("--output-dir") + 1]
+    folder = Path(tempfile.gettempdir()) / f"lorabench-tests-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    name = hashlib.sha256(run_dir.encode()).hexdigest()[:16]
+    return folder / f"{name}.{rank}.out", folder / f"{name}.{rank}.err"
 
 
 def _free_port() -> int:
