@@ -62,7 +62,7 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
     accelerator = distributed.build_accelerator(config, read_launch_request())
     ranks = Ranks(accelerator)
     optim = config.optim
-    effective = optim.batch_size * optim.gradient_accumulation * ranks.world_size
+    effective = optim.effective_batch(ranks.world_size)
     if effective > len(data.train):
         raise ConfigError(
             f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "

@@ -14,7 +14,7 @@ from lorabench.distributed import whole_parameters
 from lorabench.errors import RunError
 from lorabench.evaluation import predict_logits
 from lorabench.loop import Progress
-from lorabench.presets import task_preset
+from lorabench.presets import is_synthetic
 from lorabench.tokenizer import pad_id
 from lorabench.tracking import Record
 
@@ -140,9 +140,8 @@ class BestAdapter:
     def _card(self, record: Record) -> str:
         config, data = self._setting.config, self._setting.data
         scores = ", ".join(f"{name} {record[name]:.4f}" for name in ("f1", "precision", "recall", "accuracy", "loss"))
-        synthetic = task_preset(config.data.task).synthetic and config.data.train_file is None
         facts = {
-            "task": f"{config.data.task}{' (synthetic)' if synthetic else ''}",
+            "task": f"{config.data.task}{' (synthetic)' if is_synthetic(config.data) else ''}",
             "validation": f"{scores} on {record['rows']} rows after epoch {record['epoch']:g}",
             "LoRA": f"r={config.lora.lora_r}, alpha={config.lora.lora_alpha}, targets {config.lora.lora_targets}",
             "trainable parameters": f"{self._built.counts.trainable:,}",

@@ -123,6 +123,10 @@ class OptimConfig:
     seed: int = 42
     """Seed of initialisation, dropout and the order of rows; the split has its own fixed seed."""
 
+    def effective_batch(self, world_size: int) -> int:
+        """Rows of a full optimizer step over all ranks."""
+        return self.batch_size * self.gradient_accumulation * world_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:

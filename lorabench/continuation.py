@@ -62,7 +62,8 @@ def find_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> Savepoint 
         for difference in changed_fields(RunConfig.from_json(known["config"]), setting.config)
     ]
     if savepoint is not None:
-        effective, before = effective_batch(setting), savepoint.progress["effective_batch"]
+        effective = setting.config.optim.effective_batch(setting.ranks.world_size)
+        before = savepoint.progress["effective_batch"]
         if effective != before:
             issues.append(
                 f"--resume: the run takes {before} rows per step and this launch {effective}; choose --batch-size and "
@@ -73,12 +74,6 @@ def find_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> Savepoint 
     if issues:
         raise ConfigError(issues)
     return savepoint
-
-
-def effective_batch(setting: Setting) -> int:
-    """Rows of an optimizer step."""
-    optim = setting.config.optim
-    return optim.batch_size * optim.gradient_accumulation * setting.ranks.world_size
 
 
 class Continuation:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-GB = 1e9
+from lorabench.results import GB
 
 
 @dataclass

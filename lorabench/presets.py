@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
-from lorabench.config import CUSTOM_TASK, BestMetric, Checkpointing, RunConfig
+from lorabench.config import CUSTOM_TASK, BestMetric, Checkpointing, DataConfig, RunConfig
 
 
 class Settings(TypedDict, total=False):
@@ -239,6 +239,11 @@ def apply_settings(config: RunConfig, settings: Settings) -> RunConfig:
             current, **{key: value for key, value in settings.items() if key in names}
         )
     return RunConfig(**sections)
+
+
+def is_synthetic(data: DataConfig) -> bool:
+    """Whether the rows were written for this project, not the user's own in place of them."""
+    return task_preset(data.task).synthetic and data.train_file is None
 
 
 def task_preset(task: str) -> TaskPreset:

@@ -16,7 +16,7 @@ from lorabench.environment import environment
 from lorabench.errors import ConfigError
 from lorabench.loop import Progress
 from lorabench.meters import MemoryMonitor
-from lorabench.presets import TASKS
+from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 
 
@@ -87,7 +87,6 @@ class RecordKeeper:
 def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
     """The record before anything was computed."""
     config, data = setting.config, setting.data
-    task = TASKS.get(config.data.task)
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "running",
@@ -101,7 +100,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
         "data": {
             "task": config.data.task,
-            "synthetic": bool(task and task.synthetic and config.data.train_file is None),
+            "synthetic": is_synthetic(config.data),
             "labels": list(data.labels),
             "positive_label": None if data.positive is None else data.labels[data.positive],
             "rows": {split: len(rows) for split, rows in data.splits().items()},

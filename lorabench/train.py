@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorabench.arguments import is_first_on_host, parse_run_config, report_config_error
+from lorabench.arguments import PROGRAM, is_first_on_host, parse_run_config, report_config_error
 from lorabench.config import ModelConfig
 from lorabench.data import load_task
 from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RunError, RunInterrupted
 from lorabench.hardware import check_driver
 from lorabench.hub import prefer_cache_if_unreachable
 from lorabench.presets import MODELS
-
-PROGRAM = "lorabench train"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

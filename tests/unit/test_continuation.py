@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from lorabench import continuation
 from lorabench.batching import TokenizedRows
 from lorabench.config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig, RunOptions
-from lorabench.continuation import Continuation, changed_fields, effective_batch, find_savepoint, fingerprint
+from lorabench.continuation import Continuation, changed_fields, find_savepoint, fingerprint
 from lorabench.errors import ConfigError
 from lorabench.loop import Progress
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
@@ -127,7 +127,7 @@ def test_equal_rows_have_the_same_fingerprint() -> None:
 
 def test_the_effective_batch_counts_ranks_and_accumulation() -> None:
     config = change(RunConfig(), "optim", batch_size=3, gradient_accumulation=5)
-    assert effective_batch(make_setting(config, Rank(1, 2))) == 30
+    assert config.optim.effective_batch(world_size=2) == 30
 
 
 def leave_run(folder: Path, config: RunConfig, status: str = "interrupted", effective: int = 8) -> None:
