@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import psutil
 
-from lorabench.assembly import Built, Inputs, Setting
+from lorabench.assembly import Built, Inputs
 from lorabench.description import model_source
-from lorabench.distributed import strategy_name
 from lorabench.environment import environment
 from lorabench.errors import ConfigError
-from lorabench.loop import Progress
+from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor
 from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
+from lorabench.setting import Setting
 
 
 class RecordKeeper:
@@ -94,7 +94,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.to_json(),
         "environment": environment(),
-        "strategy": strategy_name(setting.accelerator),
+        "strategy": setting.strategy,
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
         "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
@@ -143,6 +143,7 @@ def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) ->
         "train_seconds": seconds,
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,
+        "out_of_memory": progress.out_of_memory,
         "examples_per_second": rows / seconds if seconds else None,
         "tokens_per_second": tokens / seconds if seconds else None,
         "padding_percent": 100 * (1 - tokens / padded) if padded else None,
