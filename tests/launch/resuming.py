@@ -83,7 +83,7 @@ class Fault:
 
         def forward(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             if len(input_ids) > self.fits and (model.training or not self.training_only):
-                model(input_ids[:1], attention_mask[:1])  # dropout has drawn numbers by the time that memory ends
+                real(model, input_ids[:1], attention_mask[:1])  # dropout has drawn numbers when memory ends
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return real(model, input_ids, attention_mask)
 
