@@ -19,7 +19,6 @@ from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.setting import Setting
 
-
 # Seconds that the first rank waits for another one's word on why it ended.
 CAUSE_S = 3.0
 
