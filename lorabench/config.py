@@ -227,10 +227,14 @@ def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
     if resume:
         if folder is None:
             return ["--resume: expected --output-dir with the folder of the run that is to go on"]
+    # Only the first rank looks: on another machine the folder need not be there, and by the time that a late one looks
+    # into a new one, the first may have written already.
+    if folder is None or os.environ.get("RANK", "0") != "0":
+        return []
+    if resume:
         has_run = (folder / "run.json").is_file()
         return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-    # Only the first rank looks: by the time that a late one does, that one may have written already.
-    if folder is None or os.environ.get("RANK", "0") != "0" or not os.path.exists(folder):
+    if not os.path.exists(folder):
         return []
     if not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]
