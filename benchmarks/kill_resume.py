@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "seed": options.seed,
                 "rounds": list(map(plain, rounds)),
             }
-        )  # fmt: skip
+        )
     )
     return 0 if passed == len(rounds) else 1
 

@@ -224,9 +224,8 @@ def find_issues(config: RunConfig) -> list[str]:
 
 
 def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
-    if resume:
-        if folder is None:
-            return ["--resume: expected --output-dir with the folder of the run that is to go on"]
+    if resume and folder is None:
+        return ["--resume: expected --output-dir with the folder of the run that is to go on"]
     # Only the first rank looks: on another machine the folder need not be there, and by the time that a late one looks
     # into a new one, the first may have written already.
     if folder is None or os.environ.get("RANK", "0") != "0":
