@@ -67,9 +67,7 @@ def test_a_run_goes_on_under_another_strategy(
 ) -> None:
     run_dir = tmp_path / "run"
     still: dict[str, object] = {"lora_dropout": 0, "base_dropout": 0}
-    ended = resuming.run(
-        make_flags(run_dir, **still), At("step", 4, signal.SIGTERM), ranks=2, strategy=before
-    )
+    ended = resuming.run(make_flags(run_dir, **still), At("step", 4, signal.SIGTERM), ranks=2, strategy=before)
     assert ended.code == 143, ended
     ranks = 1 if after == "single" else 2
     flags = make_flags(run_dir, batch_size=2 // ranks, **still)
