@@ -12,7 +12,7 @@ import torch
 
 from lorabench.batching import MicroBatch, PaddedCollator, StepPlan, Window
 from lorabench.config import OnOutOfMemory
-from lorabench.errors import RunError
+from lorabench.errors import RankError, RunError
 from lorabench.gradients import Gradients
 from lorabench.meters import Throughput
 from lorabench.ranks import Ranks
@@ -122,7 +122,7 @@ class EagerExecution:
             if not self._gradients.recoverable:
                 # The other ranks wait in a collective operation of a pass, and cannot be asked: this one leaves, and
                 # the launcher ends them.
-                raise RunError(out_of_memory_advice(str(error), sharded=True)) from error
+                raise RankError(out_of_memory_advice(str(error), sharded=True)) from error
             # Kept as text: the traceback would hold on to the activations of the passes that failed.
             return None, str(error)
 

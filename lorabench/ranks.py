@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
+from lorabench.errors import PeerLostError
+
 
 class Ranks:
     """This rank among the others.
@@ -55,11 +57,17 @@ class Ranks:
         """Whether the flag is set on some rank: a signal or a lack of memory need not reach all of them.
 
         Goes from host to host without waiting for a device, so that it can be asked in every step.
+
+        Raises:
+            PeerLostError: another rank has ended.
         """
         if self._host_group is None:
             return flag
         votes = torch.tensor([int(flag)])
-        distributed.all_reduce(votes, op=distributed.ReduceOp.MAX, group=self._host_group)
+        try:
+            distributed.all_reduce(votes, op=distributed.ReduceOp.MAX, group=self._host_group)
+        except RuntimeError as error:  # gloo's only kind
+            raise PeerLostError("another rank has ended, and this one cannot go on without it") from error
         return bool(votes.item())
 
     def gather(self, value: Any) -> list[Any]:
@@ -97,6 +105,6 @@ def interface_towards(address: str) -> str | None:
     except OSError:
         return None
     for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == own for entry in addresses) and name != "lo":
+        if any(entry.address == own for entry in addresses):
             return name
     return None

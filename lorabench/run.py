@@ -17,7 +17,7 @@ from lorabench.config import RunConfig
 from lorabench.continuation import Continuation, find_savepoint
 from lorabench.curves import draw_curves
 from lorabench.data import TaskData
-from lorabench.errors import ConfigError, RunError, RunInterrupted
+from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
 from lorabench.evaluation import predict_logits
 from lorabench.execution import out_of_memory_advice
 from lorabench.job import Job, Progress
@@ -75,7 +75,10 @@ def execute(config: RunConfig, data: TaskData) -> Path:
     except torch.OutOfMemoryError as error:
         message = out_of_memory_advice(str(error), splits_weights(setting.strategy))
         keeper.fail("failed", message, every_rank=False)
-        raise RunError(message) from error
+        raise RankError(message) from error
+    except (RankError, PeerLostError) as error:
+        keeper.fail("failed", str(error), every_rank=False)
+        raise
     except (ConfigError, RunError) as error:
         keeper.fail("failed", str(error), every_rank=True)
         raise

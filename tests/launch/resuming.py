@@ -1,7 +1,8 @@
 """Worker: a run in which something happens at a chosen moment. `resuming.py MOMENT COUNT SIGNAL RANK FLAGS...`
 
-The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`. Beside
-the worker: what the tests need to start such runs from one process that has done its imports, and to compare them.
+The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; with the
+moment `out-of-memory`, forward passes of more than COUNT rows do not fit there. Beside the worker: what the tests need
+to start such runs from one process that has done its imports, and to compare them.
 """
 
 import hashlib
@@ -83,7 +84,7 @@ class Fault:
 
         def forward(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             if len(input_ids) > self.fits and (model.training or not self.training_only):
-                model(input_ids[:1], attention_mask[:1])  # dropout has drawn numbers by the time that memory ends
+                real(model, input_ids[:1], attention_mask[:1])  # dropout has drawn numbers when memory ends
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return real(model, input_ids, attention_mask)
 
@@ -309,7 +310,10 @@ def positions(records: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
 
 def main() -> int:
     moment, count, number, rank, *flags = sys.argv[1:]
-    arm(At(moment, int(count), int(number), int(rank)))
+    if moment == "out-of-memory":
+        Fault(int(rank), fits=int(count)).arm()
+    else:
+        arm(At(moment, int(count), int(number), int(rank)))
     return train.main(flags)
 
 
