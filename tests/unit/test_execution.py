@@ -13,7 +13,7 @@ from toys import ALLOCATOR_SAYS, CPU, WEIGHTS, BagOfWords, Cramped, OneRank, toy
 
 from lorabench.batching import PaddedCollator, StepPlan, Window
 from lorabench.config import OnOutOfMemory
-from lorabench.errors import RunError
+from lorabench.errors import RankError, RunError
 from lorabench.execution import EagerExecution, RandomState, StepOutcome, out_of_memory_advice
 from lorabench.gradients import build_gradients
 from lorabench.meters import Throughput
@@ -278,7 +278,7 @@ def test_gradients_that_cross_ranks_within_a_pass_end_the_run_at_once_without_as
     gradients, data = Watched(recoverable=False), toy_rows(8)
     cramped, plan = Cramped(BagOfWords(), fits=4), plan_of(data, 8, 1)
     execution = EagerExecution(cramped, gradients, data, plan, cast(Ranks, Mute()), on_oom)
-    with pytest.raises(RunError, match=r"out of GPU memory: .*fsdp2_offload\.yaml"):
+    with pytest.raises(RankError, match=r"out of GPU memory: .*fsdp2_offload\.yaml"):
         execution.step(next(plan.epoch(0)))
     assert cramped.sizes == [8]
     easy = EagerExecution(BagOfWords(), gradients, data, plan, cast(Ranks, Mute()), on_oom)
