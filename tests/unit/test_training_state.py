@@ -1,6 +1,7 @@
 """A run's state, read and written back, goes on bit by bit: parameters, AdamW's moments and count, the loss scale."""
 
 import copy
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,12 @@ from lorabench.optim import build_optimizer
 from lorabench.training_state import MOMENTS, read_state, trained_parameters, write_state
 
 STEPS_BEFORE, STEPS_AFTER = 3, 4
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Model(nn.Module):
