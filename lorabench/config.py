@@ -217,7 +217,8 @@ def find_issues(config: RunConfig) -> list[str]:
     )
     limit = config.run.gpu_memory_limit
     if limit is not None:
-        issues.check(math.isfinite(limit) and limit > 0, f"--gpu-memory-limit {limit}: expected GB, a number above 0")
+        fits = math.isfinite(limit) and limit > 0
+        issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)

@@ -72,7 +72,8 @@ def write_state(
         for name, parameter in trained_parameters(model).items():
             parameter.copy_(split_like(state["parameters"][name], parameter.data))
             if name in state["moments"]:
-                moments = {key: split_like(state["moments"][name][key], parameter.data) for key in MOMENTS}
+                # Of its own: on the CPU the state's tensors would be taken as they are, and change with every step.
+                moments = {key: split_like(state["moments"][name][key], parameter.data).clone() for key in MOMENTS}
                 # torch keeps the count beside a fused optimizer's parameters, and on the CPU otherwise.
                 fused = any(group.get("fused") for group in inner.param_groups)
                 device = moments["exp_avg"].device if fused else torch.device("cpu")
