@@ -16,6 +16,7 @@ from lorabench.description import inspect_model, load_model_config, model_source
 from lorabench.distributed import Ranks
 from lorabench.errors import ConfigError
 from lorabench.execution import EagerExecution, build_gradients
+from lorabench.footprint import WeightCount
 from lorabench.launch_request import read_launch_request
 from lorabench.loop import Job
 from lorabench.meters import MemoryMonitor
@@ -77,13 +78,13 @@ class Inputs:
     """What the model reads, and its description: everything but weights.
 
     Attributes:
-        base_parameters: parameters of base model and head.
+        weights: parameters of base model and head.
     """
 
     model_config: "PretrainedConfig"
     tokenizer: "PreTrainedTokenizerBase"
     collators: dict[str, PaddedCollator]
-    base_parameters: int
+    weights: WeightCount
 
     @property
     def tokens(self) -> dict[str, TokenizedRows]:
@@ -109,7 +110,7 @@ def prepare_inputs(setting: Setting) -> Inputs:
         task_preset(config.data.task).add_prefix_space,
     )
     model_config.pad_token_id = pad_id(tokenizer)
-    parameters = inspect_model(config.model, config.lora, model_config, config.data.max_length)
+    weights = inspect_model(config.model, config.lora, model_config, config.data.max_length)
     collators = {
         split: PaddedCollator(
             tokenize(rows, tokenizer, config.data.max_length, f"the {split} rows"),
@@ -119,7 +120,7 @@ def prepare_inputs(setting: Setting) -> Inputs:
         for split, rows in data.splits().items()
     }
     check_vocabulary(config, model_config, collators)
-    return Inputs(model_config, tokenizer, collators, parameters)
+    return Inputs(model_config, tokenizer, collators, weights)
 
 
 def check_vocabulary(
@@ -168,7 +169,8 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
     config, accelerator, ranks = setting.config, setting.accelerator, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
-    checkpointing = use_checkpointing(setting, inputs.base_parameters * frozen_dtype.itemsize)
+    frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
+    checkpointing = use_checkpointing(setting, frozen_bytes)
     placement = Placement(
         device=ranks.device,
         frozen_dtype=frozen_dtype,

@@ -1,0 +1,116 @@
+"""Frozen weights in 4 bits: QLoRA (Dettmers et al. 2023, arXiv:2305.14314) through bitsandbytes.
+
+The linear layers of the body are held as nf4 in blocks of 64 weights, whose scales are quantised once more (double
+quantisation). Head, pooler, embeddings and norms keep the compute dtype.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from lorabench.classifier import head_names
+from lorabench.footprint import WeightCount
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+# The one module of a body that language models are published without.
+POOLER = "pooler"
+
+
+def unquantized_linears(base: nn.Module) -> list[str]:
+    """Names of the linear layers that stay as they are: those of heads, and the pooler, which may be new like them.
+
+    transformers on its own would spare the last parameter's module only, and quantise RoBERTa's head.
+    """
+    heads = tuple(f"{name}." for name in head_names(base))
+    return [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and (f"{name}.".startswith(heads) or POOLER in name.split("."))
+    ]
+
+
+def count_weights(base: nn.Module) -> WeightCount:
+    """Parameters of a model that is not quantised, or of its skeleton."""
+    spared = set(unquantized_linears(base))
+    linears = {name: module for name, module in base.named_modules() if type(module) is nn.Linear}
+    return WeightCount(
+        total=sum(parameter.numel() for parameter in base.parameters()),
+        linear=sum(module.weight.numel() for name, module in linears.items() if name not in spared),
+    )
+
+
+def build_settings(base: nn.Module, compute_dtype: torch.dtype, storage: torch.dtype) -> "BitsAndBytesConfig":
+    """How transformers is to quantise a model.
+
+    Args:
+        base: the classifier, or its skeleton without storage.
+        compute_dtype: what a layer's weights are expanded to when it is used.
+        storage: what the packed weights pretend to be, for strategies that flatten tensors of one dtype.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=storage,
+        llm_int8_skip_modules=unquantized_linears(base),
+    )
+
+
+def build_random(
+    model_config: PretrainedConfig, arguments: dict[str, Any], settings: "BitsAndBytesConfig", device: torch.device
+) -> PreTrainedModel:
+    """A quantised model with random weights, drawn from torch's global generator of `device`.
+
+    Each layer is drawn and quantised before the next, so that the whole model is never there in 16 bits.
+
+    Args:
+        arguments: what transformers is told about any model; their dtype is the one that is drawn and quantised.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    with torch.device("meta"):
+        base = AutoModelForSequenceClassification.from_config(model_config, **arguments)
+    replace_with_bnb_linear(base, settings.llm_int8_skip_modules, settings)
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            _draw(module, base, arguments["dtype"], device)
+        else:
+            module.to_empty(device=device, recurse=False)
+    base.init_weights()  # of what is still empty
+    base.is_loaded_in_4bit = True  # where PEFT looks
+    return base
+
+
+def _draw(layer: Any, base: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill a 4-bit layer of the meta device as the model would fill a plain one."""
+    shape = (layer.in_features, layer.out_features)
+    drawn = nn.utils.skip_init(nn.Linear, *shape, bias=layer.bias is not None, device=device, dtype=dtype)
+    with torch.no_grad():
+        base._init_weights(drawn)
+    held_as = layer.weight.__dict__  # block size, quantisation, storage
+    layer.weight = type(layer.weight)(drawn.weight.data, requires_grad=False, **held_as).to(device)
+    layer.bias = drawn.bias
+    layer._is_hf_initialized = True
+
+
+def keep_layout(base: nn.Module) -> None:
+    """Keep bitsandbytes from repacking weights in eval mode, as it does on CPUs with AVX512-BF16.
+
+    That rounds their scales to bfloat16, has no gradient afterwards, and fails where a size is no multiple of 32.
+    """
+    for module in base.modules():
+        if is_quantized(module):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a layer holds its own weight in 4 bits."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
