@@ -113,7 +113,7 @@ def load_trained_classifier(
             base = ModelConfig(
                 model=str(saved.base_model_name_or_path), revision=saved.revision, trust_remote_code=trust_remote_code
             )
-            quantization = _quantization(base, load_model_config(base, classes), frozen_dtype)
+            quantization = _quantization(base, load_model_config(base, classes), device, frozen_dtype)
         adapted = AutoPeftModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=classes,
@@ -147,7 +147,7 @@ def _load_base(
     device = torch.device("cpu") if placement.load_on_cpu else placement.device
     quantization = None
     if config.quantize == "nf4":
-        quantization = _quantization(config, model_config, placement.frozen_dtype, placement.quant_storage)
+        quantization = _quantization(config, model_config, device, placement.frozen_dtype, placement.quant_storage)
     if config.weights == "random":
         if quantization is not None:
             base = build_random(model_config, arguments, quantization, device)
@@ -182,10 +182,11 @@ def _load_base(
 def _quantization(
     config: ModelConfig,
     model_config: PretrainedConfig,
+    device: torch.device,
     compute_dtype: torch.dtype,
     storage: torch.dtype = torch.uint8,
 ) -> "BitsAndBytesConfig":
-    return build_settings(build_skeleton(config, model_config), compute_dtype, storage)
+    return build_settings(build_skeleton(config, model_config), device, compute_dtype, storage)
 
 
 def _is_heads(base: PreTrainedModel, name: str) -> bool:

@@ -4,6 +4,7 @@ The linear layers of the body are held as nf4 in blocks of 64 weights, whose sca
 quantisation). Head, pooler, embeddings and norms keep the compute dtype.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.classifier import head_names
+from lorabench.errors import ConfigError
 from lorabench.footprint import WeightCount
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 # The one module of a body that language models are published without.
 POOLER = "pooler"
+# Weights that share a scale.
+BLOCK = 64
 
 
 def unquantized_linears(base: nn.Module) -> list[str]:
@@ -43,24 +47,43 @@ def count_weights(base: nn.Module) -> WeightCount:
     )
 
 
-def build_settings(base: nn.Module, compute_dtype: torch.dtype, storage: torch.dtype) -> "BitsAndBytesConfig":
+def build_settings(
+    base: nn.Module, device: torch.device, compute_dtype: torch.dtype, storage: torch.dtype
+) -> "BitsAndBytesConfig":
     """How transformers is to quantise a model.
 
     Args:
         base: the classifier, or its skeleton without storage.
+        device: where it is going to compute.
         compute_dtype: what a layer's weights are expanded to when it is used.
-        storage: what the packed weights pretend to be, for strategies that flatten tensors of one dtype.
+        storage: what the packed weights pretend to be, for strategies that shard tensors of one dtype.
+
+    Raises:
+        ConfigError: layers that bitsandbytes cannot handle on this device.
     """
     from transformers import BitsAndBytesConfig
 
+    spared = unquantized_linears(base)
+    if device.type == "cpu":
+        _check_rows(base, spared)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_quant_storage=storage,
-        llm_int8_skip_modules=unquantized_linears(base),
+        llm_int8_skip_modules=spared,
     )
+
+
+def _check_rows(base: nn.Module, spared: Collection[str]) -> None:
+    """Refuse rows that end within a block: on the CPU, bitsandbytes 0.50 expands some of them to other weights."""
+    for name, module in base.named_modules():
+        if type(module) is nn.Linear and name not in spared and module.in_features % BLOCK:
+            raise ConfigError(
+                f"--quantize nf4: {name} has {module.in_features} inputs; expected multiples of {BLOCK} on the CPU, a "
+                "GPU, or --quantize none"
+            )
 
 
 def build_random(

@@ -45,6 +45,11 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         max_position_embeddings=POSITIONS, pad_token_id=0,
     ),
 }  # fmt: skip
+# Multiples of a block of 64 weights, as bitsandbytes needs them on the CPU.
+WIDE: dict[str, dict[str, Any]] = {
+    **{name: dict(hidden_size=64, intermediate_size=128) for name in SHAPES},
+    "distilbert": dict(dim=64, hidden_dim=128),
+}
 DECODERS = ("llama", "mistral", "qwen2")
 
 _WORDS = "storm flood fire quake wind rain smoke alarm rescue water coffee music friday game lunch phone garden train"
