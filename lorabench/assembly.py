@@ -171,13 +171,7 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
     frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
     checkpointing = use_checkpointing(setting, frozen_bytes)
-    placement = Placement(
-        device=ranks.device,
-        frozen_dtype=frozen_dtype,
-        trainable_dtype=distributed.trainable_dtype(accelerator),
-        load_on_cpu=distributed.partitions_parameters(accelerator),
-        checkpointing=checkpointing,
-    )
+    placement = _place(setting, frozen_dtype, checkpointing)
     classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
@@ -204,6 +198,22 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         counts=counts,
         checkpointing=checkpointing,
         total_steps=steps,
+    )
+
+
+def _place(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
+    accelerator = setting.accelerator
+    partitioned = distributed.partitions_parameters(accelerator)
+    return Placement(
+        device=setting.ranks.device,
+        frozen_dtype=frozen_dtype,
+        trainable_dtype=distributed.trainable_dtype(accelerator),
+        # 4-bit weights are quantised where they are used, and small.
+        load_on_cpu=partitioned and setting.config.model.quantize == "none",
+        checkpointing=checkpointing,
+        # FSDP would round packed weights that are of another dtype than it computes in.
+        quant_storage=frozen_dtype if distributed.strategy_name(accelerator) == "FSDP" else torch.uint8,
+        regathers=partitioned,
     )
 
 

@@ -22,7 +22,7 @@ from lorabench.description import (
 )
 from lorabench.errors import ConfigError
 from lorabench.hub import explain_hub_error
-from lorabench.quantization import POOLER, build_random, build_settings, keep_layout
+from lorabench.quantization import POOLER, build_random, build_settings, expand_anew, keep_layout
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -42,6 +42,7 @@ class Placement:
         load_on_cpu: the strategy takes the weights from host memory and splits them itself.
         checkpointing: recompute activations in the backward pass.
         quant_storage: dtype that 4-bit weights are packed in.
+        regathers: the strategy takes a layer's weights away between its forward and its backward pass.
     """
 
     device: torch.device
@@ -50,6 +51,7 @@ class Placement:
     load_on_cpu: bool = False
     checkpointing: bool = False
     quant_storage: torch.dtype = torch.uint8
+    regathers: bool = False
 
 
 def build_classifier(
@@ -72,6 +74,8 @@ def build_classifier(
     base, fresh = _load_base(config, model_config, placement)
     base.config.use_cache = False
     keep_layout(base)
+    if placement.regathers:
+        expand_anew(base)
     torch.manual_seed(seed)
     adapted = _add_adapter(base, lora, fresh, config.revision)
     for parameter in adapted.parameters():

@@ -4,8 +4,9 @@ The linear layers of the body are held as nf4 in blocks of 64 weights, whose sca
 quantisation). Head, pooler, embeddings and norms keep the compute dtype.
 """
 
+import functools
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -132,6 +133,53 @@ def keep_layout(base: nn.Module) -> None:
     for module in base.modules():
         if is_quantized(module):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def expand_anew(base: nn.Module) -> None:
+    """Let each layer read its weights again in the backward pass, for strategies that take them away in between.
+
+    bitsandbytes' own function holds on to the packed weights of the forward pass, where no hook for saved tensors sees
+    them: under ZeRO-3, every rank would collect the whole model in each step.
+    """
+    for module in base.modules():
+        if is_quantized(module):
+            module.forward = functools.partial(_forward, module)
+
+
+def _forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return _Expanded.apply(hidden.to(layer.compute_dtype), layer).to(hidden.dtype)
+
+
+class _Expanded(torch.autograd.Function):
+    """A 4-bit layer, [..., in] -> [..., out], that keeps nothing between forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, layer: Any) -> torch.Tensor:
+        ctx.layer = layer
+        bias = None if layer.bias is None else layer.bias.to(hidden.dtype)
+        return nn.functional.linear(hidden, _expand(layer, hidden.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ _expand(ctx.layer, gradient.dtype), None
+
+
+def _expand(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weights that a layer stands for, [out, in]."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+
+
+def check_quantization(engine: Literal["deepspeed", "fsdp"] | None, fsdp_version: int = 2) -> list[str]:
+    """What is wrong with 4-bit weights under this strategy, one sentence each, with the nearest one that works."""
+    if engine == "fsdp" and fsdp_version == 1:
+        return [
+            "--quantize nf4: FSDP version 1 flattens 4-bit and trainable weights into tensors of one dtype; expected "
+            "fsdp_version 2, or accelerate_configs/zero2.yaml"
+        ]
+    return []
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -136,9 +136,13 @@ def test_rows_that_end_within_a_block_are_refused_on_the_cpu(tmp_path: Path) -> 
 # --- what it computes
 
 
+@pytest.mark.parametrize("regathers", [False, True])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_logits_and_gradients_are_those_of_the_weights_that_the_four_bits_stand_for(model_type: str) -> None:
-    quantized, plain = build(model_type).train(), build(model_type, ModelConfig()).train()
+def test_logits_and_gradients_are_those_of_the_weights_that_the_four_bits_stand_for(
+    model_type: str, regathers: bool
+) -> None:
+    quantized = build(model_type, regathers=regathers).train()
+    plain = build(model_type, ModelConfig()).train()
     layers, linears = quantized_layers(quantized), dict(plain.named_modules())
     for name, layer in layers.items():
         weight = linears[name].weight
@@ -180,6 +184,20 @@ def test_training_lowers_the_loss_also_after_an_evaluation(model_type: str, chec
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_where_a_strategy_regathers_weights_no_layer_keeps_them_for_the_backward_pass(checkpointing: bool) -> None:
+    ids, mask, _ = batch()
+    for regathers in (True, False):
+        classifier = build("llama", regathers=regathers, checkpointing=checkpointing).train()
+        logits = classifier(ids, mask)
+        packed = []
+        for layer in quantized_layers(classifier).values():
+            packed.append(weakref.ref(layer.weight.data.untyped_storage()))
+            layer.weight.data = torch.empty(0, dtype=torch.uint8)  # what ZeRO-3 does after a layer's forward pass
+        kept = [storage for storage in packed if storage() is not None]
+        assert logits.requires_grad and (not kept if regathers else kept)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "llama"])
