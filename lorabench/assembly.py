@@ -110,7 +110,8 @@ def prepare_inputs(setting: Setting) -> Inputs:
         task_preset(config.data.task).add_prefix_space,
     )
     model_config.pad_token_id = pad_id(tokenizer)
-    weights = inspect_model(config.model, config.lora, model_config, config.data.max_length)
+    on_cpu = setting.ranks.device.type == "cpu"
+    weights = inspect_model(config.model, config.lora, model_config, config.data.max_length, on_cpu)
     collators = {
         split: PaddedCollator(
             tokenize(rows, tokenizer, config.data.max_length, f"the {split} rows"),

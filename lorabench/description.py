@@ -15,7 +15,7 @@ from lorabench.errors import ConfigError, IssueList
 from lorabench.footprint import WeightCount
 from lorabench.hub import explain_hub_error
 from lorabench.presets import ARCHITECTURES, MODELS
-from lorabench.quantization import count_weights
+from lorabench.quantization import count_weights, cpu_issues
 
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
@@ -65,13 +65,15 @@ def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
             setattr(model_config, name, probability)
 
 
-def inspect_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int) -> WeightCount:
+def inspect_model(
+    config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int, on_cpu: bool = False
+) -> WeightCount:
     """Refuse what can be refused before the weights are loaded. Returns how many parameters there are.
 
     Raises:
         ConfigError: no known LoRA targets or none of that name, no classifier for this type, an attention
-            implementation that is not there, a checkpoint that is quantised already, or rows longer than the model's
-            positions.
+            implementation that is not there, a checkpoint that is quantised already, 4-bit layers that the CPU cannot
+            have, or rows longer than the model's positions.
     """
     issues = IssueList()
     if model_config.model_type not in ARCHITECTURES and lora.lora_targets == "auto":
@@ -98,6 +100,9 @@ def inspect_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedC
     issues.raise_if_any()
     skeleton = build_skeleton(config, model_config)
     _check_targets(lora, model_config.model_type, skeleton)
+    if config.quantize == "nf4" and on_cpu:
+        issues.extend(cpu_issues(skeleton))
+        issues.raise_if_any()
     return count_weights(skeleton)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
@@ -20,9 +20,9 @@ from lorabench.description import (
     model_arguments,
     model_source,
 )
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, IssueList
 from lorabench.hub import explain_hub_error
-from lorabench.quantization import POOLER, build_random, build_settings, expand_anew, keep_layout
+from lorabench.quantization import POOLER, build_random, build_settings, cpu_issues, expand_anew, keep_layout
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -106,18 +106,14 @@ def load_trained_classifier(
     Raises:
         ConfigError: the folder is not such an adapter, or the base model cannot be had.
     """
-    from peft import AutoPeftModelForSequenceClassification, PeftConfig
+    from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         quantization = None
         if quantized_from is not None:
-            saved = PeftConfig.from_pretrained(str(folder))
-            base = ModelConfig(
-                model=str(saved.base_model_name_or_path), revision=saved.revision, trust_remote_code=trust_remote_code
-            )
-            quantization = _quantization(base, load_model_config(base, classes), device, frozen_dtype)
+            quantization = _quantization_of_base(folder, classes, device, frozen_dtype, trust_remote_code)
         adapted = AutoPeftModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=classes,
@@ -139,6 +135,20 @@ def load_trained_classifier(
     return SequenceClassifier(adapted.to(device)).eval(), tokenizer
 
 
+def _quantization_of_base(
+    folder: Path, classes: int, device: torch.device, compute_dtype: torch.dtype, trust_remote_code: bool
+) -> "BitsAndBytesConfig":
+    saved = PeftConfig.from_pretrained(str(folder))
+    config = ModelConfig(
+        model=str(saved.base_model_name_or_path), revision=saved.revision, trust_remote_code=trust_remote_code
+    )
+    skeleton = build_skeleton(config, load_model_config(config, classes))
+    issues = IssueList()
+    issues.extend(cpu_issues(skeleton) if device.type == "cpu" else [])
+    issues.raise_if_any()
+    return build_settings(skeleton, compute_dtype, torch.uint8)
+
+
 def _load_base(
     config: ModelConfig, model_config: PretrainedConfig, placement: Placement
 ) -> tuple[PreTrainedModel, set[str]]:
@@ -151,7 +161,8 @@ def _load_base(
     device = torch.device("cpu") if placement.load_on_cpu else placement.device
     quantization = None
     if config.quantize == "nf4":
-        quantization = _quantization(config, model_config, device, placement.frozen_dtype, placement.quant_storage)
+        skeleton = build_skeleton(config, model_config)
+        quantization = build_settings(skeleton, placement.frozen_dtype, placement.quant_storage)
     if config.weights == "random":
         if quantization is not None:
             base = build_random(model_config, arguments, quantization, device)
@@ -181,16 +192,6 @@ def _load_base(
             f"them in another shape ({', '.join(lost[:3])}, ...); expected a whole pretrained model"
         )
     return base, fresh
-
-
-def _quantization(
-    config: ModelConfig,
-    model_config: PretrainedConfig,
-    device: torch.device,
-    compute_dtype: torch.dtype,
-    storage: torch.dtype = torch.uint8,
-) -> "BitsAndBytesConfig":
-    return build_settings(build_skeleton(config, model_config), device, compute_dtype, storage)
 
 
 def _is_heads(base: PreTrainedModel, name: str) -> bool:

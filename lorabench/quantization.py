@@ -5,7 +5,6 @@ quantisation). Head, pooler, embeddings and norms keep the compute dtype.
 """
 
 import functools
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.classifier import head_names
-from lorabench.errors import ConfigError
 from lorabench.footprint import WeightCount
 
 if TYPE_CHECKING:
@@ -48,43 +46,39 @@ def count_weights(base: nn.Module) -> WeightCount:
     )
 
 
-def build_settings(
-    base: nn.Module, device: torch.device, compute_dtype: torch.dtype, storage: torch.dtype
-) -> "BitsAndBytesConfig":
+def build_settings(base: nn.Module, compute_dtype: torch.dtype, storage: torch.dtype) -> "BitsAndBytesConfig":
     """How transformers is to quantise a model.
 
     Args:
         base: the classifier, or its skeleton without storage.
-        device: where it is going to compute.
         compute_dtype: what a layer's weights are expanded to when it is used.
         storage: what the packed weights pretend to be, for strategies that shard tensors of one dtype.
-
-    Raises:
-        ConfigError: layers that bitsandbytes cannot handle on this device.
     """
     from transformers import BitsAndBytesConfig
 
-    spared = unquantized_linears(base)
-    if device.type == "cpu":
-        _check_rows(base, spared)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_quant_storage=storage,
-        llm_int8_skip_modules=spared,
+        llm_int8_skip_modules=unquantized_linears(base),
     )
 
 
-def _check_rows(base: nn.Module, spared: Collection[str]) -> None:
-    """Refuse rows that end within a block: on the CPU, bitsandbytes 0.50 expands some of them to other weights."""
+def cpu_issues(base: nn.Module) -> list[str]:
+    """What is wrong with quantising this model on the CPU.
+
+    Where rows end within a block of weights, bitsandbytes 0.50 expands some of them to other weights there.
+    """
+    spared = unquantized_linears(base)
     for name, module in base.named_modules():
         if type(module) is nn.Linear and name not in spared and module.in_features % BLOCK:
-            raise ConfigError(
+            return [
                 f"--quantize nf4: {name} has {module.in_features} inputs; expected multiples of {BLOCK} on the CPU, a "
                 "GPU, or --quantize none"
-            )
+            ]
+    return []
 
 
 def build_random(

@@ -1,5 +1,6 @@
 """4-bit base models: what is quantised and what is not, and that they compute with the weights they stand for."""
 
+import dataclasses
 import functools
 import tempfile
 import weakref
@@ -126,11 +127,15 @@ def test_a_checkpoint_that_is_quantised_already_is_refused() -> None:
 
 
 def test_rows_that_end_within_a_block_are_refused_on_the_cpu(tmp_path: Path) -> None:
-    folder = tiny.save_tiny(tmp_path / "llama", "llama")
+    config = dataclasses.replace(NF4, model=str(tiny.save_tiny(tmp_path / "llama", "llama")))
+    model_config = load_model_config(config, 2)
     with pytest.raises(
         ConfigError, match=r"--quantize nf4: model\.layers\.0\.self_attn\.q_proj has 32 inputs; expected"
     ):
-        tiny.build_tiny(folder, model=NF4)
+        inspect_model(config, LoraArgs(), model_config, max_length=8, on_cpu=True)
+    inspect_model(config, LoraArgs(), model_config, max_length=8)
+    plain = dataclasses.replace(config, quantize="none")
+    inspect_model(plain, LoraArgs(), model_config, max_length=8, on_cpu=True)
 
 
 # --- what it computes
