@@ -107,7 +107,12 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "strategy": setting.strategy,
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
-        "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
+        "model": {
+            "name": config.model.model,
+            "source": model_source(config.model),
+            "weights": config.model.weights,
+            "quantize": config.model.quantize,
+        },
         "data": {
             "task": config.data.task,
             "synthetic": is_synthetic(config.data),
