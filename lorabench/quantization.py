@@ -180,5 +180,6 @@ def hold_plainly(base: nn.Module) -> None:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a layer holds its own weight in 4 bits."""
-    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    """Whether a layer holds its own weight in 4 bits; PEFT's wrapper of such a layer only refers to it."""
+    own = dict(module.named_parameters(recurse=False))
+    return getattr(own.get("weight"), "quant_state", None) is not None

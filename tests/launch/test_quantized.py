@@ -95,6 +95,18 @@ def test_two_ranks_of_zero_take_the_steps_of_one_process(
     assert_same_numbers(run, one_process)
 
 
+@pytest.mark.slow
+def test_two_ranks_of_fsdp2_take_the_steps_of_one_process(
+    one_process: Path, flags: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = flags(run, batch_size=2, gradient_accumulation=4, eval_batch_size=3)
+    ended = resuming.run(words, ranks=2, strategy="fsdp2")
+    assert ended.code == 0, ended
+    assert read_json(run / "run.json")["strategy"] == "FSDP2"
+    assert_same_numbers(run, one_process)
+
+
 def zero_config(folder: Path, stage: int) -> Path:
     """The shipped ZeRO-3 configuration with another stage, and with nothing kept that is not in use."""
     launcher = yaml.safe_load((CONFIGS / "zero3.yaml").read_text())
