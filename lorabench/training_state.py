@@ -39,12 +39,15 @@ def read_state(
         return _read_deepspeed(model, optimizer)
     inner = _inner(optimizer)
     parameters, moments, updates = {}, {}, 0
-    for name, parameter in trained_parameters(model).items():
-        parameters[name] = _to_cpu(whole_tensor(parameter.detach()))
-        state = inner.state.get(parameter)
-        if state:
-            moments[name] = {key: _to_cpu(whole_tensor(state[key])) for key in MOMENTS}
-            updates = int(state["step"])
+    with whole_parameters(strategy, model):
+        for name, parameter in trained_parameters(model).items():
+            parameters[name] = _to_cpu(whole_tensor(parameter.detach()))
+            state = inner.state.get(parameter)
+            if state:
+                moments[name] = {key: _to_cpu(whole_tensor(state[key])) for key in MOMENTS}
+                updates = int(state["step"])
+    if moments and moments.keys() != parameters.keys():
+        raise RuntimeError("the optimizer has moments for some of its parameters only")
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     return {"parameters": parameters, "moments": moments, "updates": updates, "scaler": scaler}
 
@@ -65,11 +68,12 @@ def write_state(
         _write_deepspeed(strategy, model, optimizer, state)
         return
     inner = _inner(optimizer)
-    with torch.no_grad():
+    with torch.no_grad(), whole_parameters(strategy, model, modify=True):
         for name, parameter in trained_parameters(model).items():
             parameter.copy_(split_like(state["parameters"][name], parameter.data))
             if name in state["moments"]:
-                moments = {key: split_like(state["moments"][name][key], parameter.data) for key in MOMENTS}
+                # Of its own: on the CPU the state's tensors would be taken as they are, and change with every step.
+                moments = {key: split_like(state["moments"][name][key], parameter.data).clone() for key in MOMENTS}
                 # torch keeps the count beside a fused optimizer's parameters, and on the CPU otherwise.
                 fused = any(group.get("fused") for group in inner.param_groups)
                 device = moments["exp_avg"].device if fused else torch.device("cpu")
