@@ -198,8 +198,11 @@ def test_a_tensor_that_did_not_move_fails_the_run(
 
 
 def stopped_head(model: torch.nn.Module, config: Any, fused: bool) -> torch.optim.AdamW:
-    moving = [p for name, p in model.named_parameters() if p.requires_grad and "classifier" not in name]
-    return torch.optim.AdamW(moving, lr=config.learning_rate)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    moving = [p for name, p in trained if "classifier" not in name]
+    head = [p for name, p in trained if "classifier" in name]
+    groups = [{"params": moving}, {"params": head, "lr": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def test_a_save_that_fails_fails_the_run_and_keeps_the_previous_adapter(
