@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +13,8 @@ from lorabench import tracking
 from lorabench.config import RunConfig
 from lorabench.results import MetricsLog
 from lorabench.tracking import (
+    WANDB_FINISH_S,
+    WANDB_START_S,
     Fanout,
     MetricsSink,
     NullSink,
@@ -183,6 +185,57 @@ def test_wandb_without_a_key_writes_an_offline_run(tmp_path: Path, monkeypatch: 
     assert [name for name in expected if name not in file.read_bytes()] == []
 
 
+def keep_wandb_trackers(monkeypatch: pytest.MonkeyPatch, unreachable: tuple[str, ...] = ()) -> list[Recorder]:
+    """The trackers that are made in W&B's place; those in one of the modes `unreachable` get no answer."""
+    wandb = pytest.importorskip("wandb")
+    import accelerate.tracking
+
+    made: list[Recorder] = []
+
+    class Kept(Recorder):
+        def __init__(self, run_name: str, **arguments: Any) -> None:
+            super().__init__(run_name, **arguments)
+            made.append(self)
+
+        def start(self) -> None:
+            super().start()
+            if self.arguments["mode"] in unreachable:
+                raise wandb.errors.CommError("timed out\nand a long story")
+
+    monkeypatch.setattr(accelerate.tracking, "WandBTracker", Kept)
+    return made
+
+
+@pytest.mark.usefixtures("own_home")
+def test_wandb_that_does_not_answer_gets_offline_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = keep_wandb_trackers(monkeypatch, unreachable=("online",))
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    sink = open_tracker("wandb", tmp_path / "my-run", {"optim": {"epochs": 3}})
+    assert [tracker.arguments["mode"] for tracker in made] == ["online", "offline"]
+    assert made[1].stored == {"optim.epochs": 3} and made[0].stored == {}
+    sink.write(TRAIN)
+    assert made[1].logged and not made[0].logged
+    said = "--track wandb: no answer (timed out); writing offline files, for `wandb sync`\n"
+    assert capsys.readouterr().out == said
+
+
+def test_a_tracker_that_fails_gets_nothing_more_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Down(Recorder):
+        def log(self, values: dict[str, Any], step: int) -> None:
+            super().log(values, step)
+            raise ConnectionError("the server is gone\nand a long story")
+
+    tracker = Down()
+    sink = TrackerSink(cast(Any, tracker))
+    for _ in range(3):
+        sink.write(TRAIN)
+    sink.close()
+    assert len(tracker.logged) == 1 and tracker.events == []
+    assert capsys.readouterr().out == "tracker: failed (the server is gone); going on without it\n"
+
+
 @pytest.mark.parametrize(
     ("environment", "mode"),
     [
@@ -195,22 +248,15 @@ def test_wandb_without_a_key_writes_an_offline_run(tmp_path: Path, monkeypatch: 
 def test_wandb_is_online_only_with_a_key_or_on_request(
     own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str
 ) -> None:
-    import accelerate.tracking
-
-    made: list[Recorder] = []
-
-    class Kept(Recorder):
-        def __init__(self, run_name: str, **arguments: Any) -> None:
-            super().__init__(run_name, **arguments)
-            made.append(self)
-
-    monkeypatch.setattr(accelerate.tracking, "WandBTracker", Kept)
+    made = keep_wandb_trackers(monkeypatch)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     open_tracker("wandb", tmp_path / "my-run", {"optim": {"epochs": 3, "max_steps": None}})
     (recorder,) = made
     assert recorder.run_name == "lorabench"
+    settings = recorder.arguments.pop("settings")
     assert recorder.arguments == {"name": "my-run", "dir": str(tmp_path / "my-run"), "mode": mode}
+    assert (settings.init_timeout, settings.finish_timeout) == (WANDB_START_S, WANDB_FINISH_S)
     assert recorder.events == ["start"]
     assert recorder.stored == {"optim.epochs": 3, "optim.max_steps": "none"}
 
