@@ -23,6 +23,7 @@ Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 BestMetric = Literal["f1", "loss", "accuracy"]
 Checkpointing = Literal["auto", "on", "off"]
 Tracker = Literal["none", "wandb", "tensorboard"]
+OnOutOfMemory = Literal["shrink", "stop"]
 
 CUSTOM_TASK = "custom"
 
@@ -149,6 +150,11 @@ class RunOptions:
     batch is split."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    on_oom: OnOutOfMemory = "shrink"
+    """When a GPU runs out of memory: `shrink` halves the batch per device and doubles the accumulation, on all ranks
+    (one process and data parallel; the effective batch and the loss stay), `stop` ends the run."""
+    gpu_memory_limit: float | None = None
+    """GB (10^9 bytes) of each GPU that the run may take, to try out a smaller card."""
     track: Tracker = "none"
     """Experiment tracker; wandb runs offline without an API key."""
 
@@ -213,6 +219,10 @@ def find_issues(config: RunConfig) -> list[str]:
         all(name.strip() for name in targets.split(",")),
         f"--lora-targets {targets!r}: expected comma-separated module names, `all-linear` or `auto`",
     )
+    limit = config.run.gpu_memory_limit
+    if limit is not None:
+        fits = math.isfinite(limit) and limit > 0
+        issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(quantization_issues(config))
     issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
@@ -242,10 +252,12 @@ def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
     if resume:
         if folder is None:
             return ["--resume: expected --output-dir with the folder of the run that is to go on"]
-        has_run = (folder / "run.json").is_file()
+        # On another machine than the first rank's the folder need not be there.
+        has_run = os.environ.get("RANK", "0") != "0" or (folder / "run.json").is_file()
         return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-    # Only the first rank looks: by the time that a late one does, that one may have written already.
-    if folder is None or os.environ.get("RANK", "0") != "0" or not os.path.exists(folder):
+    # One rank of each machine looks: one that refused alone would leave the other machines waiting for it. Nothing is
+    # written before all ranks have met, so none of them can come too late.
+    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0" or not os.path.exists(folder):
         return []
     if not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]

@@ -27,7 +27,6 @@ from lorabench.quantization import POOLER, build_random, build_settings, cpu_iss
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PEFT_HEAD_NAMES = ("classifier", "score")
 
 

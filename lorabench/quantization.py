@@ -5,7 +5,7 @@ quantisation). Head, pooler, embeddings and norms keep the compute dtype.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -164,16 +164,6 @@ def _expand(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
-
-
-def check_quantization(engine: Literal["deepspeed", "fsdp"] | None, fsdp_version: int = 2) -> list[str]:
-    """What is wrong with 4-bit weights under this strategy, one sentence each, with the nearest one that works."""
-    if engine == "fsdp" and fsdp_version == 1:
-        return [
-            "--quantize nf4: FSDP version 1 flattens 4-bit and trainable weights into tensors of one dtype; expected "
-            "fsdp_version 2, or accelerate_configs/zero2.yaml"
-        ]
-    return []
 
 
 def is_quantized(module: nn.Module) -> bool:
