@@ -21,6 +21,7 @@ from lorabench.model import Placement, build_classifier
 from lorabench.optim import build_optimizer, build_schedule, total_steps
 from lorabench.precision import DTYPES
 from lorabench.presets import task_preset
+from lorabench.quantization import hold_plainly
 from lorabench.ranks import Ranks
 from lorabench.setting import Setting
 from lorabench.strategies import is_deepspeed, splits_weights
@@ -165,17 +166,17 @@ def build(setting: Setting, inputs: Inputs) -> Built:
 
 
 def _place(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
-    quantize, strategy = setting.config.model.quantize, setting.strategy
+    splits = splits_weights(setting.strategy)
     return Placement(
         device=setting.ranks.device,
         frozen_dtype=frozen_dtype,
-        trainable_dtype=distributed.trainable_dtype(strategy, setting.precision),
+        trainable_dtype=distributed.trainable_dtype(setting.strategy, setting.precision),
         # 4-bit weights are quantised where they are used, and small.
-        load_on_cpu=splits_weights(strategy) and quantize == "none",
+        load_on_cpu=splits and setting.config.model.quantize == "none",
         checkpointing=checkpointing,
-        # PEFT's and accelerate's advice: a policy that casts what it gathers would change packed integers.
-        quant_storage=frozen_dtype if strategy == "FSDP2" else torch.uint8,
-        regathers=strategy == "DeepSpeed ZeRO-3",
+        # FSDP shards no tensors of whole numbers.
+        quant_storage=frozen_dtype if setting.strategy == "FSDP2" else torch.uint8,
+        regathers=splits,
     )
 
 
@@ -192,6 +193,7 @@ def prepare(setting: Setting, classifier: SequenceClassifier) -> tuple[torch.nn.
     if ranks.spans_machines:
         check_same_weights(classifier, ranks)
     if setting.strategy == "FSDP2":
+        hold_plainly(classifier)
         sharding.shard(classifier, classifier.body, distributed.fsdp_plugin(accelerator), ranks.device)
     # In evaluation mode accelerate adds autocast, and not DistributedDataParallel: gradients cross ranks in one piece.
     prepared = accelerator.prepare_model(classifier, device_placement=False, evaluation_mode=True)

@@ -163,9 +163,23 @@ def _expand(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weights that a layer stands for, [out, in]."""
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+    state = getattr(layer.weight, "quant_state", None) or layer.quant_state
+    return dequantize_4bit(layer.weight.data, state).to(dtype)
+
+
+def hold_plainly(base: nn.Module) -> None:
+    """Turn packed weights into ordinary parameters, for FSDP2, which makes its own of them and keeps no other class.
+
+    `expand_anew` must have been called: bitsandbytes' own function looks for what the ordinary ones have not.
+    """
+    for module in base.modules():
+        if is_quantized(module):
+            layer: Any = module
+            layer.quant_state = layer.weight.quant_state
+            layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a layer holds its own weight in 4 bits."""
-    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    """Whether a layer holds its own weight in 4 bits; PEFT's wrapper of such a layer only refers to it."""
+    own = dict(module.named_parameters(recurse=False))
+    return getattr(own.get("weight"), "quant_state", None) is not None

@@ -4,13 +4,14 @@
 here, so nothing is downloaded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.gpu.running import largest_difference, launch_file, train
+from tests.gpu.running import largest_difference, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -92,17 +93,27 @@ def test_half_precision_over_4_bits_follows_the_fp32_loss(
         assert line["loss"] == pytest.approx(expected["loss"], rel=2 * BF16_TOLERANCE)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("DDP", ()),
+        ("FSDP2", ("--config_file", "accelerate_configs/fsdp2.yaml")),
+        (
+            "DeepSpeed ZeRO-3",
+            ("--config_file", "accelerate_configs/zero3.yaml", "--deepspeed_multinode_launcher", "standard"),
+        ),
+    ],
+)
 def test_two_ranks_over_4_bits_train_as_one_process_does(
-    strategy: str, small_llama: Path, tmp_path: Path, four_bits: tuple[dict[str, Any], Any]
+    strategy: str, options: Sequence[str], small_llama: Path, tmp_path: Path, four_bits: tuple[dict[str, Any], Any]
 ) -> None:
-    if strategy.startswith("zero"):
+    if options:
         pytest.importorskip("deepspeed")
     run, lines = train(
-        small_llama, tmp_path / "run", "--precision", "fp32", *NF4, ranks=2, batch_size=4, accumulation=2,
-        launch_options=["--multi_gpu"] if strategy == "ddp" else launch_file(strategy),
+        small_llama, tmp_path / "run", "--precision", "fp32", *NF4,
+        ranks=2, batch_size=4, accumulation=2, launch_options=options,
     )  # fmt: skip
-    assert (run["status"], run["world_size"]) == ("completed", 2)
+    assert (run["strategy"], run["world_size"]) == (strategy, 2)
     assert run["model"]["total_parameters"] == four_bits[0]["model"]["total_parameters"]
     assert largest_difference(lines, four_bits[1], "loss") < 1e-4
     assert largest_difference(lines, four_bits[1], "grad_norm") < 1e-3

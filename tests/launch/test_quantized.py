@@ -12,8 +12,7 @@ from comparing import Comparison
 from launching import read_json, read_lines
 
 NAMES = {
-    "cpu_2ranks": "DDP", "zero1": "DeepSpeed ZeRO-1", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3",
-    "zero3_offload": "DeepSpeed ZeRO-3", "fsdp2": "FSDP2",
+    "cpu_2ranks": "DDP", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3", "fsdp2": "FSDP2",
 }  # fmt: skip
 MODELS = ("wide-llama", "wide-bert")
 NF4 = {"quantize": "nf4", "lora_targets": "all-linear"}

@@ -20,11 +20,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", 24 * GIB)
 RTX_3060 = Gpu("NVIDIA GeForce RTX 3060", 12 * GIB)
+A6000 = Gpu("NVIDIA RTX A6000", 48 * GIB)
 # Each of 32 layers: query and output, key and value of 8 heads, gate, up and down.
 LLAMA_3_LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 # Embeddings, norms and a head of two classes.
 LLAMA_3_OTHER = (128_256 + 65 + 2) * 4096
-A6000 = Gpu("NVIDIA RTX A6000", 48 * GIB)
 LLAMA = ModelSize("llama3-8b", 15_009_865_728, "bf16")
 
 
@@ -467,6 +467,13 @@ def test_launch_script_adds_deepspeed_where_asked(script: LaunchScript) -> None:
     assert len(script.start()[1]) == 1
 
 
+@pytest.mark.parametrize("flag", ["--num_machines", "--num-machines"])
+def test_launch_script_adds_deepspeed_for_several_machines(script: LaunchScript, flag: str) -> None:
+    script.start()
+    _, calls = script.start(flag, "2", "--machine_rank", "0", "--main_process_ip", "10.0.0.1")
+    assert any(call.endswith("--no-build-isolation deepspeed") for call in calls)
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -483,13 +490,6 @@ def test_launch_script_adds_bitsandbytes_where_asked(words: str, wanted: bool, s
     _, calls = script.start(*words.split())
     (extras,) = (call for call in calls if "--editable" in call)
     assert ("quantize" in extras.split("[")[1]) == wanted
-
-
-@pytest.mark.parametrize("flag", ["--num_machines", "--num-machines"])
-def test_launch_script_adds_deepspeed_for_several_machines(script: LaunchScript, flag: str) -> None:
-    script.start()
-    _, calls = script.start(flag, "2", "--machine_rank", "0", "--main_process_ip", "10.0.0.1")
-    assert any(call.endswith("--no-build-isolation deepspeed") for call in calls)
 
 
 def test_launch_script_repeats_an_installation_that_failed(script: LaunchScript) -> None:
