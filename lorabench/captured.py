@@ -36,6 +36,7 @@ class PackedPasses:
         flat: trainable parameters and gradients.
         loss: sum of the packs' losses since it was last set to zero, scalar.
         checkpointed: how many blocks, from the first, recompute their activations in the backward pass.
+        joined: how many products stand for several projections, or for one with its LoRA.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PackedPasses:
         classifier = packed.classifier
         dtype = autocast or torch.float32
         self._joints = JointProjections(packed.blocks, dtype)
+        self.joined = len(self._joints.joints)
         joined = [parameter for joint in self._joints.joints for parameter in joint.trained]
         known = {id(parameter) for parameter in joined}
         others = [p for p in classifier.parameters() if p.requires_grad and id(p) not in known]
