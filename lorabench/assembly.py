@@ -1,27 +1,28 @@
-"""From configuration and rows to prepared objects: launch, tokens, model, optimizer."""
+"""From configuration and rows to prepared objects: tokens, model, optimizer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 
-from lorabench import distributed
+from lorabench import distributed, sharding
 from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
 from lorabench.classifier import ParameterCounts, SequenceClassifier, count_parameters
 from lorabench.config import RunConfig
-from lorabench.data import TaskData
 from lorabench.description import inspect_model, load_model_config, model_source
-from lorabench.distributed import Ranks
 from lorabench.errors import ConfigError
-from lorabench.execution import EagerExecution, build_gradients
-from lorabench.launch_request import read_launch_request
-from lorabench.loop import Job
+from lorabench.execution import EagerExecution, Execution
+from lorabench.gradients import build_gradients
+from lorabench.job import Job
 from lorabench.meters import MemoryMonitor
-from lorabench.model import DTYPES, Placement, build_classifier
+from lorabench.model import Placement, build_classifier
 from lorabench.optim import build_optimizer, build_schedule, total_steps
+from lorabench.precision import DTYPES
 from lorabench.presets import task_preset
+from lorabench.ranks import Ranks
+from lorabench.setting import Setting
+from lorabench.strategies import is_deepspeed, splits_weights
 from lorabench.tokenizer import load_tokenizer, pad_id
 from lorabench.tracking import Record, Sink
 
@@ -30,46 +31,6 @@ if TYPE_CHECKING:
 
 # Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
 CHECKPOINTING_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What was asked, and who and where this rank is."""
-
-    config: RunConfig
-    data: TaskData
-    accelerator: Accelerator
-    ranks: Ranks
-    precision: str
-
-    @property
-    def shape_only(self) -> bool:
-        """Random weights: memory and time are real, scores mean nothing, and no adapter is kept."""
-        return self.config.model.weights == "random"
-
-    @property
-    def class_weights(self) -> tuple[float, ...]:
-        """One per class; all 1 without weighting."""
-        return self.data.class_weights or (1.0,) * len(self.data.labels)
-
-
-def enter_launch(config: RunConfig, data: TaskData) -> Setting:
-    """Start the Accelerator, verified, and check what depends on the number of ranks.
-
-    Raises:
-        ConfigError: the launch is not what it says, or one optimizer step takes more rows than there are.
-    """
-    accelerator = distributed.build_accelerator(config, read_launch_request())
-    ranks = Ranks(accelerator)
-    optim = config.optim
-    effective = optim.effective_batch(ranks.world_size)
-    if effective > len(data.train):
-        raise ConfigError(
-            f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "
-            f"{ranks.world_size} rank(s) = {effective} rows per step: more than the {len(data.train)} training rows"
-        )
-    precision = distributed.resolve_precision(config, ranks.device.type == "cuda")
-    return Setting(config, data, accelerator, ranks, precision)
 
 
 @dataclass(frozen=True)
@@ -156,7 +117,7 @@ class Built:
     classifier: SequenceClassifier
     prepared: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    execution: EagerExecution
+    execution: Execution
     schedule: Any
     plan: StepPlan
     counts: ParameterCounts
@@ -166,22 +127,21 @@ class Built:
 
 def build(setting: Setting, inputs: Inputs) -> Built:
     """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
-    config, accelerator, ranks = setting.config, setting.accelerator, setting.ranks
+    config, ranks = setting.config, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
     checkpointing = use_checkpointing(setting, inputs.base_parameters * frozen_dtype.itemsize)
     placement = Placement(
         device=ranks.device,
         frozen_dtype=frozen_dtype,
-        trainable_dtype=distributed.trainable_dtype(accelerator),
-        load_on_cpu=distributed.partitions_parameters(accelerator),
+        trainable_dtype=distributed.trainable_dtype(setting.strategy, setting.precision),
+        load_on_cpu=splits_weights(setting.strategy),
         checkpointing=checkpointing,
     )
     classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
     counts = count_parameters(classifier.adapted)
-    optimizer = build_optimizer(classifier, config.optim, fused=ranks.device.type == "cuda")
-    prepared, prepared_optimizer = accelerator.prepare(classifier, optimizer)
+    prepared, optimizer = prepare(setting, classifier)
     plan = StepPlan(
         lengths=inputs.tokens["train"].lengths,
         batch_size=config.optim.batch_size,
@@ -191,18 +151,53 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         seed=config.optim.seed,
     )
     steps = total_steps(config.optim, plan.steps_per_epoch)
-    gradients = build_gradients(accelerator, prepared, prepared_optimizer, config.optim.max_grad_norm)
+    gradients = build_gradients(
+        setting.strategy, setting.accelerator, prepared, optimizer, config.optim.max_grad_norm, ranks
+    )
     return Built(
         classifier=classifier,
         prepared=prepared,
-        optimizer=prepared_optimizer,
-        execution=EagerExecution(prepared, gradients, ranks.device),
-        schedule=build_schedule(prepared_optimizer, config.optim, steps),
+        optimizer=optimizer,
+        execution=EagerExecution(prepared, gradients, inputs.collators["train"], plan, ranks, config.run.on_oom),
+        schedule=build_schedule(optimizer, config.optim, steps),
         plan=plan,
         counts=counts,
         checkpointing=checkpointing,
         total_steps=steps,
     )
+
+
+def prepare(setting: Setting, classifier: SequenceClassifier) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Hand the classifier to the strategy, and build its optimizer over the parameters that the strategy holds.
+
+    Returns:
+        The model that computes, and accelerate's optimizer.
+    """
+    accelerator, ranks, optim = setting.accelerator, setting.ranks, setting.config.optim
+    fused = ranks.device.type == "cuda"
+    if is_deepspeed(setting.strategy):
+        return accelerator.prepare(classifier, build_optimizer(classifier, optim, fused))
+    if ranks.spans_machines:
+        check_same_weights(classifier, ranks)
+    if setting.strategy == "FSDP2":
+        sharding.shard(classifier, classifier.body, distributed.fsdp_plugin(accelerator), ranks.device)
+    # In evaluation mode accelerate adds autocast, and not DistributedDataParallel: gradients cross ranks in one piece.
+    prepared = accelerator.prepare_model(classifier, device_placement=False, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(build_optimizer(classifier, optim, fused), device_placement=False)
+    return prepared, optimizer
+
+
+def check_same_weights(classifier: torch.nn.Module, ranks: Ranks) -> None:
+    """Refuse machines that loaded different weights: nothing later would even them out. A collective call.
+
+    Raises:
+        ConfigError: a file differs from one machine to the next.
+    """
+    # Bits as whole numbers: their sum depends on no order of summation.
+    parameters = (parameter.detach().contiguous() for parameter in classifier.parameters())
+    sums = [int(parameter.view(torch.uint8).sum(dtype=torch.int64)) for parameter in parameters]
+    if any(other != sums for other in ranks.gather(sums)):
+        raise ConfigError("--model: the ranks loaded different weights; expected the same files on every machine")
 
 
 def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
@@ -237,11 +232,12 @@ def build_job(
         execution=built.execution,
         schedule=built.schedule,
         plan=built.plan,
-        train_data=inputs.collators["train"],
+        train_ids=setting.data.train.ids,
         validation_data=inputs.collators["validation"],
         eval_batch_size=config.optim.eval_batch_size,
         class_weights=setting.class_weights,
         positive=setting.data.positive,
+        strategy=setting.strategy,
         ranks=setting.ranks,
         memory=memory,
         sink=sink,

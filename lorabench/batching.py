@@ -109,12 +109,10 @@ class Window:
     """One optimizer step.
 
     Attributes:
-        rows: the step's rows over all ranks and micro-batches.
-        micro_batches: this rank's share; the same number on every rank.
+        rows: the step's rows over all ranks and micro-batches, the longest first.
     """
 
     rows: list[int]
-    micro_batches: list[MicroBatch]
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,16 @@ class StepPlan:
         """The windows of an epoch (from 0), each row once; without the `first` ones, where a run goes on mid-epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths)).tolist()
         for start in range(first * self.effective_batch, len(order), self.effective_batch):
-            rows = sorted(order[start : start + self.effective_batch], key=lambda row: (-self.lengths[row], row))
-            yield Window(rows, deal(rows, self.batch_size, self.world_size, self.rank))
+            rows = order[start : start + self.effective_batch]
+            yield Window(sorted(rows, key=lambda row: (-self.lengths[row], row)))
+
+    def deal(self, window: Window, batch_size: int | None = None) -> list[MicroBatch]:
+        """This rank's share of a window; the same number of micro-batches on every rank.
+
+        Args:
+            batch_size: most rows per rank and micro-batch, if less than planned.
+        """
+        return deal(window.rows, batch_size or self.batch_size, self.world_size, self.rank)
 
 
 def deal(rows: Sequence[int], batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:

@@ -7,14 +7,16 @@ from typing import Any
 import torch
 
 from lorabench import checkpoint
-from lorabench.assembly import Built, Inputs, Setting
+from lorabench.assembly import Built, Inputs
 from lorabench.batching import PaddedCollator, TokenizedRows, longest_first
 from lorabench.description import model_source
-from lorabench.distributed import whole_parameters
 from lorabench.errors import RunError
 from lorabench.evaluation import predict_logits
-from lorabench.loop import Progress
+from lorabench.job import Progress
 from lorabench.presets import is_synthetic
+from lorabench.setting import Setting
+from lorabench.sharding import whole_parameters
+from lorabench.strategies import splits_weights
 from lorabench.tokenizer import pad_id
 from lorabench.tracking import Record
 
@@ -106,10 +108,16 @@ class BestAdapter:
         folder = self._folder / checkpoint.ADAPTER_FOLDER
         if ranks.is_main:
             checkpoint.check_saved(folder, self._best)
-        with whole_parameters(self._setting.accelerator, adapted, modify=True):
+        with whole_parameters(self._setting.strategy, adapted, modify=True):
             checkpoint.load_state(adapted, self._best)
         rows, subset = self._longest_rows()
-        logits = predict_logits(self._built.prepared, subset, self._setting.config.optim.eval_batch_size, ranks)
+        logits = predict_logits(
+            self._built.prepared,
+            subset,
+            self._setting.config.optim.eval_batch_size,
+            ranks,
+            splits_weights(self._setting.strategy),
+        )
         difference = (logits - self._best_logits[rows]).abs().max().item()
         tolerance = RELOAD_TOLERANCE[self._setting.precision]
         if not difference <= tolerance:
@@ -124,7 +132,7 @@ class BestAdapter:
         self._setting.ranks.wait()
 
     def _read(self) -> dict[str, torch.Tensor]:
-        with whole_parameters(self._setting.accelerator, self._built.classifier.adapted):
+        with whole_parameters(self._setting.strategy, self._built.classifier.adapted):
             return checkpoint.adapter_state(self._built.classifier.adapted)
 
     def _longest_rows(self) -> tuple[list[int], PaddedCollator]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabench.errors import RunError
 from lorabench.results import sync_folder
+from lorabench.sharding import split_like, whole_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ _WEIGHTS = "adapter_model.safetensors"
 def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter and head, by the names under which PEFT saves them, on the CPU.
 
-    Parameters must be whole on this rank (gathered, under a sharding strategy).
+    A collective call under FSDP2; under ZeRO-3, parameters must have been gathered (`sharding.whole_parameters`).
 
     Raises:
         RunError: a tensor is empty, as ungathered ZeRO-3 parameters are.
@@ -36,7 +37,7 @@ def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
     empty = [name for name, tensor in state.items() if tensor.numel() == 0]
     if empty:
         raise RunError(f"{len(empty)} adapter tensors are empty and would be saved so ({empty[0]}, ...)")
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+    return {name: whole_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def _peft_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
@@ -115,7 +116,7 @@ def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
 
 
 def load_state(adapted: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Put adapter and head into the model, whose parameters must be whole on this rank.
+    """Put adapter and head into the model; under ZeRO-3, its parameters must have been gathered.
 
     Raises:
         RunError: names or shapes differ from the model's.
@@ -127,7 +128,7 @@ def load_state(adapted: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
     wrong = [name for name, tensor in state.items() if tensor.shape != expected[name].shape]
     if wrong:
         raise RunError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}")
-    set_peft_model_state_dict(adapted, dict(state))
+    set_peft_model_state_dict(adapted, {name: split_like(tensor, expected[name]) for name, tensor in state.items()})
 
 
 def load_adapter(adapted: PeftModel, folder: Path) -> None:

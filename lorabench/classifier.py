@@ -30,13 +30,18 @@ class SequenceClassifier(nn.Module):
         for name in head_names(base):
             _compute_in_own_dtype(getattr(base, name))
 
+    @property
+    def body(self) -> nn.Module:
+        """The base model below the head."""
+        base: Any = self.adapted.get_base_model()
+        return getattr(base, base.base_model_prefix)
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits [rows, classes] of input_ids and attention_mask, both [rows, tokens]."""
         base: Any = self.adapted.get_base_model()
         if not self.pools_last_token:
             return base(input_ids=input_ids, attention_mask=attention_mask).logits.float()
-        body = getattr(base, base.base_model_prefix)
-        hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         return base.score(hidden[rows, last_token(attention_mask)]).float()
 

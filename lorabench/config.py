@@ -22,6 +22,7 @@ Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 BestMetric = Literal["f1", "loss", "accuracy"]
 Checkpointing = Literal["auto", "on", "off"]
 Tracker = Literal["none", "wandb", "tensorboard"]
+OnOutOfMemory = Literal["shrink", "stop"]
 
 CUSTOM_TASK = "custom"
 
@@ -145,6 +146,11 @@ class RunOptions:
     batch is split."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    on_oom: OnOutOfMemory = "shrink"
+    """When a GPU runs out of memory: `shrink` halves the batch per device and doubles the accumulation, on all ranks
+    (one process and data parallel; the effective batch and the loss stay), `stop` ends the run."""
+    gpu_memory_limit: float | None = None
+    """GB (10^9 bytes) of each GPU that the run may take, to try out a smaller card."""
     track: Tracker = "none"
     """Experiment tracker; wandb runs offline without an API key."""
 
@@ -209,6 +215,9 @@ def find_issues(config: RunConfig) -> list[str]:
         all(name.strip() for name in targets.split(",")),
         f"--lora-targets {targets!r}: expected comma-separated module names, `all-linear` or `auto`",
     )
+    limit = config.run.gpu_memory_limit
+    if limit is not None:
+        issues.check(math.isfinite(limit) and limit > 0, f"--gpu-memory-limit {limit}: expected GB, a number above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)

@@ -8,29 +8,36 @@ from typing import Any
 
 import torch
 
-from lorabench import checkpoint
-from lorabench.assembly import Built, Inputs, Setting
+from lorabench.assembly import Built, Inputs
 from lorabench.batching import TokenizedRows
 from lorabench.best import BestAdapter
 from lorabench.config import RunConfig
-from lorabench.distributed import holds_whole_state, whole_parameters
 from lorabench.errors import ConfigError
-from lorabench.loop import Progress
+from lorabench.execution import RandomState
+from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor, Throughput
 from lorabench.record import RecordKeeper
 from lorabench.results import read_run
 from lorabench.savepoint import Savepoint, read_newest_savepoint, write_savepoint
+from lorabench.setting import Setting
+from lorabench.training_state import read_state, write_state
 
 # Fields that may differ between a run and its continuation: they change no number, or only how a step's rows are
 # split, which the effective batch covers.
 FREE_FIELDS = frozenset(
     {
         *("run.resume", "run.output_dir", "run.keep_checkpoints", "run.track", "run.logging_steps"),
+        *("run.on_oom", "run.gpu_memory_limit"),
         *("optim.batch_size", "optim.eval_batch_size", "optim.gradient_accumulation"),
         *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
     }
 )
-_SCALARS = ("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "skipped_in_a_row")
+# Of what a savepoint holds; raised when an older one would be misread.
+STATE_FORMAT = 2
+_SCALARS = (
+    *("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "skipped_in_a_row"),
+    "out_of_memory",
+)
 
 
 def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
@@ -47,33 +54,45 @@ def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
 def find_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> Savepoint | None:
     """The newest whole checkpoint of the run in `folder`, if this launch can go on from it; None if there is none.
 
+    The first rank reads it for all: on several machines the others need not see the folder. A collective call.
+
     Raises:
-        ConfigError: the run is complete, or this launch has other settings, rows or rows per step, or a strategy whose
-            state was not saved.
+        ConfigError: the run is complete, or this launch has other settings, rows or rows per step.
     """
-    known = read_run(folder)
+    savepoint, issues = _read_savepoint(setting, inputs, folder) if setting.ranks.is_main else (None, [])
+    savepoint, issues = setting.ranks.from_main((savepoint, issues))
+    if issues:
+        raise ConfigError(issues)
+    return savepoint
+
+
+def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Savepoint | None, list[str]]:
+    """The checkpoint, and what keeps this launch from going on from it."""
+    try:
+        known = read_run(folder)
+    except ConfigError as error:
+        return None, list(error.issues)
     if known["status"] == "completed":
-        raise ConfigError(f"--resume: the run in {folder} is complete")
-    if not holds_whole_state(setting.accelerator):
-        raise ConfigError("--resume: a DeepSpeed or FSDP run leaves no checkpoint; use one process or DDP")
-    savepoint = read_newest_savepoint(folder)
+        return None, [f"--resume: the run in {folder} is complete"]
     issues = [
         f"--resume: {difference}, and must not change"
         for difference in changed_fields(RunConfig.from_json(known["config"]), setting.config)
     ]
-    if savepoint is not None:
-        effective = setting.config.optim.effective_batch(setting.ranks.world_size)
-        before = savepoint.progress["effective_batch"]
-        if effective != before:
-            issues.append(
-                f"--resume: the run takes {before} rows per step and this launch {effective}; choose --batch-size and "
-                "--gradient-accumulation so that their product with the number of ranks is the same"
-            )
-        if savepoint.progress["train_rows"] != fingerprint(inputs.tokens["train"]):
-            issues.append("--resume: the training rows, or their tokens, are not those of the run")
-    if issues:
-        raise ConfigError(issues)
-    return savepoint
+    savepoint = read_newest_savepoint(folder)
+    if savepoint is None:
+        return None, issues
+    if savepoint.progress.get("format") != STATE_FORMAT:
+        return None, [*issues, f"--resume: the checkpoints in {folder} are another version's; resume with that one"]
+    effective = setting.config.optim.effective_batch(setting.ranks.world_size)
+    before = savepoint.progress["effective_batch"]
+    if effective != before:
+        issues.append(
+            f"--resume: the run takes {before} rows per step and this launch {effective}; choose --batch-size and "
+            "--gradient-accumulation so that their product with the number of ranks is the same"
+        )
+    if savepoint.progress["train_rows"] != fingerprint(inputs.tokens["train"]):
+        issues.append("--resume: the training rows, or their tokens, are not those of the run")
+    return savepoint, issues
 
 
 class Continuation:
@@ -105,23 +124,20 @@ class Continuation:
             RunError: the disk does not take it; earlier checkpoints are as they were.
         """
         progress, setting = self._progress, self._setting
-        if not holds_whole_state(setting.accelerator) or self._saved == self._position():
+        if self._saved == self._position():
             return
         ranks = setting.ranks.gather(self._rank_state())
-        with whole_parameters(setting.accelerator, self._built.classifier.adapted):
-            trained = checkpoint.adapter_state(self._built.classifier.adapted)
+        training = read_state(setting.strategy, setting.accelerator, self._built.classifier, self._built.optimizer)
         if setting.ranks.is_main:
-            scaler = setting.accelerator.scaler
             state = {
-                "trained": trained,
+                "training": training,
                 "best": self._best.state(),
-                "optimizer": self._built.optimizer.state_dict(),
                 "schedule": self._built.schedule.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
                 "random": [rank.pop("random") for rank in ranks],
             }
             values = {name: getattr(progress, name) for name in _SCALARS}
             facts = {
+                "format": STATE_FORMAT,
                 "effective_batch": self._built.plan.effective_batch,
                 "train_rows": self._train_rows,
                 "wall_seconds": self._keeper.wall_seconds(),
@@ -137,16 +153,17 @@ class Continuation:
     def restore(self, savepoint: Savepoint) -> None:
         """Put back a checkpoint. A collective call; nothing random may be drawn between it and the next step."""
         known, state = savepoint.progress, savepoint.state
-        adapted = self._built.classifier.adapted
-        with whole_parameters(self._setting.accelerator, adapted, modify=True):
-            checkpoint.load_state(adapted, state["trained"])
+        setting, built = self._setting, self._built
+        write_state(setting.strategy, setting.accelerator, built.classifier, built.optimizer, state["training"])
         self._best.load_state(state["best"], known["best"])
-        self._built.optimizer.load_state_dict(state["optimizer"])
-        self._built.schedule.load_state_dict(state["schedule"])
-        if self._setting.accelerator.scaler is not None and state["scaler"] is not None:
-            self._setting.accelerator.scaler.load_state_dict(state["scaler"])
+        built.schedule.load_state_dict(state["schedule"])
+        for group, learning_rate in zip(built.optimizer.param_groups, built.schedule.get_last_lr(), strict=True):
+            group["lr"] = learning_rate
         for name in _SCALARS:
             setattr(self._progress, name, known[name])
+        if self._progress.out_of_memory:
+            # What did not fit then will not fit now.
+            built.execution.batch_size = min(built.plan.batch_size, self._progress.out_of_memory[-1]["batch_size"])
         self._keeper.add_wall_seconds(known["wall_seconds"])
         self._restore_rank(known["ranks"], state["random"])
         self._saved = self._position()
@@ -156,16 +173,15 @@ class Continuation:
         return self._progress.step, len(self._progress.history)
 
     def _rank_state(self) -> dict[str, Any]:
-        device = self._setting.ranks.device
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        random = RandomState.read(self._setting.ranks.device)
         return {
-            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "random": {"cpu": random.cpu, "cuda": random.cuda},
             "throughput": asdict(self._progress.throughput),
             "seconds": self._progress.watch.seconds,
             "memory": self._memory.phases,
         }
 
-    def _restore_rank(self, ranks: list[Mapping[str, Any]], random: list[Mapping[str, torch.Tensor | None]]) -> None:
+    def _restore_rank(self, ranks: list[Mapping[str, Any]], random: list[dict[str, Any]]) -> None:
         """This rank's own part; on another number of ranks, counts go to the first and dropout is drawn anew."""
         mine, progress = self._setting.ranks.rank, self._progress
         # Time is the slowest rank's whoever reports it; counts add up over ranks, so each goes to one rank only.
@@ -177,11 +193,7 @@ class Continuation:
             torch.manual_seed(self._setting.config.optim.seed + mine + progress.step)
             return
         self._memory.merge(ranks[mine]["memory"])
-        state = random[mine]
-        if state["cpu"] is not None:
-            torch.set_rng_state(state["cpu"])
-        if state["cuda"] is not None and self._setting.ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self._setting.ranks.device)
+        RandomState(**random[mine]).restore(self._setting.ranks.device)
 
 
 def fingerprint(rows: TokenizedRows) -> str:

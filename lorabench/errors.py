@@ -31,6 +31,14 @@ class RunError(Exception):
     """A run that started well and cannot go on (a non-finite loss, a failed save); recorded in `run.json`."""
 
 
+class RankError(RunError):
+    """A failure of this rank alone: the others do not know of it, and may be waiting for it."""
+
+
+class PeerLostError(RunError):
+    """Another rank is gone, and has left its reason in the record, if it could."""
+
+
 class RunInterrupted(Exception):
     """A run was asked to stop by a signal, and has left a checkpoint.
 

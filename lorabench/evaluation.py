@@ -1,17 +1,31 @@
 """Logits of a whole split, each row once, whatever the number of ranks."""
 
+from collections.abc import Callable
+
 import torch
 
-from lorabench.batching import PaddedCollator, evaluation_batches
-from lorabench.distributed import Ranks
+from lorabench.batching import MicroBatch, PaddedCollator, evaluation_batches
 from lorabench.errors import RunError
+from lorabench.ranks import Ranks
 
 
-def predict_logits(model: torch.nn.Module, data: PaddedCollator, batch_size: int, ranks: Ranks) -> torch.Tensor:
+def predict_logits(
+    model: torch.nn.Module,
+    data: PaddedCollator,
+    batch_size: int,
+    ranks: Ranks,
+    sharded: bool = False,
+    between_batches: Callable[[], None] | None = None,
+) -> torch.Tensor:
     """Logits of every row of a split, exactly once, in its order, whatever the number of ranks.
 
     Each rank fills in its own rows of a table of zeros; the tables add up over ranks. A second column of counts
-    proves that every row was computed by exactly one rank.
+    proves that every row was computed by exactly one rank. A batch that does not fit is halved, unless ranks compute
+    each batch together.
+
+    Args:
+        sharded: weights are split over ranks.
+        between_batches: called before each planned batch, the same number of times on every rank.
 
     Returns:
         [rows, classes] float32 on the CPU, the same on every rank.
@@ -24,13 +38,36 @@ def predict_logits(model: torch.nn.Module, data: PaddedCollator, batch_size: int
     table = torch.zeros(len(data.data), classes + 1, device=ranks.device)
     with torch.no_grad():
         for micro_batch in evaluation_batches(data.data.lengths, batch_size, ranks.world_size, ranks.rank):
-            batch = data(micro_batch).to(ranks.device)
-            logits = model(batch.input_ids, batch.attention_mask)[: len(batch.rows)]
-            # A rank whose share is empty has no rows here, and an empty list alone would become a float tensor.
-            rows = torch.tensor(batch.rows, dtype=torch.long, device=ranks.device)
-            table[rows, :classes] = logits.float()
-            table[rows, classes] += 1
+            if between_batches is not None:
+                between_batches()
+            _fill_or_halve(table, model, data, micro_batch, may_halve=not sharded)
     table = ranks.sum(table).cpu()
     if not torch.equal(table[:, classes], torch.ones(len(table))):
         raise RunError(f"evaluation covered {int(table[:, classes].sum())} rows where the split has {len(table)}")
     return table[:, :classes]
+
+
+def _fill_or_halve(
+    table: torch.Tensor, model: torch.nn.Module, data: PaddedCollator, micro_batch: MicroBatch, may_halve: bool
+) -> None:
+    try:
+        _fill(table, model, data, micro_batch)
+        return
+    except torch.OutOfMemoryError:
+        if not may_halve or micro_batch.real <= 1:
+            raise
+    # Out of the handler, whose traceback would hold on to the activations.
+    torch.cuda.empty_cache()
+    middle = micro_batch.real // 2
+    for rows in (micro_batch.rows[:middle], micro_batch.rows[middle : micro_batch.real]):
+        _fill_or_halve(table, model, data, MicroBatch(rows, len(rows)), may_halve)
+
+
+def _fill(table: torch.Tensor, model: torch.nn.Module, data: PaddedCollator, micro_batch: MicroBatch) -> None:
+    """Write the logits of a batch's rows into their places, and count them."""
+    batch = data(micro_batch).to(table.device)
+    logits = model(batch.input_ids, batch.attention_mask)[: len(batch.rows)]
+    # A rank whose share is empty has no rows here, and an empty list alone would become a float tensor.
+    rows = torch.tensor(batch.rows, dtype=torch.long, device=table.device)
+    table[rows, :-1] = logits.float()
+    table[rows, -1] += 1

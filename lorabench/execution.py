@@ -3,110 +3,66 @@
 `EagerExecution` runs a window's micro-batches one after the other through PyTorch's eager mode, under any strategy.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
-from lorabench.batching import Batch
-from lorabench.scoring import weighted_loss_sum
+from lorabench.batching import MicroBatch, PaddedCollator, StepPlan, Window
+from lorabench.config import OnOutOfMemory
+from lorabench.errors import RankError, RunError
+from lorabench.gradients import Gradients
+from lorabench.meters import Throughput
+from lorabench.ranks import Ranks
+from lorabench.scoring import weighted_losses
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Weighted losses of some rows of a step.
+
+    Attributes:
+        rows: row indices of the training split.
+        losses: [rows] float32, on the device.
+    """
+
+    rows: list[int]
+    losses: torch.Tensor
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step leaves on the device; reading it waits for the step.
+    """What a step leaves; tensors stay on the device, and reading them waits for the step.
 
     Attributes:
         loss_share: this rank's part of the window's weighted mean loss, scalar; the sum over ranks is the loss.
         grad_norm: global norm before clipping, scalar; not finite where fp16 overflowed and the step was skipped.
+        row_losses: of this rank's rows.
+        counts: this rank's rows and tokens.
+        batch_size: rows per rank and micro-batch that the step ran with.
     """
 
     loss_share: torch.Tensor
     grad_norm: torch.Tensor
+    row_losses: Sequence[RowLosses]
+    counts: Throughput
+    batch_size: int
 
 
-class Gradients(Protocol):
-    """The strategy's side of a step."""
+class Execution(Protocol):
+    """Runs optimizer steps.
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Accumulate the gradient of `loss`; reduce over ranks with the window's last micro-batch."""
-        ...
-
-    def forward_context(self, last: bool) -> AbstractContextManager[Any]:
-        """Entered around forward and backward of a micro-batch."""
-        ...
-
-    def step(self) -> torch.Tensor:
-        """Clip, update, zero. Returns the global gradient norm before clipping."""
-        ...
-
-
-class AccelerateGradients:
-    """One process and DDP."""
-
-    def __init__(
-        self, accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
-    ) -> None:
-        self._accelerator = accelerator
-        self._model = model
-        self._optimizer = optimizer
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._max_grad_norm = max_grad_norm
-
-    def forward_context(self, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self._accelerator.no_sync(self._model)
-
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        # DDP averages over ranks; the loss is a share of a sum.
-        self._accelerator.backward(loss * self._accelerator.num_processes)
-
-    def step(self) -> torch.Tensor:
-        norm = self._accelerator.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return torch.as_tensor(norm)
-
-
-class DeepSpeedGradients:
-    """DeepSpeed's engine, which owns clipping, update and the reduction.
-
-    The engine is told where a window ends: on its own it would count micro-batches, divide by the configured
-    accumulation even in a short window, and step at the wrong place.
+    Attributes:
+        batch_size: rows per rank and micro-batch; smaller than asked for after a lack of memory.
     """
 
-    def __init__(self, engine: Any, world_size: int, max_grad_norm: float) -> None:
-        self._engine = engine
-        self._world_size = world_size
-        if engine.gradient_clipping() != max_grad_norm:
-            raise RuntimeError(f"DeepSpeed clips at {engine.gradient_clipping()} where {max_grad_norm} was asked for")
+    batch_size: int
 
-    def forward_context(self, last: bool) -> AbstractContextManager[Any]:
-        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
-        return nullcontext()
-
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
-        if not last:
-            self._engine.step()  # counts the micro-batch; the boundary flag keeps it from updating
-
-    def step(self) -> torch.Tensor:
-        self._engine.step()
-        # A tensor, or a plain `inf` where fp16 overflowed.
-        norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self._engine.device)
-
-
-def build_gradients(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
-) -> Gradients:
-    """The strategy's side of a step, for prepared model and optimizer."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return DeepSpeedGradients(model, accelerator.num_processes, max_grad_norm)
-    return AccelerateGradients(accelerator, model, optimizer, max_grad_norm)
+    def step(self, window: Window) -> StepOutcome:
+        """One optimizer step over a window, with nothing read from the device. A collective call."""
+        ...
 
 
 class EagerExecution:
@@ -115,32 +71,137 @@ class EagerExecution:
     Args:
         model: prepared classifier, (input_ids, attention_mask) -> logits.
         gradients: the strategy's side.
-        device: where batches go.
+        data: makes batches of training rows.
+        plan: deals a window's rows to ranks and micro-batches.
+        on_out_of_memory: "shrink" runs a window again in halved micro-batches, on all ranks, where the strategy can.
     """
 
-    def __init__(self, model: torch.nn.Module, gradients: Gradients, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        gradients: Gradients,
+        data: PaddedCollator,
+        plan: StepPlan,
+        ranks: Ranks,
+        on_out_of_memory: OnOutOfMemory = "shrink",
+    ) -> None:
         self._model = model
         self._gradients = gradients
-        self._device = device
+        self._data = data
+        self._plan = plan
+        self._ranks = ranks
+        self._may_shrink = on_out_of_memory == "shrink"
+        self.batch_size = plan.batch_size
 
-    def step(self, batches: Iterator[Batch], count: int, total_weight: float) -> StepOutcome:
+    def step(self, window: Window) -> StepOutcome:
         """One optimizer step.
 
         The loss is sum(w_i * l_i) / sum(w_i) over all rows of the window, whatever the number of micro-batches and
         ranks: each micro-batch's weighted sum is divided by the window's total weight.
 
-        Args:
-            batches: this rank's micro-batches.
-            count: how many there are; the same on every rank.
-            total_weight: sum of w_i over the window, all ranks.
+        Raises:
+            RunError: out of memory, and the strategy or `--on-oom` allows no smaller micro-batches, or they are of
+                one row already.
         """
-        share = torch.zeros((), device=self._device)
-        for i, batch in enumerate(batches):
-            last = i == count - 1
-            on_device = batch.to(self._device)
+        start = RandomState.read(self._ranks.device)
+        while True:
+            passes, problem = self._try_passes(window)
+            failed_somewhere = self._gradients.recoverable and self._ranks.any(problem is not None)
+            if passes is not None and not failed_somewhere:
+                break
+            self._shrink(problem)
+            start.restore(self._ranks.device)
+        self._gradients.reduce()
+        return StepOutcome(passes.loss_share, self._gradients.step(), passes.rows, passes.counts, self.batch_size)
+
+    def _try_passes(self, window: Window) -> tuple["_Passes | None", str | None]:
+        """Forward and backward of the window, or what the allocator said when they did not fit."""
+        try:
+            return self._run_passes(self._plan.deal(window, self.batch_size), self._data.total_weight(window)), None
+        except torch.OutOfMemoryError as error:
+            if not self._gradients.recoverable:
+                # The other ranks wait in a collective operation of a pass, and cannot be asked: this one leaves, and
+                # the launcher ends them.
+                raise RankError(out_of_memory_advice(str(error), sharded=True)) from error
+            # Kept as text: the traceback would hold on to the activations of the passes that failed.
+            return None, str(error)
+
+    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> "_Passes":
+        device = self._ranks.device
+        passes = _Passes(torch.zeros((), device=device))
+        for i, micro_batch in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            batch = self._data(micro_batch)
+            passes.counts.add(rows=len(batch.rows), tokens=batch.tokens, padded_tokens=batch.input_ids.numel())
+            on_device = batch.to(device)
             with self._gradients.forward_context(last):
                 logits = self._model(on_device.input_ids, on_device.attention_mask)
-                loss = weighted_loss_sum(logits, on_device.labels, on_device.weights) / total_weight
+                losses = weighted_losses(logits, on_device.labels, on_device.weights)
+                loss = losses.sum() / total_weight
                 self._gradients.backward(loss, last)
-            share += loss.detach()
-        return StepOutcome(share, self._gradients.step())
+            passes.loss_share += loss.detach()
+            passes.rows.append(RowLosses(batch.rows, losses.detach()[: len(batch.rows)]))
+        return passes
+
+    def _shrink(self, problem: str | None) -> None:
+        """Halve the micro-batches of this and all later windows.
+
+        Raises:
+            RunError: that is not wanted, or not possible.
+        """
+        self._gradients.discard()
+        if not self._may_shrink or self.batch_size == 1:
+            raise RunError(out_of_memory_advice(problem or "on another rank", sharded=False))
+        self.batch_size = -(-self.batch_size // 2)
+        gc.collect()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class _Passes:
+    """What a window's passes have left so far."""
+
+    loss_share: torch.Tensor
+    rows: list[RowLosses] = field(default_factory=list)
+    counts: Throughput = field(default_factory=Throughput)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that dropout draws from. Reading them waits for nothing: CUDA's counts on the host."""
+
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+
+    @classmethod
+    def read(cls, device: torch.device) -> "RandomState":
+        """The state now."""
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self, device: torch.device) -> None:
+        """Put it back; what another kind of device had saved is left alone."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(self.cuda, device)
+
+
+def out_of_memory_advice(error: str, sharded: bool) -> str:
+    """What to try, with the allocator's own first sentence.
+
+    Args:
+        sharded: weights are split over ranks already.
+    """
+    first = error.strip().splitlines()[0] if error.strip() else "no details"
+    if sharded:
+        remedy = (
+            "a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss; under a "
+            "sharded strategy ranks cannot agree on one within a step), --gradient-checkpointing on, more GPUs, or "
+            "a configuration with CPU offload (zero3_offload.yaml, fsdp2_offload.yaml)"
+        )
+    else:
+        remedy = (
+            "--on-oom shrink, a smaller --batch-size with more --gradient-accumulation (the same effective batch and "
+            "loss), --gradient-checkpointing on, --quantize nf4, or weights split over GPUs (zero3.yaml, fsdp2.yaml)"
+        )
+    return f"out of GPU memory: {first} Try {remedy}"

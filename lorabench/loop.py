@@ -1,100 +1,21 @@
-"""Training and evaluation over prepared objects: what happens, in which order; how a step runs is `execution`'s."""
+"""Training and evaluation over prepared objects: what happens, in which order."""
 
 import math
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import NoReturn
 
 import torch
 
-from lorabench.batching import PaddedCollator, StepPlan
+from lorabench.batching import PaddedCollator
 from lorabench.config import BestMetric
-from lorabench.distributed import Ranks
-from lorabench.errors import RunError, RunInterrupted
+from lorabench.errors import RunInterrupted
 from lorabench.evaluation import predict_logits
-from lorabench.execution import EagerExecution, StepOutcome
-from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
+from lorabench.job import Job, Progress
 from lorabench.scoring import Scores, score
-from lorabench.tracking import Record, Sink
-
-# Steps whose results stay on the device before they are read: reading waits for the device and crosses ranks.
-DRAIN_STEPS = 16
-# The loss scale starts at 2^16 and halves with each skipped step: after this many it is far below 1.
-MOST_SKIPPED_IN_A_ROW = 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a run works with.
-
-    Attributes:
-        model: prepared classifier, (input_ids, attention_mask) -> logits.
-        schedule: learning rate schedule, stepped once per optimizer step.
-        class_weights: one per class; all 1 without weighting.
-        positive: index of the positive class; None for macro averages.
-        report_scores: False for random weights, whose scores mean nothing; losses are still reported.
-        skips_overflow: fp16's loss scaler skips steps whose gradient is not finite.
-        save_best: called on every rank when the validation score improves, with the record and the logits.
-        save_checkpoint: called on every rank after each evaluation, and before stopping for a signal.
-        stop_signal: the signal that asked this rank to stop, if one came.
-    """
-
-    model: torch.nn.Module
-    execution: EagerExecution
-    schedule: Any
-    plan: StepPlan
-    train_data: PaddedCollator
-    validation_data: PaddedCollator
-    eval_batch_size: int
-    class_weights: tuple[float, ...]
-    positive: int | None
-    ranks: Ranks
-    memory: MemoryMonitor
-    sink: Sink
-    total_steps: int
-    logging_steps: int
-    best_metric: BestMetric
-    early_stopping: int | None
-    report_scores: bool
-    skips_overflow: bool
-    save_best: Callable[[Record, torch.Tensor], None]
-    save_checkpoint: Callable[[], None]
-    stop_signal: Callable[[], int | None]
-
-
-@dataclass
-class Progress:
-    """What a run has done so far.
-
-    Attributes:
-        before: scores before training.
-        best: the best evaluation's record.
-        history: one record per evaluation.
-        losses: training losses since the last record.
-        epoch_losses: training losses since the last evaluation.
-        skipped_steps: steps that fp16 overflowed and that changed nothing.
-    """
-
-    watch: Stopwatch
-    step: int = 0
-    before: Record | None = None
-    best: Record | None = None
-    history: list[Record] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    epoch_losses: list[float] = field(default_factory=list)
-    skipped_steps: int = 0
-    skipped_in_a_row: int = 0
-    throughput: Throughput = field(default_factory=Throughput)
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A step whose results are still on the device."""
-
-    step: int
-    learning_rate: float
-    outcome: StepOutcome
+from lorabench.steps import train_epoch
+from lorabench.strategies import splits_weights
+from lorabench.tracking import Record
 
 
 def train(job: Job, progress: Progress) -> None:
@@ -116,7 +37,9 @@ def train(job: Job, progress: Progress) -> None:
             return
         stop_if_asked(job)
         with job.memory.phase("train"):
-            train_epoch(job, progress)
+            stopping = train_epoch(job, progress)
+        if stopping:
+            save_and_stop(job)
 
 
 def evaluation_is_due(job: Job, progress: Progress) -> bool:
@@ -152,107 +75,23 @@ def stop_if_asked(job: Job) -> None:
         RunInterrupted: with the signal that came here, or SIGTERM where it came only on another rank.
     """
     if job.ranks.any(job.stop_signal() is not None):
-        job.save_checkpoint()
-        raise RunInterrupted(job.stop_signal() or signal.SIGTERM)
+        save_and_stop(job)
 
 
-def train_epoch(job: Job, progress: Progress) -> None:
-    """The rest of the present epoch, or less if the run's last step comes first."""
-    job.model.train()
-    pending: list[Pending] = []
-    progress.watch.start()
-    epoch, first = divmod(progress.step, job.plan.steps_per_epoch)
-    for window in job.plan.epoch(epoch, first):
-        batches = map(job.train_data, window.micro_batches)
-        learning_rate = job.schedule.get_last_lr()[0]
-        outcome = job.execution.step(
-            (count_batch(batch, progress.throughput) for batch in batches),
-            count=len(window.micro_batches),
-            total_weight=job.train_data.total_weight(window),
-        )
-        job.schedule.step()
-        progress.step += 1
-        pending.append(Pending(progress.step, learning_rate, outcome))
-        done = progress.step >= job.total_steps
-        if len(pending) >= DRAIN_STEPS or done:
-            drain(job, progress, pending)
-            progress.watch.stop()
-            stop_if_asked(job)
-            progress.watch.start()
-        if done:
-            break
-    drain(job, progress, pending)
-    progress.watch.stop()
-
-
-def count_batch(batch: Any, throughput: Throughput) -> Any:
-    """Count a batch on its way to the device."""
-    throughput.add(rows=len(batch.rows), tokens=batch.tokens, padded_tokens=batch.input_ids.numel())
-    return batch
-
-
-def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
-    """Read the pending steps off the device, add their losses over ranks, check them and record them."""
-    if not pending:
-        return
-    shares = torch.stack([item.outcome.loss_share for item in pending])
-    losses = job.ranks.sum(shares).tolist()
-    norms = torch.stack([item.outcome.grad_norm.float() for item in pending]).tolist()
-    for item, loss, norm in zip(pending, losses, norms, strict=True):
-        if not math.isfinite(loss):
-            epoch = item.step / job.plan.steps_per_epoch
-            raise RunError(f"the training loss is {loss} at step {item.step} (epoch {epoch:.2f})")
-        progress.losses.append(loss)
-        progress.epoch_losses.append(loss)
-        count_skipped(job, progress, item.step, norm)
-        if item.step % job.logging_steps == 0 or item.step == job.total_steps:
-            job.sink.write(train_record(job, progress, item, norm))
-            progress.losses.clear()
-    pending.clear()
-
-
-def count_skipped(job: Job, progress: Progress, step: int, norm: float) -> None:
-    """Count a step that fp16 overflowed and skipped.
-
-    Raises:
-        RunError: the gradient is not finite without a scaler that would skip the step, or fp16 skips on and on.
-    """
-    if math.isfinite(norm):
-        progress.skipped_in_a_row = 0
-        return
-    if not job.skips_overflow:
-        raise RunError(f"the gradient norm is {norm} at step {step} (epoch {step / job.plan.steps_per_epoch:.2f})")
-    progress.skipped_steps += 1
-    progress.skipped_in_a_row += 1
-    if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-        raise RunError(
-            f"fp16 overflowed in {progress.skipped_in_a_row} steps in a row up to step {step}, whatever the loss "
-            "scale; use --precision bf16 or fp32"
-        )
-
-
-def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) -> Record:
-    """One line of training: the mean loss since the last line, the norm before clipping, speed and memory."""
-    seconds = progress.watch.read()
-    figures = job.memory.read()
-    memory = figures["reserved_gb"] if figures["reserved_gb"] is not None else figures["rss_gb"]
-    return {
-        "event": "train",
-        "step": item.step,
-        "epoch": item.step / job.plan.steps_per_epoch,
-        "loss": sum(progress.losses) / len(progress.losses),
-        "grad_norm": grad_norm,
-        "learning_rate": item.learning_rate,
-        "examples_per_second": progress.throughput.rows * job.ranks.world_size / seconds,
-        "seconds_per_step": seconds / progress.step,
-        "memory_gb": memory,
-    }
+def save_and_stop(job: Job) -> NoReturn:
+    """Save a checkpoint and raise `RunInterrupted`. A collective call."""
+    job.save_checkpoint()
+    raise RunInterrupted(job.stop_signal() or signal.SIGTERM)
 
 
 def evaluate_and_record(job: Job, progress: Progress, epoch: float) -> tuple[Record, torch.Tensor]:
-    """Score the validation rows and write the record, without scores for random weights; also returns the logits."""
+    """Score the validation rows and write the record, without scores for random weights; also returns the logits.
+
+    Raises:
+        RunInterrupted: a signal came meanwhile; a checkpoint of the state before the evaluation has been saved.
+    """
     with job.memory.phase("eval"):
-        logits, scores = evaluate(job, job.validation_data)
+        logits, scores = evaluate(job, job.validation_data, between_batches=lambda: stop_if_asked(job))
     values: dict[str, float | int | None] = dict(scores.to_json())
     if not job.report_scores:
         values.update(dict.fromkeys(("precision", "recall", "f1", "accuracy")))
@@ -261,9 +100,13 @@ def evaluate_and_record(job: Job, progress: Progress, epoch: float) -> tuple[Rec
     return {key: value for key, value in record.items() if key != "event"}, logits
 
 
-def evaluate(job: Job, data: PaddedCollator) -> tuple[torch.Tensor, Scores]:
+def evaluate(
+    job: Job, data: PaddedCollator, between_batches: Callable[[], None] | None = None
+) -> tuple[torch.Tensor, Scores]:
     """Logits [rows, classes] of a split in its own order, and their scores; the same on every rank."""
-    logits = predict_logits(job.model, data, job.eval_batch_size, job.ranks)
+    logits = predict_logits(
+        job.model, data, job.eval_batch_size, job.ranks, splits_weights(job.strategy), between_batches
+    )
     return logits, score(logits, data.data.labels, job.class_weights, job.positive)
 
 

@@ -130,3 +130,7 @@ class Throughput:
         self.rows += rows
         self.tokens += tokens
         self.padded_tokens += padded_tokens
+
+    def merge(self, other: "Throughput") -> None:
+        """Add another count."""
+        self.add(other.rows, other.tokens, other.padded_tokens)

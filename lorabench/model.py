@@ -19,7 +19,6 @@ from lorabench.hub import explain_hub_error
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The one module of a body that language models are published without.
 POOLER = "pooler"
 PEFT_HEAD_NAMES = ("classifier", "score")

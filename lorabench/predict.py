@@ -115,7 +115,8 @@ def _predict(
     # Heavy imports, only once the input is known to be good.
     from lorabench.batching import PaddedCollator, evaluation_batches, tokenize
     from lorabench.checkpoint import load_adapter
-    from lorabench.model import DTYPES, load_trained_classifier
+    from lorabench.model import load_trained_classifier
+    from lorabench.precision import DTYPES
     from lorabench.tokenizer import pad_id
 
     on_gpu = torch.cuda.is_available()

@@ -9,15 +9,19 @@ from typing import Any, Literal
 
 import psutil
 
-from lorabench.assembly import Built, Inputs, Setting
+from lorabench.assembly import Built, Inputs
 from lorabench.description import model_source
-from lorabench.distributed import strategy_name
 from lorabench.environment import environment
 from lorabench.errors import ConfigError
-from lorabench.loop import Progress
+from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor
 from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
+from lorabench.setting import Setting
+
+
+# Seconds that the first rank waits for another one's word on why it ended.
+CAUSE_S = 3.0
 
 
 class RecordKeeper:
@@ -71,7 +75,7 @@ class RecordKeeper:
 
     def _write_failure(self, status: str, error: str, every_rank: bool) -> None:
         if self._rank == 0:
-            cause = self._cause_of_another_rank()
+            cause = self._cause_of_another_rank(every_rank)
             self.update(status=status, error=error if cause is None else cause)
         elif not every_rank and (self.folder / RUN_FILE).exists():
             known = read_run(self.folder / RUN_FILE)
@@ -79,9 +83,16 @@ class RecordKeeper:
                 known.update(status=status, error=f"rank {self._rank}: {error}")
                 write_json_atomic(self.folder / RUN_FILE, known)
 
-    def _cause_of_another_rank(self) -> str | None:
-        known = read_run(self.folder / RUN_FILE)
-        return None if known["status"] == "running" else known["error"]
+    def _cause_of_another_rank(self, every_rank: bool) -> str | None:
+        """What a rank that failed first has written; it may be about to."""
+        until = time.monotonic() + (0 if every_rank else CAUSE_S)
+        while True:
+            known = read_run(self.folder / RUN_FILE)
+            if known["status"] != "running":
+                return known["error"]
+            if time.monotonic() >= until or self.record["world_size"] == 1:
+                return None
+            time.sleep(0.1)
 
 
 def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.to_json(),
         "environment": environment(),
-        "strategy": strategy_name(setting.accelerator),
+        "strategy": setting.strategy,
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
         "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
@@ -143,6 +154,7 @@ def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) ->
         "train_seconds": seconds,
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,
+        "out_of_memory": progress.out_of_memory,
         "examples_per_second": rows / seconds if seconds else None,
         "tokens_per_second": tokens / seconds if seconds else None,
         "padding_percent": 100 * (1 - tokens / padded) if padded else None,

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lorabench.assembly import Inputs, Setting, build, build_job, enter_launch, prepare_inputs
+from lorabench.assembly import Inputs, build, build_job, prepare_inputs
 from lorabench.best import BestAdapter
 from lorabench.config import RunConfig
 from lorabench.continuation import Continuation, find_savepoint
 from lorabench.curves import draw_curves
 from lorabench.data import TaskData
-from lorabench.errors import ConfigError, RunError, RunInterrupted
+from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
 from lorabench.evaluation import predict_logits
-from lorabench.loop import Job, Progress, evaluate, train
+from lorabench.execution import out_of_memory_advice
+from lorabench.job import Job, Progress
+from lorabench.loop import evaluate, train
 from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.predict import write_predictions
 from lorabench.presets import task_preset
@@ -27,7 +29,9 @@ from lorabench.record import RecordKeeper, measurements, model_facts, opening
 from lorabench.report import summary_lines, table_row
 from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_metrics, read_run
 from lorabench.savepoint import Savepoint, read_newest_savepoint
+from lorabench.setting import Setting, enter_launch
 from lorabench.signals import StopSignal
+from lorabench.strategies import splits_weights
 from lorabench.table import render_terminal
 from lorabench.tracking import (
     Fanout,
@@ -69,9 +73,12 @@ def execute(config: RunConfig, data: TaskData) -> Path:
         keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
         raise
     except torch.OutOfMemoryError as error:
-        message = out_of_memory_advice(str(error))
+        message = out_of_memory_advice(str(error), splits_weights(setting.strategy))
         keeper.fail("failed", message, every_rank=False)
-        raise RunError(message) from error
+        raise RankError(message) from error
+    except (RankError, PeerLostError) as error:
+        keeper.fail("failed", str(error), every_rank=False)
+        raise
     except (ConfigError, RunError) as error:
         keeper.fail("failed", str(error), every_rank=True)
         raise
@@ -223,7 +230,7 @@ def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dic
     data = inputs.collators["test"]
     if rows.labels is not None:
         return evaluate(job, data)[1].to_json()
-    logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks)
+    logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks, splits_weights(setting.strategy))
     if setting.ranks.is_main:
         write_predictions(folder / TEST_PREDICTIONS_FILE, rows.ids, setting.data.labels, logits)
     return None
@@ -249,11 +256,3 @@ def show_results(keeper: RecordKeeper) -> None:
         print("random weights: no adapter was saved, since it would fit no real model")
     names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
     print("\n".join(f"wrote {folder / name}" for name in names if (folder / name).exists()), flush=True)
-
-
-def out_of_memory_advice(error: str) -> str:
-    """What to try, with the allocator's own first sentence."""
-    return (
-        f"out of GPU memory: {error.splitlines()[0] if error else 'no details'} Try a smaller --batch-size with "
-        "more --gradient-accumulation (the same effective batch and loss), --gradient-checkpointing on, or more GPUs"
-    )

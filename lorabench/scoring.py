@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 
-def weighted_loss_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of w_i * l_i, with l_i the cross-entropy of row i.
+def weighted_losses(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """w_i * l_i of each row, with l_i its cross-entropy.
 
-    Divided by the sum of w_i over the whole optimizer step (all micro-batches and ranks) it is the weighted mean
-    that `torch.nn.CrossEntropyLoss(weight)` gives for one big batch; dividing per micro-batch would not be.
+    Their sum divided by the sum of w_i over the whole optimizer step (all micro-batches and ranks) is the weighted
+    mean that `torch.nn.CrossEntropyLoss(weight)` gives for one big batch; dividing per micro-batch would not be.
 
     Args:
         logits: [rows, classes], any float dtype; computed in float32.
@@ -24,10 +24,9 @@ def weighted_loss_sum(logits: torch.Tensor, labels: torch.Tensor, weights: torch
         weights: [rows] float32; a row of weight 0 adds nothing to loss and gradient.
 
     Returns:
-        Scalar float32.
+        [rows] float32.
     """
-    losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    return (losses * weights).sum()
+    return F.cross_entropy(logits.float(), labels, reduction="none") * weights
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 Record = dict[str, Any]
+
+# Seconds that a run waits for W&B's server at its start, and for the last uploads at its end.
+WANDB_START_S = 30.0
+WANDB_FINISH_S = 60.0
 
 
 class Sink(Protocol):
@@ -59,6 +63,8 @@ class MetricsSink:
 class TrackerSink:
     """An experiment tracker, with records as `train/loss`, `eval/f1`, `memory/gpu1/train/reserved_gb`, ...
 
+    A tracker that fails gets nothing more, with one message: the run's own record is complete without it.
+
     Args:
         tracker: one of accelerate's; None takes nothing.
     """
@@ -75,12 +81,20 @@ class TrackerSink:
             for key, value in record.items()
             if key not in ("event", "step") and isinstance(value, int | float)
         }
-        self._tracker.log(values, step=record["step"])
+        self._guard(lambda tracker: tracker.log(values, step=record["step"]))
 
     def close(self) -> None:
         """Hand over what is left."""
-        if self._tracker is not None:
-            self._tracker.finish()
+        self._guard(lambda tracker: tracker.finish())
+
+    def _guard(self, action: "Callable[[GeneralTracker], None]") -> None:
+        if self._tracker is None:
+            return
+        try:
+            action(self._tracker)
+        except Exception as error:  # whatever an outside service and its client can raise
+            print(f"--track {self._tracker.name}: failed ({_first_line(error)}); going on without it", flush=True)
+            self._tracker = None
 
 
 def open_tracker(choice: Tracker, run_dir: Path, config: Mapping[str, Mapping[str, Any]]) -> TrackerSink:
@@ -93,18 +107,39 @@ def open_tracker(choice: Tracker, run_dir: Path, config: Mapping[str, Mapping[st
     if choice == "none":
         return TrackerSink(None)
     if choice == "wandb":
-        from accelerate.tracking import WandBTracker
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-        tracker: GeneralTracker = WandBTracker("lorabench", name=run_dir.name, dir=str(run_dir), mode=mode)
+        tracker: GeneralTracker = _start_wandb(run_dir)
     else:
         from accelerate.tracking import TensorBoardTracker
 
         tracker = TensorBoardTracker("tensorboard", logging_dir=str(run_dir))
-    tracker.start()
+        tracker.start()
     flat = {f"{section}.{key}": value for section, fields in config.items() for key, value in fields.items()}
     tracker.store_init_configuration({key: "none" if value is None else value for key, value in flat.items()})
     return TrackerSink(tracker)
+
+
+def _start_wandb(run_dir: Path) -> "GeneralTracker":
+    """A W&B run, offline if its server does not answer; what it has not sent by the end stays in its files."""
+    import wandb
+    from accelerate.tracking import WandBTracker
+
+    settings = wandb.Settings(init_timeout=WANDB_START_S, finish_timeout=WANDB_FINISH_S)
+    common: dict[str, Any] = {"name": run_dir.name, "dir": str(run_dir), "settings": settings}
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+    tracker = WandBTracker("lorabench", mode=mode, **common)
+    try:
+        tracker.start()
+    except wandb.Error as error:
+        if mode == "offline":
+            raise
+        print(f"--track wandb: no answer ({_first_line(error)}); writing offline files, for `wandb sync`", flush=True)
+        tracker = WandBTracker("lorabench", mode="offline", **common)
+        tracker.start()
+    return tracker
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def has_wandb_key() -> bool:

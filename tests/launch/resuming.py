@@ -6,6 +6,7 @@ the worker: what the tests need to start such runs from one process that has don
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -28,7 +29,9 @@ from lorabench import train
 # Moment -> the call before which it lies.
 MOMENTS = {
     "step": "lorabench.execution:EagerExecution.step",
+    "pass": "lorabench.execution:EagerExecution._run_passes",
     "evaluation": "lorabench.loop:predict_logits",
+    "evaluation-batch": "lorabench.evaluation:_fill",
     "adapter": "lorabench.checkpoint:save_adapter",
     "checkpoint": "torch:save",
     "sync": "lorabench.savepoint:sync_path",
@@ -40,8 +43,11 @@ MOMENTS = {
 # Figures that differ from run to run, whatever happens.
 MEASURED = ("examples_per_second", "seconds_per_step", "memory_gb")
 LIMIT_S = 120
-# Matplotlib is imported late in a run, and takes long.
+# Matplotlib is imported late in a run, and takes long; DeepSpeed, too.
 PRELOADED = ["resuming", "lorabench.run", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+if importlib.util.find_spec("deepspeed") is not None:
+    PRELOADED.append("deepspeed")
+PROJECT = Path(__file__).parents[2]
 
 
 class At(NamedTuple):
@@ -51,6 +57,37 @@ class At(NamedTuple):
     count: int
     number: int = signal.SIGKILL
     rank: int = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Memory that is too small on one rank: a forward pass of more rows than fit raises as CUDA's allocator does.
+
+    Attributes:
+        rank: where.
+        fits: rows per forward pass that fit.
+        training_only: evaluation has room.
+    """
+
+    rank: int
+    fits: int
+    training_only: bool = True
+
+    def arm(self) -> None:
+        """Put the fault into this process, if it is that rank."""
+        if int(os.environ.get("RANK", "0")) != self.rank:
+            return
+        from lorabench.classifier import SequenceClassifier
+
+        real = SequenceClassifier.forward
+
+        def forward(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            if len(input_ids) > self.fits and (model.training or not self.training_only):
+                real(model, input_ids[:1], attention_mask[:1])  # dropout has drawn numbers when memory ends
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return real(model, input_ids, attention_mask)
+
+        SequenceClassifier.forward = forward
 
 
 def arm(at: At) -> None:
@@ -86,12 +123,35 @@ class Ended:
         return f"exit {self.code}\n{self.stdout[-3000:]}\n{self.stderr[-6000:]}"
 
 
-def start(flags: Sequence[str], at: At | None = None, file_limit: int | None = None, ranks: int = 1) -> "Running":
+def strategy_variables(strategy: str) -> dict[str, str]:
+    """What `accelerate launch` tells the processes of a strategy: zero1, zero2, zero3, fsdp2; nothing for DDP."""
+    if strategy.startswith("zero"):
+        return {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(PROJECT / "ds_configs" / f"{strategy}.json"),
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
+        }
+    if strategy == "fsdp2":
+        return {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    return {}
+
+
+def start(
+    flags: Sequence[str],
+    at: At | None = None,
+    file_limit: int | None = None,
+    ranks: int = 1,
+    strategy: str = "ddp",
+    fault: "Fault | None" = None,
+) -> "Running":
     """Training processes of their own, forked from one that has the libraries imported and nothing computed.
 
     Args:
         file_limit: bytes that no file of the run may grow beyond, as on a full disk.
         ranks: so many processes form one run, as under torchrun.
+        strategy: how the ranks share the work.
+        fault: what else goes wrong.
     """
     # As in a launch, and before the server imports torch: other thread counts add in another order.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -108,7 +168,9 @@ def start(flags: Sequence[str], at: At | None = None, file_limit: int | None = N
             "MASTER_PORT": port,
         }
         world = {} if ranks == 1 else {key: str(value) for key, value in named.items()}
-        process = context.Process(target=_work, args=(list(flags), at, file_limit, world, _outputs(flags, rank)))
+        world.update(strategy_variables(strategy))
+        arguments = (list(flags), at, file_limit, world, _outputs(flags, rank), fault)
+        process = context.Process(target=_work, args=arguments)
         process.start()
         processes.append(process)
     return Running(list(flags), processes)
@@ -134,13 +196,25 @@ class Running:
         return Ended(next(filter(None, codes), 0), stdout, stderr)
 
 
-def run(flags: Sequence[str], at: At | None = None, file_limit: int | None = None, ranks: int = 1) -> Ended:
+def run(
+    flags: Sequence[str],
+    at: At | None = None,
+    file_limit: int | None = None,
+    ranks: int = 1,
+    strategy: str = "ddp",
+    fault: "Fault | None" = None,
+) -> Ended:
     """A training run in processes of its own, to its end."""
-    return start(flags, at, file_limit, ranks).end()
+    return start(flags, at, file_limit, ranks, strategy, fault).end()
 
 
 def _work(
-    flags: list[str], at: At | None, file_limit: int | None, world: dict[str, str], outputs: tuple[Path, Path]
+    flags: list[str],
+    at: At | None,
+    file_limit: int | None,
+    world: dict[str, str],
+    outputs: tuple[Path, Path],
+    fault: "Fault | None",
 ) -> None:
     for number, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -152,6 +226,8 @@ def _work(
     torch.set_num_threads(1)
     if at is not None:
         arm(at)
+    if fault is not None:
+        fault.arm()
     if file_limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))

@@ -1,0 +1,57 @@
+"""What was asked for, and who and where this rank is."""
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from lorabench import distributed
+from lorabench.config import RunConfig
+from lorabench.data import TaskData
+from lorabench.errors import ConfigError
+from lorabench.launch_request import read_launch_request
+from lorabench.precision import resolve_precision
+from lorabench.ranks import Ranks
+from lorabench.strategies import Strategy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was asked, and who and where this rank is."""
+
+    config: RunConfig
+    data: TaskData
+    accelerator: Accelerator
+    strategy: Strategy
+    ranks: Ranks
+    precision: str
+
+    @property
+    def shape_only(self) -> bool:
+        """Random weights: memory and time are real, scores mean nothing, and no adapter is kept."""
+        return self.config.model.weights == "random"
+
+    @property
+    def class_weights(self) -> tuple[float, ...]:
+        """One per class; all 1 without weighting."""
+        return self.data.class_weights or (1.0,) * len(self.data.labels)
+
+
+def enter_launch(config: RunConfig, data: TaskData) -> Setting:
+    """Start the Accelerator, verified, and check what depends on the number of ranks.
+
+    Raises:
+        ConfigError: the launch is not what it says, or one optimizer step takes more rows than there are.
+    """
+    request = read_launch_request()
+    accelerator = distributed.build_accelerator(config, request)
+    ranks = Ranks(accelerator)
+    optim = config.optim
+    effective = optim.effective_batch(ranks.world_size)
+    if effective > len(data.train):
+        raise ConfigError(
+            f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "
+            f"{ranks.world_size} rank(s) = {effective} rows per step: more than the {len(data.train)} training rows"
+        )
+    precision = resolve_precision(config, ranks.device.type == "cuda")
+    strategy = distributed.name_strategy(request, accelerator)
+    return Setting(config, data, accelerator, strategy, ranks, precision)
