@@ -4,119 +4,113 @@ A step on short texts is some thousands of kernels, and launching them takes lon
 launch. It computes at fixed addresses, so packs are copied into its inputs, and parameters and gradients never move.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from lorabench.flat import FlatParameters
+from lorabench.flat import FlatGradients, flatten_values, lay_out
 from lorabench.lowrank import JointProjections
 from lorabench.packed import PackedClassifier
 from lorabench.packing import Pack
+from lorabench.scoring import weighted_losses
 
 # Runs of a pass before it is captured: the first compiles and chooses kernels.
 WARM_UPS = 2
 
 
 class PackedPasses:
-    """Forward and backward of packs; gradients add up in `flat.gradients`, losses in `loss`.
+    """Forward and backward of packs; gradients add up in `flat.buffer`, losses in `loss`.
 
     Args:
         packed: the classifier.
-        autocast: dtype of the computation; None for float32.
         compiled: compile the transformer blocks.
         scale_loss: scales the loss before the backward pass (fp16); None for no scaling.
 
     Attributes:
-        flat: trainable parameters and gradients.
-        loss: sum of the packs' losses since it was last set to zero, scalar.
+        flat: the gradients of all trainable parameters.
+        total_weight: sum of the class weights of the whole optimizer step, scalar: the loss's denominator.
+        loss: sum of the packs' shares of the step's loss since it was last set to zero, scalar.
         checkpointed: how many blocks, from the first, recompute their activations in the backward pass.
+        compiled: compile the transformer blocks.
         joined: how many products stand for several projections, or for one with its LoRA.
     """
 
     def __init__(
         self,
         packed: PackedClassifier,
-        autocast: torch.dtype | None,
-        compiled: bool,
+        compiled: bool = False,
         scale_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self._packed = packed
-        self._autocast = autocast
         self._scale_loss = scale_loss
-        self._compiled = compiled
+        self.compiled = compiled
         self.checkpointed = 0
-        classifier = packed.classifier
-        dtype = autocast or torch.float32
+        dtype = packed.autocast or torch.float32
         self._joints = JointProjections(packed.blocks, dtype)
         self.joined = len(self._joints.joints)
         joined = [parameter for joint in self._joints.joints for parameter in joint.trained]
         known = {id(parameter) for parameter in joined}
-        others = [p for p in classifier.parameters() if p.requires_grad and id(p) not in known]
-        self.flat = FlatParameters([*joined, *others])
-        self._working = self.flat.values.to(dtype, copy=True)
-        matrices = iter(self.flat.views(self._working))
+        self._others = [p for p in packed.classifier.parameters() if p.requires_grad and id(p) not in known]
+        self.flat = FlatGradients([*joined, *self._others])
+        self._values = flatten_values(self.flat)
+        self._joined_size = self.flat.start_of(len(joined))
+        # The joint projections compute with copies in their own dtype, renewed in each pass.
+        self._working = self._values[: self._joined_size].to(dtype, copy=True)
+        self._use_working_copies()
+        self.loss = torch.zeros((), device=self._values.device)
+        self.total_weight = torch.ones((), device=self._values.device)
+
+    def _use_working_copies(self) -> None:
+        self._leaves: list[torch.Tensor] = []
         self._slots: list[torch.Tensor] = []
         self._updates: list[torch.Tensor] = []
-        leaves: list[torch.Tensor] = []
+        copies = iter(self.flat.views(self._working))
         for joint in self._joints.joints:
             if joint.trained:
-                mine = [next(matrices) for _ in joint.trained]
-                leaves += joint.use(mine)
+                mine = [next(copies) for _ in joint.trained]
+                self._leaves += joint.use(mine)
                 self._slots += joint.update_slots()
                 self._updates += mine[joint.adapters :]
-        self._joined_leaves, self._other_leaves = leaves, others
-        self._joined_size = self.flat.start_of(len(joined))
-        self.loss = torch.zeros((), device=self.flat.values.device)
 
     def run(self, pack: Pack) -> torch.Tensor:
-        """One pass. Returns the losses of the pack's texts, unweighted, [texts]."""
-        device = self.loss.device.type
+        """One pass. Returns the weighted losses of the pack's texts, [texts]."""
         with ExitStack() as stack:
             stack.enter_context(self._joints.in_place())
             stack.enter_context(self._prepared_blocks())
             with torch.no_grad():
-                self._working.copy_(self.flat.values)
+                self._working.copy_(self._values[: self._joined_size])
                 for slot, update in zip(self._slots, self._updates, strict=True):
                     slot.copy_(update)
-            # Without autocast's cache: what it keeps across passes would be memory of the graph's own.
-            enabled = self._autocast is not None
-            with torch.autocast(device, self._autocast, enabled=enabled, cache_enabled=False):
-                logits = self._packed(pack)
-            losses = F.cross_entropy(logits, pack.labels, reduction="none")
-            loss = (losses * pack.weights).sum()
+            losses = weighted_losses(self._packed(pack), pack.labels, pack.weights)
+            loss = losses.sum() / self.total_weight
             scaled = loss if self._scale_loss is None else self._scale_loss(loss)
-            gradients = torch.autograd.grad(scaled, [*self._joined_leaves, *self._other_leaves])
+            gradients = torch.autograd.grad(scaled, [*self._leaves, *self._others])
         with torch.no_grad():
-            self._add(gradients)
+            count = len(self._leaves)
+            if count:
+                self.flat.buffer[: self._joined_size] += lay_out(gradients[:count])
+            self.flat.buffer[self._joined_size :] += lay_out(gradients[count:])
             self.loss += loss.detach()
         return losses.detach()
-
-    def _add(self, gradients: Sequence[torch.Tensor]) -> None:
-        count = len(self._joined_leaves)
-        if count:
-            self.flat.gradients[: self._joined_size] += self.flat.lay_out(gradients[:count])
-        if count < len(gradients):
-            self.flat.gradients[self._joined_size :] += self.flat.lay_out(gradients[count:])
 
     @contextmanager
     def _prepared_blocks(self) -> Iterator[None]:
         """Inside, the blocks are compiled and checkpointed as asked."""
         changed: list[nn.Module] = []
         # Without this the first block, whose input is frozen, would be compiled once more for itself.
-        hook = self._packed.embeddings.register_forward_hook(_require_gradient) if self._compiled else None
+        hook = self._packed.embeddings.register_forward_hook(_require_gradient) if self.compiled else None
         try:
             for i, block in enumerate(self._packed.blocks):
                 recomputes = i < self.checkpointed
-                if not (recomputes or self._compiled):
+                if not (recomputes or self.compiled):
                     continue
                 forward: Any = _checkpointed(block.forward) if recomputes else block.forward
-                block.forward = torch.compile(forward, dynamic=False) if self._compiled else forward
+                block.forward = torch.compile(forward, dynamic=False) if self.compiled else forward
                 changed.append(block)
             yield
         finally:
@@ -176,7 +170,7 @@ class GraphedPasses:
         self._pool: Any = None
 
     def run(self, pack: Pack) -> torch.Tensor:
-        """One pass. Returns the losses of the pack's texts, [texts], which the next pass overwrites."""
+        """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites."""
         shape = (pack.length, len(pack.labels))
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(pack)
@@ -194,7 +188,7 @@ class GraphedPasses:
     def _capture(self, pack: Pack) -> _Captured:
         passes, device = self._passes, self._passes.loss.device
         inputs = pack.to(device)
-        kept = [(tensor, tensor.clone()) for tensor in (passes.flat.gradients, passes.loss)]
+        kept = [(tensor, tensor.clone()) for tensor in (passes.flat.buffer, passes.loss)]
         # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
         random = torch.cuda.get_rng_state(device)
         side = torch.cuda.Stream(device)

@@ -24,15 +24,19 @@ class PackedClassifier:
     Texts are kept apart by an additive attention mask, positions restart, and each text is pooled where its padded
     row would be: decoders at its last token, encoders at its first.
 
+    Args:
+        autocast: dtype of the computation; None for the weights' own.
+
     Attributes:
         blocks: the model's transformer blocks, in order.
         embeddings: the module that turns token ids into the first hidden states.
     """
 
-    def __init__(self, classifier: SequenceClassifier) -> None:
+    def __init__(self, classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> None:
         self.classifier = classifier
+        self.autocast = autocast
         self._base: Any = classifier.adapted.get_base_model()
-        self._body: Any = getattr(self._base, self._base.base_model_prefix)
+        self._body: Any = classifier.body
         owner, self.blocks = find_blocks(self._body)
         self.embeddings: nn.Module = self._body.get_input_embeddings()
         self._pools_last = classifier.pools_last_token
@@ -51,6 +55,12 @@ class PackedClassifier:
 
     def __call__(self, pack: Pack) -> torch.Tensor:
         """Logits [texts, classes] in float32; those of stand-ins mean nothing."""
+        # Without autocast's cache: what it keeps across passes would be memory of a graph's own.
+        device = pack.segments.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
+            return self._logits(pack)
+
+    def _logits(self, pack: Pack) -> torch.Tensor:
         if self._pools_last:
             hidden = self._body(
                 input_ids=pack.input_ids,
@@ -85,8 +95,7 @@ class PackedClassifier:
         return output
 
     def _masks(self, pack: Pack) -> Any:
-        device = pack.segments.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self._body.dtype
+        dtype = self.autocast or self._body.dtype
         positions = pack.positions[0] if self._pools_last else None
         windowed = block_mask(pack.segments, dtype, positions, self._window)
         if not self._mixes_windows:
@@ -135,7 +144,7 @@ def find_blocks(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     return max(found, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
-def try_packing(classifier: SequenceClassifier) -> PackedClassifier | str:
+def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> PackedClassifier | str:
     """The classifier over packs, or in a few words why its architecture allows none.
 
     It is tried on a few tiny texts: in one pack and each alone, they must get the same logits.
@@ -146,13 +155,13 @@ def try_packing(classifier: SequenceClassifier) -> PackedClassifier | str:
     was_training = classifier.training
     classifier.eval()
     try:
-        packed = PackedClassifier(classifier)
+        packed = PackedClassifier(classifier, autocast)
         difference = _probe(packed)
     except Exception as error:  # an architecture may refuse a pack in any way
         return f"{type(classifier.adapted.get_base_model()).__name__} takes no packs ({type(error).__name__}: {error})"
     finally:
         classifier.train(was_training)
-    tolerance = _TOLERANCES[classifier.adapted.get_base_model().dtype]
+    tolerance = _TOLERANCES[autocast or classifier.adapted.get_base_model().dtype]
     if not difference <= tolerance:
         name = type(classifier.adapted.get_base_model()).__name__
         return f"{name} gives a packed text other logits (by {difference:.2g} of the largest)"
