@@ -1,210 +1,136 @@
-"""Forward and backward of packs as CUDA graphs, one per length, with gradients in one flat buffer.
+"""Optimizer steps over packs, as CUDA graphs where there is a GPU."""
 
-A step on short texts is some thousands of kernels, and launching them takes longer than running them. A graph is one
-launch. It computes at fixed addresses, so packs are copied into its inputs, and parameters and gradients never move.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from lorabench.flat import FlatGradients, flatten_values, lay_out
-from lorabench.lowrank import JointProjections
-from lorabench.packed import PackedClassifier
-from lorabench.packing import Pack
-from lorabench.scoring import weighted_losses
+from lorabench.batching import MicroBatch, PaddedCollator, StepPlan
+from lorabench.config import Checkpointing, OnOutOfMemory
+from lorabench.execution import EagerExecution, RowLosses, WindowPasses
+from lorabench.gradients import Gradients
+from lorabench.graphs import GraphedPasses
+from lorabench.packing import Packer, choose_lengths
+from lorabench.passes import PackedPasses
+from lorabench.ranks import Ranks
 
-# Runs of a pass before it is captured: the first compiles and chooses kernels.
-WARM_UPS = 2
+# Windows that the lengths of packs are chosen from.
+LOOKED_AT = 2000
+# Seconds to compile a length of pack, and the share of an uncompiled pass that this saves. Measured on an H200, torch
+# 2.11: 3.4-6 s; 32.5 -> 20.9 ms and 25.4 -> 16.1 ms (Llama-2-7B, 384 and 256 tokens), 6.7 -> 5.1 ms (RoBERTa-large).
+COMPILE_S = 5.0
+COMPILED_SAVES = 0.25
+# Part of the free memory that activations may take.
+MEMORY_SHARE = 0.8
 
 
-class PackedPasses:
-    """Forward and backward of packs; gradients add up in `flat.buffer`, losses in `loss`.
+class CapturedExecution(EagerExecution):
+    """Runs steps over packs.
 
     Args:
-        packed: the classifier.
-        compiled: compile the transformer blocks.
-        scale_loss: scales the loss before the backward pass (fp16); None for no scaling.
-
-    Attributes:
-        flat: the gradients of all trainable parameters.
-        total_weight: sum of the class weights of the whole optimizer step, scalar: the loss's denominator.
-        loss: sum of the packs' shares of the step's loss since it was last set to zero, scalar.
-        checkpointed: how many blocks, from the first, recompute their activations in the backward pass.
-        compiled: compile the transformer blocks.
-        joined: how many products stand for several projections, or for one with its LoRA.
+        passes: forward and backward of a pack.
+        gradients: the strategy's side, over `passes.flat`.
+        use_graphs: capture passes as CUDA graphs; without, they run as they are, on any device.
+        steps: optimizer steps of the whole run, for whether compiling pays.
+        checkpointing: which blocks recompute their activations: none, all, or as many as memory asks for.
+        say: tells the user what was decided.
     """
 
     def __init__(
         self,
-        packed: PackedClassifier,
-        compiled: bool = False,
-        scale_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        passes: PackedPasses,
+        gradients: Gradients,
+        data: PaddedCollator,
+        plan: StepPlan,
+        ranks: Ranks,
+        on_out_of_memory: OnOutOfMemory = "shrink",
+        *,
+        use_graphs: bool,
+        steps: int,
+        checkpointing: Checkpointing = "off",
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._packed = packed
-        self._scale_loss = scale_loss
-        self.compiled = compiled
-        self.checkpointed = 0
-        dtype = packed.autocast or torch.float32
-        self._joints = JointProjections(packed.blocks, dtype)
-        self.joined = len(self._joints.joints)
-        joined = [parameter for joint in self._joints.joints for parameter in joint.trained]
-        known = {id(parameter) for parameter in joined}
-        self._others = [p for p in packed.classifier.parameters() if p.requires_grad and id(p) not in known]
-        self.flat = FlatGradients([*joined, *self._others])
-        self._values = flatten_values(self.flat)
-        self._joined_size = self.flat.start_of(len(joined))
-        # The joint projections compute with copies in their own dtype, renewed in each pass.
-        self._working = self._values[: self._joined_size].to(dtype, copy=True)
-        self._use_working_copies()
-        self.loss = torch.zeros((), device=self._values.device)
-        self.total_weight = torch.ones((), device=self._values.device)
-
-    def _use_working_copies(self) -> None:
-        self._leaves: list[torch.Tensor] = []
-        self._slots: list[torch.Tensor] = []
-        self._updates: list[torch.Tensor] = []
-        copies = iter(self.flat.views(self._working))
-        for joint in self._joints.joints:
-            if joint.trained:
-                mine = [next(copies) for _ in joint.trained]
-                self._leaves += joint.use(mine)
-                self._slots += joint.update_slots()
-                self._updates += mine[joint.adapters :]
-
-    def run(self, pack: Pack) -> torch.Tensor:
-        """One pass. Returns the weighted losses of the pack's texts, [texts]."""
-        with ExitStack() as stack:
-            stack.enter_context(self._joints.in_place())
-            stack.enter_context(self._prepared_blocks())
-            with torch.no_grad():
-                self._working.copy_(self._values[: self._joined_size])
-                for slot, update in zip(self._slots, self._updates, strict=True):
-                    slot.copy_(update)
-            losses = weighted_losses(self._packed(pack), pack.labels, pack.weights)
-            loss = losses.sum() / self.total_weight
-            scaled = loss if self._scale_loss is None else self._scale_loss(loss)
-            gradients = torch.autograd.grad(scaled, [*self._leaves, *self._others])
-        with torch.no_grad():
-            count = len(self._leaves)
-            if count:
-                self.flat.buffer[: self._joined_size] += lay_out(gradients[:count])
-            self.flat.buffer[self._joined_size :] += lay_out(gradients[count:])
-            self.loss += loss.detach()
-        return losses.detach()
-
-    @contextmanager
-    def _prepared_blocks(self) -> Iterator[None]:
-        """Inside, the blocks are compiled and checkpointed as asked."""
-        changed: list[nn.Module] = []
-        # Without this the first block, whose input is frozen, would be compiled once more for itself.
-        hook = self._packed.embeddings.register_forward_hook(_require_gradient) if self.compiled else None
-        try:
-            for i, block in enumerate(self._packed.blocks):
-                recomputes = i < self.checkpointed
-                if not (recomputes or self.compiled):
-                    continue
-                forward: Any = _checkpointed(block.forward) if recomputes else block.forward
-                block.forward = torch.compile(forward, dynamic=False) if self.compiled else forward
-                changed.append(block)
-            yield
-        finally:
-            if hook is not None:
-                hook.remove()
-            for block in changed:
-                del block.forward
-
-
-def _require_gradient(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.requires_grad_()
-
-
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block whose activations are recomputed, but for what is random: a replayed graph draws nothing twice."""
-
-    def run(*arguments: Any, **keywords: Any) -> Any:
-        return checkpoint(
-            forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=_keep_random, **keywords
-        )
-
-    return run
-
-
-_RANDOM = (
-    torch.ops.aten.native_dropout.default,
-    torch.ops.aten.bernoulli_.float,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-)
-
-
-def _keep_random() -> Any:
-    return create_selective_checkpoint_contexts(_policy)
-
-
-def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _RANDOM else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A graph with its inputs and its output."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: Pack
-    losses: torch.Tensor
-
-
-class GraphedPasses:
-    """Passes as CUDA graphs, one per shape of pack; all share one memory pool, since they never run at once."""
-
-    def __init__(self, passes: PackedPasses) -> None:
+        super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory)
         self._passes = passes
-        self._graphs: dict[tuple[int, int], _Captured] = {}
-        self._pool: Any = None
+        self._graphs = GraphedPasses(passes) if use_graphs else None
+        self._steps = steps
+        self._checkpointing: Checkpointing = checkpointing
+        self._say = say
+        self._packer: Packer | None = None
 
-    def run(self, pack: Pack) -> torch.Tensor:
-        """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites."""
-        shape = (pack.length, len(pack.labels))
-        if shape not in self._graphs:
-            self._graphs[shape] = self._capture(pack)
-        captured = self._graphs[shape]
-        captured.inputs.copy_(pack.pinned())
-        captured.graph.replay()
-        return captured.losses
+    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> WindowPasses:
+        if self._packer is None or self._packer.texts != self.batch_size:
+            self._packer = self._prepare()
+        passes, run = self._passes, self._passes.run if self._graphs is None else self._graphs.run
+        passes.loss.zero_()
+        passes.total_weight.fill_(total_weight)
+        done = WindowPasses(passes.loss)
+        for micro_batch in micro_batches:
+            if micro_batch.real == 0:
+                continue  # nothing waits for this rank inside a pass
+            for pack in self._packer(micro_batch):
+                losses = run(pack)
+                done.counts.add(rows=len(pack.rows), tokens=pack.tokens, padded_tokens=pack.length)
+                done.rows.append(RowLosses(pack.rows, losses[: len(pack.rows)].clone()))
+        done.loss_share = passes.loss.clone()
+        return done
 
-    def release(self) -> None:
-        """Give back the graphs' memory; they are captured anew when they are needed."""
-        self._graphs.clear()
-        self._pool = None
+    def _shrink(self, problem: str | None) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
+        self._packer = None
+        super()._shrink(problem)
+
+    def _prepare(self) -> Packer:
+        """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
+        lengths = self._data.data.lengths
+        totals = [
+            sum(lengths[row] for row in micro_batch.rows)
+            for window in islice(self._plan.epoch(0), LOOKED_AT)
+            for micro_batch in self._plan.deal(window, self.batch_size)
+        ]
+        packer = Packer(self._data, choose_lengths(totals, max(lengths)), self.batch_size)
+        blocks = len(self._passes.packed.blocks)
+        self._passes.checkpointed = {"off": 0, "on": blocks, "auto": 0}[self._checkpointing]
+        if self._graphs is None:
+            return packer
+        self._graphs.release()
+        if self._checkpointing == "auto":
+            self._passes.checkpointed = self._blocks_to_checkpoint(packer)
+        packs = self._steps * len(totals) / min(LOOKED_AT, self._plan.steps_per_epoch)
+        self._passes.compiled = self._compiling_pays(packer, packs)
+        return packer
+
+    def _blocks_to_checkpoint(self, packer: Packer) -> int:
+        """How many blocks must recompute their activations for the longest pack to fit into the free memory.
+
+        Measured by a forward pass of the shortest pack.
+        """
+        device, shortest, longest = self._ranks.device, packer.lengths[0], packer.lengths[-1]
         torch.cuda.empty_cache()
+        held = self._passes.measure_activations(packer.example(shortest).to(device))
+        needed = held * longest / shortest
+        free, _ = torch.cuda.mem_get_info(device)
+        blocks = len(self._passes.packed.blocks)
+        count = min(blocks, max(0, -int(-blocks * (1 - MEMORY_SHARE * free / needed) // 1)))
+        if count:
+            self._say(
+                f"{count} of {blocks} blocks recompute their activations: a pack of {longest} tokens would hold "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            )
+        return count
 
-    def _capture(self, pack: Pack) -> _Captured:
-        passes, device = self._passes, self._passes.loss.device
-        inputs = pack.to(device)
-        kept = [(tensor, tensor.clone()) for tensor in (passes.flat.buffer, passes.loss)]
-        # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
-        random = torch.cuda.get_rng_state(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                passes.run(inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
-        graph = torch.cuda.CUDAGraph()
-        # Threads of NCCL may look at events meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            losses = passes.run(inputs)
-        self._pool = self._pool or graph.pool()
-        torch.cuda.set_rng_state(random, device)
-        for tensor, value in kept:
-            tensor.copy_(value)
-        return _Captured(graph, inputs, losses)
+    def _compiling_pays(self, packer: Packer, packs: float) -> bool:
+        """Whether the run has packs enough for what compiling saves to exceed what it takes."""
+        self._passes.compiled = False
+        pass_s = self._graphs.time(packer.example(packer.lengths[0])) if self._graphs is not None else 0.0
+        saved, taken = COMPILED_SAVES * pass_s * packs, COMPILE_S * len(packer.lengths)
+        pays = saved > taken
+        lengths = ", ".join(map(str, packer.lengths))
+        self._say(
+            f"packs of {lengths} tokens, {'compiled' if pays else 'not compiled'}: a pass takes "
+            f"{1e3 * pass_s:.1f} ms, so compiling would save about {saved:.0f} s of this run and take {taken:.0f} s"
+        )
+        if pays and self._graphs is not None:
+            self._graphs.release()
+        return pays

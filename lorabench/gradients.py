@@ -10,6 +10,7 @@ from lorabench.flat import FlatGradients
 from lorabench.ranks import Ranks
 from lorabench.strategies import Strategy, is_deepspeed
 
+
 class Gradients(Protocol):
     """The strategy's side of a step.
 

@@ -141,7 +141,9 @@ class JointProjection(nn.Module):
             joint = F.linear(rows, self.weight, self.bias)
         else:
             # Independent masks for each member, as PEFT draws them.
-            dropped = F.dropout(rows.expand(self.adapters, *rows.shape), self.dropout, self.training)
+            dropped = rows.expand(self.adapters, *rows.shape)
+            if self.training and self.dropout:
+                dropped, _ = torch.native_dropout(dropped, self.dropout, True)
             hidden = torch.bmm(dropped, self.lora_a.mT).transpose(0, 1).reshape(len(rows), -1) * self.scaling
             if self.unused:
                 hidden = F.pad(hidden, (0, self.unused))

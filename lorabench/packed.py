@@ -43,7 +43,7 @@ class PackedClassifier:
         self._first: torch.Tensor | None = None
         if not self._pools_last:
             owner.register_forward_hook(self._pool_first)
-        embeddings = getattr(self._body, "embeddings", None)
+        embeddings: Any = getattr(self._body, "embeddings", None)
         counts_from_pad = hasattr(embeddings, "create_position_ids_from_input_ids")
         self._first_position = embeddings.padding_idx + 1 if counts_from_pad else 0
         self._takes_types = "token_type_ids" in inspect.signature(self._base.forward).parameters
@@ -149,6 +149,7 @@ def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = N
 
     It is tried on a few tiny texts: in one pack and each alone, they must get the same logits.
     """
+    base: Any = classifier.adapted.get_base_model()
     attention = getattr(classifier.config, "_attn_implementation", None)
     if attention not in _MASKED_ATTENTION:
         return f"attention {attention} takes no block mask"
@@ -158,13 +159,11 @@ def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = N
         packed = PackedClassifier(classifier, autocast)
         difference = _probe(packed)
     except Exception as error:  # an architecture may refuse a pack in any way
-        return f"{type(classifier.adapted.get_base_model()).__name__} takes no packs ({type(error).__name__}: {error})"
+        return f"{type(base).__name__} takes no packs ({type(error).__name__}: {error})"
     finally:
         classifier.train(was_training)
-    tolerance = _TOLERANCES[autocast or classifier.adapted.get_base_model().dtype]
-    if not difference <= tolerance:
-        name = type(classifier.adapted.get_base_model()).__name__
-        return f"{name} gives a packed text other logits (by {difference:.2g} of the largest)"
+    if not difference <= _TOLERANCES[autocast or base.dtype]:
+        return f"{type(base).__name__} gives a packed text other logits (by {difference:.2g} of the largest)"
     return packed
 
 

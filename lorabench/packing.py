@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from lorabench.batching import MicroBatch, TokenizedRows
+from lorabench.batching import MicroBatch, TokenizedRows, longest_first
 
 # Packs longer than this are split: attention under a block mask costs the square of the length.
 LONGEST_PACK = 4096
@@ -20,6 +20,8 @@ TILE = 128
 # Lengths that are prepared for, and the share of packs that may have to be split in two for want of a longer one.
 MOST_LENGTHS = 4
 RARE = 0.01
+# Attention kernels want rows of a mask to start at multiples of 16 bytes.
+MASK_ALIGNMENT = 8
 # Tokens of one evaluation pass.
 EVALUATION_TOKENS = 4096
 
@@ -92,16 +94,25 @@ class RowSource(Protocol):
     def pad_token_id(self) -> int: ...
 
 
-def make_pack(source: RowSource, rows: Sequence[int], length: int, texts: int, real: int | None = None) -> Pack:
+def make_pack(
+    source: RowSource,
+    rows: Sequence[int],
+    length: int | None = None,
+    texts: int | None = None,
+    real: int | None = None,
+) -> Pack:
     """One pack.
 
     Args:
         rows: row indices, whose tokens fit into `length`.
-        length: tokens of the pack.
-        texts: texts of the pack; the missing ones are stand-ins of weight 0.
+        length: tokens of the pack; as many as the texts have, rounded up a little, if not given.
+        texts: texts of the pack, as many as rows if not given; missing ones are stand-ins of weight 0.
         real: how many of `rows`, from the first, count; the others weigh nothing.
     """
     real = len(rows) if real is None else real
+    texts = len(rows) if texts is None else texts
+    total = sum(len(source.data.input_ids[row]) for row in rows)
+    length = int(_round_up(total, MASK_ALIGNMENT)) if length is None else length
     ids = np.full(length, source.pad_token_id, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     segments = np.full(length, texts, dtype=np.int64)
@@ -202,21 +213,21 @@ class Packer:
         return make_pack(self.source, [longest] * fitting, length, self.texts)
 
 
-def evaluation_packs(
-    source: RowSource, most_tokens: int, world_size: int, rank: int, tile: int = 8
-) -> Iterator[Pack]:
-    """One rank's share of an evaluation: rows by falling length, as many per pack as `most_tokens` allows.
+def evaluation_runs(
+    lengths: Sequence[int], world_size: int, rank: int, most_tokens: int = EVALUATION_TOKENS
+) -> list[MicroBatch]:
+    """One rank's share of an evaluation: rows by falling length, as many per pass as `most_tokens` allows.
 
-    Ranks get every world_size-th row, so a rank may have none, and then no pack: evaluation runs no collective
-    operations between its passes.
+    Every row is on exactly one rank, and the number of passes is the same on each.
 
     Args:
         most_tokens: tokens per pass; a longer row is a pass of its own.
-        tile: pack lengths are multiples of it.
     """
-    ids = source.data.input_ids
-    order = sorted(range(len(ids)), key=lambda row: (-len(ids[row]), row))[rank::world_size]
-    for run in split_to_fit(order, lambda row: len(ids[row]), most_tokens):
-        if run:
-            total = sum(len(ids[row]) for row in run)
-            yield make_pack(source, run, int(_round_up(total, tile)), len(run))
+    order = longest_first(lengths)
+    shares = [split_to_fit(order[i::world_size], lengths.__getitem__, most_tokens) for i in range(world_size)]
+    passes = max(len(share) for share in shares)
+    # A rank without rows for a pass repeats one at weight zero.
+    runs = [run or order[:1] for run in shares[rank]]
+    real = [len(run) for run in shares[rank]]
+    missing = passes - len(runs)
+    return [MicroBatch(*item) for item in zip(runs + [order[:1]] * missing, real + [0] * missing, strict=True)]

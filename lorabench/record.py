@@ -19,7 +19,6 @@ from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.setting import Setting
 
-
 # Seconds that the first rank waits for another one's word on why it ended.
 CAUSE_S = 3.0
 
@@ -108,6 +107,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "strategy": setting.strategy,
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
+        "execution": None,
         "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
         "data": {
             "task": config.data.task,

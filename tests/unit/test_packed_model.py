@@ -12,11 +12,11 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
-from lorabench.captured import PackedPasses
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs
 from lorabench.packed import PackedClassifier, block_mask, find_blocks, try_packing
 from lorabench.packing import make_pack
+from lorabench.passes import PackedPasses
 
 FAMILIES = tuple(tiny.SHAPES)
 WEIGHTS = (1.0, 4.0)
@@ -123,9 +123,7 @@ def test_a_mask_keeps_texts_apart_and_looks_back_only() -> None:
 @pytest.mark.parametrize("targets", ["auto", "all-linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("checkpointed", [0, 1, 2])
-def test_gradients_are_those_of_the_padded_path(
-    family: str, targets: str, checkpointed: int, tmp_path: Path
-) -> None:
+def test_gradients_are_those_of_the_padded_path(family: str, targets: str, checkpointed: int, tmp_path: Path) -> None:
     classifier = build(tmp_path, family, targets=targets).train()
     rows = make_rows(family, classifier)
     labels = torch.tensor(rows.data.labels)
@@ -198,8 +196,6 @@ def test_dropout_differs_between_passes_and_members(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
     torch.manual_seed(3)
     assert torch.equal(passes.run(pack), first)
-
-
 
 
 def test_attention_without_a_block_mask_is_refused(tmp_path: Path) -> None:

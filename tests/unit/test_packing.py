@@ -1,5 +1,7 @@
 """Packs: every text once, whole, with its own positions and class weight, in few lengths."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from lorabench.packing import (
     LONGEST_PACK,
     Packer,
     choose_lengths,
-    evaluation_packs,
+    evaluation_runs,
     make_pack,
     split_to_fit,
 )
@@ -75,7 +77,7 @@ def test_a_split_keeps_order_and_fits_and_opens_no_run_too_early(lengths: list[i
     assert [row for run in runs for row in run] == list(range(len(lengths)))
     totals = [sum(lengths[row] for row in run) for run in runs]
     assert all(total <= longest for total in totals)
-    for run, following in zip(runs, runs[1:], strict=False):
+    for run, following in pairwise(runs):
         assert sum(lengths[row] for row in run) + lengths[following[0]] > longest
 
 
@@ -125,20 +127,22 @@ def test_frequent_totals_get_their_length_and_rare_ones_do_not() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("most_tokens", [1, 40, 10_000])
-def test_ranks_evaluate_every_row_once(world_size: int, most_tokens: int) -> None:
+def test_ranks_evaluate_every_row_once_in_as_many_passes(world_size: int, most_tokens: int) -> None:
     lengths = [5, 60, 3, 3, 17, 1]
-    rows = source(lengths)
-    found = {}
-    for rank in range(world_size):
-        for pack in evaluation_packs(rows, most_tokens, world_size, rank):
-            inside = unpack(pack, rows)
-            assert not found.keys() & inside.keys()
-            assert pack.tokens <= most_tokens or len(pack.rows) == 1
-            assert pack.length % 8 == 0
-            found |= inside
-    assert found == dict(enumerate(rows.data.input_ids))
+    shares = [evaluation_runs(lengths, world_size, rank, most_tokens) for rank in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    rows = [row for share in shares for run in share for row in run.rows[: run.real]]
+    assert sorted(rows) == list(range(len(lengths)))
+    for share in shares:
+        for run in share:
+            assert run.rows
+            assert sum(lengths[row] for row in run.rows) <= most_tokens or len(run.rows) == 1
 
 
 def test_evaluation_begins_with_the_longest_rows() -> None:
-    first = next(evaluation_packs(source([5, 60, 3, 17]), 80, 1, 0))
-    assert first.rows == [1, 3]
+    assert evaluation_runs([5, 60, 3, 17], 1, 0, 80)[0].rows == [1, 3]
+
+
+def test_a_pack_without_a_length_is_as_long_as_its_texts() -> None:
+    pack = make_pack(source([3, 9, 1]), [1, 0])
+    assert (pack.length, pack.tokens, len(pack.labels)) == (16, 12, 2)
