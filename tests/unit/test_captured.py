@@ -23,7 +23,7 @@ from lorabench.ranks import Ranks
 
 WEIGHTS = (1.0, 4.0)
 ROWS = 37
-LAYOUTS = [(16, 1), (4, 4), (1, 16), (3, 6)]
+LAYOUTS = [(16, 1), (3, 6)]
 
 
 @pytest.fixture
@@ -60,9 +60,8 @@ def build(folder: Path, dropout: float = 0.0) -> SequenceClassifier:
 def make_rows(family: str, classifier: SequenceClassifier) -> PaddedCollator:
     tokenizer = tiny.tiny_tokenizer(family)
     ids = [tokenizer(text).input_ids for text in tiny.texts(ROWS, seed=5)]
-    return PaddedCollator(
-        TokenizedRows(ids, [int(i % 4 == 0) for i in range(ROWS)], 0), WEIGHTS, classifier.config.pad_token_id
-    )
+    data = TokenizedRows(ids, [int(i % 4 == 0) for i in range(ROWS)], 0)
+    return PaddedCollator(data, WEIGHTS, classifier.config.pad_token_id)
 
 
 def make_execution(
@@ -85,6 +84,11 @@ def take_steps(execution: Execution, plan: StepPlan) -> list[StepOutcome]:
     return [execution.step(window) for epoch in range(2) for window in plan.epoch(epoch)]
 
 
+def losses_by_row(outcome: StepOutcome) -> dict[int, float]:
+    pairs = (zip(part.rows, part.losses.tolist(), strict=True) for part in outcome.row_losses)
+    return {row: loss for part in pairs for row, loss in part}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", ["llama", "roberta"])
 def test_steps_over_packs_are_those_over_padded_batches(
@@ -102,15 +106,7 @@ def test_steps_over_packs_are_those_over_padded_batches(
         assert other.loss_share.item() == pytest.approx(one.loss_share.item(), rel=1e-5 if i == 0 else 1e-4)
         assert other.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-5 if i == 0 else 1e-4)
         assert (other.counts.rows, other.counts.tokens) == (one.counts.rows, one.counts.tokens)
-        losses = [
-            {
-                row: loss
-                for part in outcome.row_losses
-                for row, loss in zip(part.rows, part.losses.tolist(), strict=True)
-            }
-            for outcome in (one, other)
-        ]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        assert losses_by_row(other) == pytest.approx(losses_by_row(one), rel=1e-3)
     for found, expected in zip(packed_used[0].values(), used[0].values(), strict=True):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
     for name, value in trained.items():
@@ -151,15 +147,15 @@ class OutOfMemoryOnce:
 def test_out_of_memory_halves_the_packs_and_keeps_the_step(folders: dict[str, Path], accelerator: Accelerator) -> None:
     outcomes = []
     for most in (16, 4):
-        execution, _, _, plan = make_execution(
-            "captured", "llama", folders["llama"], accelerator, (16, 1), dropout=0.3
-        )
+        execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (16, 1))
         execution._passes.run = limited = OutOfMemoryOnce(execution._passes, most)
         torch.manual_seed(5)
         outcomes.append(execution.step(next(iter(plan.epoch(0)))))
         assert execution.batch_size == most
         assert limited.texts == [most] * (16 // most)
     assert outcomes[1].batch_size == 4
+    assert outcomes[1].loss_share.item() == pytest.approx(outcomes[0].loss_share.item(), rel=1e-5)
+    assert outcomes[1].grad_norm.item() == pytest.approx(outcomes[0].grad_norm.item(), rel=1e-5)
     assert outcomes[1].counts.rows == outcomes[0].counts.rows == 16
 
 
