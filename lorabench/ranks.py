@@ -105,6 +105,6 @@ def interface_towards(address: str) -> str | None:
     except OSError:
         return None
     for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == own for entry in addresses) and name != "lo":
+        if any(entry.address == own for entry in addresses):
             return name
     return None

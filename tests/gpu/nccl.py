@@ -24,16 +24,38 @@ def free_port() -> int:
 
 
 def launch_ranks(
-    world_size: int, arguments: Sequence[str], launch_options: Sequence[str] = (), timeout_s: float = 300
+    world_size: int,
+    arguments: Sequence[str],
+    launch_options: Sequence[str] = (),
+    timeout_s: float = 300,
+    program: Sequence[str] = ("-m", "lorabench.train"),
 ) -> None:
-    """Run `-m lorabench.train` on `world_size` ranks, one GPU each if there are enough, else all on the first.
+    """Run the entrypoint on `world_size` ranks to its end.
 
     Args:
         arguments: of the entrypoint.
         launch_options: further options of `accelerate launch`, as `--config_file X`.
+        program: what is launched.
 
     Raises:
         AssertionError: a rank ended with another code than 0; carries the end of its output.
+    """
+    codes, outputs = run_ranks(world_size, arguments, launch_options, timeout_s, program)
+    for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
+        assert code == 0, f"rank {rank} ended with {code}:\n{output[-4000:]}"
+
+
+def run_ranks(
+    world_size: int,
+    arguments: Sequence[str],
+    launch_options: Sequence[str] = (),
+    timeout_s: float = 300,
+    program: Sequence[str] = ("-m", "lorabench.train"),
+) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs of all ranks, one GPU each if there are enough, else all on the first.
+
+    Raises:
+        subprocess.TimeoutExpired: a rank did not end in time; all are killed.
     """
     port = free_port()
     processes = []
@@ -42,7 +64,7 @@ def launch_ranks(
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONPATH": python_path()}
         machines: list[str] = []
         if world_size > 1:
-            environment.update(NCCL_HOSTID=f"machine{rank}", NCCL_SOCKET_IFNAME="lo")
+            environment.update(NCCL_HOSTID=f"machine{rank}", NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
             machines = [
                 *(() if "--config_file" in launch_options else ("--multi_gpu",)),
                 *("--num_machines", str(world_size), "--machine_rank", str(rank)),
@@ -51,7 +73,7 @@ def launch_ranks(
         command = [
             *(sys.executable, "-m", "accelerate.commands.launch"),
             *("--num_processes", str(world_size), *machines, *launch_options),
-            *("-m", "lorabench.train", *arguments),
+            *(*program, *arguments),
         ]
         processes.append(
             subprocess.Popen(
@@ -63,10 +85,10 @@ def launch_ranks(
     finally:
         for process in processes:
             process.kill()
-    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{output[-4000:]}"
+    return [process.returncode for process in processes], outputs
 
 
 def python_path() -> str:
-    """The project in front of what is there."""
-    return os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    """The project and the workers of its launch tests, in front of what is there."""
+    folders = (PROJECT, PROJECT / "tests" / "launch", PROJECT / "tests" / "unit")
+    return os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("PYTHONPATH"))))

@@ -4,87 +4,21 @@
 here, so nothing is downloaded.
 """
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from lorabench.data import load_rows
-from lorabench.presets import resolve_defaults
-from lorabench.tokenizer import train_stand_in
-from tests.gpu.nccl import launch_ranks
+from tests.gpu.running import largest_difference, train
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-SAMPLE = Path(__file__).resolve().parents[2] / "lorabench" / "sample" / "train.csv"
 # bf16 keeps 8 bits of a number and sums in another order on every layout; losses average over 16 rows.
 BF16_TOLERANCE = 2e-2
-
-
-@pytest.fixture(scope="module")
-def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretrained-looking folder: 4 layers, hidden size 512, with a stand-in tokenizer whose pad is its eos."""
-    folder = tmp_path_factory.mktemp("small-llama")
-    torch.manual_seed(0)
-    rows = load_rows("--input", SAMPLE, resolve_defaults("minilm", "sample").data)
-    tokenizer = train_stand_in(rows.texts, "llama", 2048)
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=2048, hidden_size=512, intermediate_size=1376, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    return folder
-
-
-def train(
-    model: Path,
-    output: Path,
-    *flags: str,
-    ranks: int = 1,
-    batch_size: int = 16,
-    accumulation: int = 1,
-    steps: int = 12,
-    launch_options: Sequence[str] = (),
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A short run without dropout, by default 12 steps of 16 rows; its record and its training lines."""
-    launch_ranks(
-        ranks,
-        [
-            *("--model", str(model), "--task", "sample", "--output-dir", str(output), "--lora-dropout", "0"),
-            *(
-                "--batch-size",
-                str(batch_size),
-                "--gradient-accumulation",
-                str(accumulation),
-                "--max-steps",
-                str(steps),
-            ),
-            *("--class-weights", "1,3", "--learning-rate", "1e-3", *flags),
-        ],
-        launch_options,
-    )
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return json.loads((output / "run.json").read_text()), [line for line in lines if line["event"] == "train"]
-
-
-def largest_difference(first: list[dict[str, Any]], second: list[dict[str, Any]], key: str) -> float:
-    """Largest relative difference of a training figure over all steps."""
-    assert len(first) == len(second) > 0
-    return max(abs(a[key] - b[key]) / abs(b[key]) for a, b in zip(first, second, strict=True))
-
-
-@pytest.fixture(scope="module")
-def reference(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Any]:
-    """One process, one micro-batch, fp32."""
-    return train(small_llama, tmp_path_factory.mktemp("runs") / "fp32", "--precision", "fp32")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -125,30 +59,6 @@ def test_two_nccl_ranks_train_as_one_process_does(
     assert largest_difference(lines, reference[1], "grad_norm") < 1e-3
     assert run["best"]["rows"] == reference[0]["best"]["rows"] == 120
     assert run["best"]["loss"] == pytest.approx(reference[0]["best"]["loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_two_ranks_of_zero3_train_as_one_process_does(
-    precision: str, small_llama: Path, tmp_path: Path, reference: tuple[dict[str, Any], Any]
-) -> None:
-    pytest.importorskip("deepspeed")
-    run, lines = train(
-        small_llama, tmp_path / "run", "--precision", precision,
-        ranks=2, batch_size=4, accumulation=2, launch_options=(
-            "--config_file", "accelerate_configs/zero3.yaml", "--deepspeed_multinode_launcher", "standard"
-        ),
-    )  # fmt: skip
-    assert (run["strategy"], run["world_size"]) == ("DeepSpeed ZeRO-3", 2)
-    assert run["model"]["total_parameters"] == reference[0]["model"]["total_parameters"]
-    assert lines[0]["loss"] == pytest.approx(reference[1][0]["loss"], rel=BF16_TOLERANCE)
-    if precision == "fp32":
-        assert largest_difference(lines, reference[1], "loss") < 1e-4
-        assert largest_difference(lines, reference[1], "grad_norm") < 1e-3
-        assert run["best"]["loss"] == pytest.approx(reference[0]["best"]["loss"], rel=1e-4)
-    if precision == "bf16":
-        # The trainable weights are rounded to bf16 at every step here, and nowhere in the reference.
-        assert largest_difference(lines, reference[1], "loss") < 5 * BF16_TOLERANCE
-    assert run["adapter"]["reload_difference"] < 0.1
 
 
 def test_checkpointing_changes_memory_not_numbers(small_llama: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Worker: a run in which something happens at a chosen moment. `resuming.py MOMENT COUNT SIGNAL RANK FLAGS...`
 
-The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`. Beside
-the worker: what the tests need to start such runs from one process that has done its imports, and to compare them.
+The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; with the
+moment `out-of-memory`, forward passes of more than COUNT rows do not fit there. Beside the worker: what the tests need
+to start such runs from one process that has done its imports, and to compare them.
 """
 
 import hashlib
@@ -309,7 +310,10 @@ def positions(records: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
 
 def main() -> int:
     moment, count, number, rank, *flags = sys.argv[1:]
-    arm(At(moment, int(count), int(number), int(rank)))
+    if moment == "out-of-memory":
+        Fault(int(rank), fits=int(count)).arm()
+    else:
+        arm(At(moment, int(count), int(number), int(rank)))
     return train.main(flags)
 
 

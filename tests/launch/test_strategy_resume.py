@@ -37,7 +37,7 @@ def make_flags(models: dict[str, Path], files: dict[str, Path]) -> MakeFlags:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_stopped_run_goes_on_bit_by_bit(strategy: str, make_flags: MakeFlags, tmp_path: Path) -> None:
-    """Stopped by a signal to one rank within an epoch, killed in the next one, against a run that nothing disturbed."""
+    """Stopped by a signal to one rank, killed in the next epoch, against a run that nothing disturbed."""
     run_dir, reference = tmp_path / "run", tmp_path / "reference"
     ended = resuming.run(make_flags(reference), ranks=2, strategy=strategy)
     assert ended.code == 0, ended
@@ -67,9 +67,7 @@ def test_a_run_goes_on_under_another_strategy(
 ) -> None:
     run_dir = tmp_path / "run"
     still: dict[str, object] = {"lora_dropout": 0, "base_dropout": 0}
-    ended = resuming.run(
-        make_flags(run_dir, **still), At("step", 4, signal.SIGTERM), ranks=2, strategy=before
-    )
+    ended = resuming.run(make_flags(run_dir, **still), At("step", 4, signal.SIGTERM), ranks=2, strategy=before)
     assert ended.code == 143, ended
     ranks = 1 if after == "single" else 2
     flags = make_flags(run_dir, batch_size=2 // ranks, **still)
