@@ -89,7 +89,7 @@ class CapturedExecution(EagerExecution):
             for window in islice(self._plan.epoch(0), LOOKED_AT)
             for micro_batch in self._plan.deal(window, self.batch_size)
         ]
-        packer = Packer(self._data, choose_lengths(totals, max(lengths)), self.batch_size)
+        packer = Packer(self._data, choose_lengths(totals, max(lengths)), self.batch_size, max(lengths))
         blocks = len(self._passes.packed.blocks)
         self._passes.checkpointed = {"off": 0, "on": blocks, "auto": 0}[self._checkpointing]
         if self._graphs is None:

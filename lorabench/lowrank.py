@@ -215,6 +215,8 @@ class JointProjections:
                     continue
                 joint = JointProjection(members)
                 self.joints.append(joint)
+                if joint.weight.is_cuda:
+                    torch.cuda.empty_cache()  # the old weights' blocks fit nothing else
                 if len(names) == 1:
                     self._replacements.append((parent, names[0], _Alone(joint), joint))
                 else:

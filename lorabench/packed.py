@@ -1,12 +1,14 @@
 """A classifier over packs: the same logits as over padded batches, without a padded token in between."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from lorabench import attention
 from lorabench.batching import TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.packing import Pack, make_pack
@@ -58,14 +60,36 @@ class PackedClassifier:
         # Without autocast's cache: what it keeps across passes would be memory of a graph's own.
         device = pack.segments.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
-            return self._logits(pack)
+            if not self._fits_tiles(pack):
+                return self._logits(pack, self._masks(pack))
+            with self._attending_within_texts():
+                return self._logits(pack, attention.text_bounds(pack.segments, len(pack.labels)))
 
-    def _logits(self, pack: Pack) -> torch.Tensor:
+    def _fits_tiles(self, pack: Pack) -> bool:
+        """Whether every text is so short that attention needs no mask."""
+        config = self._base.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        sees_all = self._window is None or pack.longest <= self._window
+        dtype = self.autocast or self._body.dtype
+        return sees_all and attention.fits(pack.longest, size, dtype, pack.segments.device)
+
+    @contextmanager
+    def _attending_within_texts(self) -> Iterator[None]:
+        config = self._base.config
+        attention.register()
+        before = config._attn_implementation
+        config._attn_implementation = attention.NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def _logits(self, pack: Pack, attention_mask: Any) -> torch.Tensor:
         if self._pools_last:
             hidden = self._body(
                 input_ids=pack.input_ids,
                 position_ids=pack.positions,
-                attention_mask=self._masks(pack),
+                attention_mask=attention_mask,
                 use_cache=False,
             ).last_hidden_state
             return self._base.score(hidden[0, pack.last]).float()
@@ -75,7 +99,7 @@ class PackedClassifier:
             return self._base(
                 input_ids=pack.input_ids,
                 position_ids=pack.positions + self._first_position,
-                attention_mask=self._masks(pack),
+                attention_mask=attention_mask,
                 **types,
             ).logits.float()
         finally:
@@ -150,9 +174,9 @@ def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = N
     It is tried on a few tiny texts: in one pack and each alone, they must get the same logits.
     """
     base: Any = classifier.adapted.get_base_model()
-    attention = getattr(classifier.config, "_attn_implementation", None)
-    if attention not in _MASKED_ATTENTION:
-        return f"attention {attention} takes no block mask"
+    kernels = getattr(classifier.config, "_attn_implementation", None)
+    if kernels not in _MASKED_ATTENTION:
+        return f"attention {kernels} takes no block mask"
     was_training = classifier.training
     classifier.eval()
     try:

@@ -40,6 +40,7 @@ class Pack:
         weights: [texts] float32, the class weight of each text; 0 for stand-ins.
         rows: row indices of the real texts; they come first.
         tokens: tokens of the real texts, padding excluded.
+        longest: no text has more tokens.
     """
 
     input_ids: torch.Tensor
@@ -51,6 +52,7 @@ class Pack:
     weights: torch.Tensor
     rows: list[int]
     tokens: int
+    longest: int
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -80,7 +82,7 @@ class Pack:
             target.copy_(tensor, non_blocking=True)
 
     def _replaced(self, tensors: Sequence[torch.Tensor]) -> "Pack":
-        return Pack(*tensors, rows=self.rows, tokens=self.tokens)
+        return Pack(*tensors, rows=self.rows, tokens=self.tokens, longest=self.longest)
 
 
 class RowSource(Protocol):
@@ -100,6 +102,7 @@ def make_pack(
     length: int | None = None,
     texts: int | None = None,
     real: int | None = None,
+    longest: int | None = None,
 ) -> Pack:
     """One pack.
 
@@ -108,6 +111,7 @@ def make_pack(
         length: tokens of the pack; as many as the texts have, rounded up a little, if not given.
         texts: texts of the pack, as many as rows if not given; missing ones are stand-ins of weight 0.
         real: how many of `rows`, from the first, count; the others weigh nothing.
+        longest: tokens of the longest text that packs of this shape may have; by default that of this one.
     """
     real = len(rows) if real is None else real
     texts = len(rows) if texts is None else texts
@@ -133,6 +137,7 @@ def make_pack(
         *map(torch.from_numpy, arrays),
         rows=list(rows[:real]),
         tokens=sum(len(source.data.input_ids[row]) for row in rows[:real]),
+        longest=max(len(source.data.input_ids[row]) for row in rows) if longest is None else longest,
     )
 
 
@@ -190,11 +195,13 @@ class Packer:
         source: the tokenized split, with class weights and pad id.
         lengths: the lengths that packs may have, rising; the longest text fits into the last.
         texts: texts per pack: the largest micro-batch.
+        longest: tokens of the longest text.
     """
 
     source: RowSource
     lengths: Sequence[int]
     texts: int
+    longest: int
 
     def __call__(self, micro_batch: MicroBatch) -> Iterator[Pack]:
         """The packs of a micro-batch: one, or more where its texts do not fit into the longest length."""
@@ -203,14 +210,14 @@ class Packer:
         for run in split_to_fit(micro_batch.rows, lambda row: len(ids[row]), self.lengths[-1]):
             total = sum(len(ids[row]) for row in run)
             length = next(length for length in self.lengths if length >= total)
-            yield make_pack(self.source, run, length, self.texts, min(len(run), left))
+            yield make_pack(self.source, run, length, self.texts, min(len(run), left), self.longest)
             left = max(0, left - len(run))
 
     def example(self, length: int) -> Pack:
         """A pack of that length that is as full as a real one, for measuring and warming up."""
         longest = int(np.argmax(self.source.data.lengths))
         fitting = max(1, min(self.texts, length // len(self.source.data.input_ids[longest])))
-        return make_pack(self.source, [longest] * fitting, length, self.texts)
+        return make_pack(self.source, [longest] * fitting, length, self.texts, longest=self.longest)
 
 
 def evaluation_runs(

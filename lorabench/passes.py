@@ -149,6 +149,8 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
 _RANDOM = (
     torch.ops.aten.native_dropout.default,
     torch.ops.aten.bernoulli_.float,
+    torch.ops.aten.randint.default,
+    torch.ops.aten.randint.low,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,

@@ -90,7 +90,7 @@ def test_packs_of_a_micro_batch_hold_its_real_rows_once(lengths: list[int], data
     rows = source(lengths)
     order = data.draw(st.permutations(range(len(lengths))))
     real = data.draw(st.integers(0, len(lengths)))
-    packer = Packer(rows, (64, 128), len(lengths))
+    packer = Packer(rows, (64, 128), len(lengths), 60)
     packs = list(packer(MicroBatch(list(order), real)))
     assert [row for pack in packs for row in pack.rows] == list(order)[:real]
     assert all(pack.length in (64, 128) and len(pack.labels) == len(lengths) for pack in packs)
