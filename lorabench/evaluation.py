@@ -43,13 +43,17 @@ def predict_logits(
     """
     model.eval()
     classes = len(data.class_weights)
-    compute: Compute = partial(_compute_padded, model, data, ranks.device)
-    plan = partial(evaluation_batches, batch_size=batch_size)
-    if packed is not None:
-        compute, plan = partial(_compute_packed, packed, data, ranks.device), evaluation_runs
+    lengths = data.data.lengths
+    compute: Compute
+    if packed is None:
+        batches = evaluation_batches(lengths, batch_size, ranks.world_size, ranks.rank)
+        compute = partial(_compute_padded, model, data, ranks.device)
+    else:
+        batches = evaluation_runs(lengths, ranks.world_size, ranks.rank)
+        compute = partial(_compute_packed, packed, data, ranks.device)
     table = torch.zeros(len(data.data), classes + 1, device=ranks.device)
     with torch.no_grad():
-        for micro_batch in plan(data.data.lengths, ranks.world_size, ranks.rank):
+        for micro_batch in batches:
             if between_batches is not None:
                 between_batches()
             _fill_or_halve(table, compute, micro_batch, may_halve=not sharded)

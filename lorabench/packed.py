@@ -62,7 +62,7 @@ class PackedClassifier:
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             if not self._fits_tiles(pack):
                 return self._logits(pack, self._masks(pack))
-            with self._attending_within_texts():
+            with self.attending(pack):
                 return self._logits(pack, attention.text_bounds(pack.segments, len(pack.labels)))
 
     def _fits_tiles(self, pack: Pack) -> bool:
@@ -74,7 +74,11 @@ class PackedClassifier:
         return sees_all and attention.fits(pack.longest, size, dtype, pack.segments.device)
 
     @contextmanager
-    def _attending_within_texts(self) -> Iterator[None]:
+    def attending(self, pack: Pack) -> Iterator[None]:
+        """Inside, blocks attend as they do to `pack`, also where they are run once more in the backward pass."""
+        if not self._fits_tiles(pack):
+            yield
+            return
         config = self._base.config
         attention.register()
         before = config._attn_implementation

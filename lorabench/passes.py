@@ -93,6 +93,7 @@ class PackedPasses:
         with ExitStack() as stack:
             stack.enter_context(self._joints.in_place())
             stack.enter_context(self._prepared_blocks())
+            stack.enter_context(self.packed.attending(pack))
             with torch.no_grad():
                 self._working.copy_(self._values[: self._joined_size])
                 for slot, update in zip(self._slots, self._updates, strict=True):
