@@ -15,7 +15,7 @@ wants_deepspeed() {
     local argument
     for argument in "$@"; do
         case "$argument" in
-            *zero[0-9]*.yaml | *deepspeed*.yaml) return 0 ;;
+            *zero[0-9]*.yaml | *deepspeed*.yaml | --num[_-]machines*) return 0 ;;
         esac
     done
     [ "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" -gt 1 ]

@@ -1,6 +1,6 @@
 """Kill a random rank at random moments and resume: is the end always that of the undisturbed run?
 
-    python benchmarks/kill_resume.py --kills 20 --seed 0
+    python benchmarks/kill_resume.py --kills 20 --seed 0 [--strategy zero2]
 
 Two gloo ranks on the CPU under `accelerate launch`, a tiny model with dropout, no network. Each round starts a run,
 kills (SIGKILL) one rank once a random number of lines is in `metrics.jsonl`, and resumes. It passes if the launch
@@ -26,6 +26,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+CONFIGS = {"ddp": "cpu_2ranks", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "fsdp2": "fsdp2"}
 MEASURED = ("examples_per_second", "seconds_per_step", "memory_gb")
 TOLERANCE = 1e-6
 
@@ -57,19 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = Path(name)
         flags = prepare(base, options.epochs)
         reference = base / "undisturbed"
-        process = start(flags, reference)
+        process = start(options.strategy, flags, reference)
         process.wait(options.limit)
         if process.returncode != 0:
             print((base / "undisturbed.log").read_text(), file=sys.stderr)
             return 1
         expected = read_events(reference)
-        print(f"undisturbed: {len(expected)} events\n")
+        print(f"{options.strategy}, undisturbed: {len(expected)} events\n")
         print("round  rank  lines  ended after  resumed from  difference  result", flush=True)
         rounds = []
         for i in range(options.kills):
             done = Round(rank=rng.randrange(2), lines=rng.randrange(1, len(expected)))
             try:
-                kill_and_resume(done, flags, base / f"round-{i}", expected, rng.uniform(0, 0.05), options.limit)
+                delay = rng.uniform(0, 0.05)
+                kill_and_resume(done, options.strategy, flags, base / f"round-{i}", expected, delay, options.limit)
             except subprocess.TimeoutExpired as error:
                 done.problem = f"still running after {error.timeout:g} s"
             rounds.append(done)
@@ -80,7 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     passed = sum(done.problem is None for done in rounds)
     print(
-        json.dumps({"kills": len(rounds), "passed": passed, "seed": options.seed, "rounds": list(map(plain, rounds))})
+        json.dumps(
+            {
+                "strategy": options.strategy,
+                "kills": len(rounds),
+                "passed": passed,
+                "seed": options.seed,
+                "rounds": list(map(plain, rounds)),
+            }
+        )
     )
     return 0 if passed == len(rounds) else 1
 
@@ -88,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="rounds (default: 20)")
+    parser.add_argument("--strategy", choices=tuple(CONFIGS), default="ddp", help="of the ranks (default: ddp)")
     parser.add_argument("--seed", type=int, default=0, help="of ranks and moments (default: 0)")
     parser.add_argument("--epochs", type=int, default=3, help="19 steps each (default: 3)")
     parser.add_argument("--limit", type=float, default=120, help="seconds that a launch may take (default: 120)")
@@ -108,21 +119,32 @@ def prepare(base: Path, epochs: int) -> list[str]:
     return flags[:at] + flags[at + 2 :]
 
 
-def start(flags: Sequence[str], run_dir: Path, *more: str) -> subprocess.Popen[bytes]:
+def start(strategy: str, flags: Sequence[str], run_dir: Path, *more: str) -> subprocess.Popen[bytes]:
     """A launch of two ranks; what it prints is added to RUN_DIR.log."""
     launcher = [sys.executable, Path(sys.executable).parent / "accelerate", "launch", "--config_file"]
-    config = ROOT / "accelerate_configs" / "cpu_2ranks.yaml"
+    config = ROOT / "accelerate_configs" / f"{CONFIGS[strategy]}.yaml"
+    if strategy.startswith("zero"):
+        launcher[-1:] = ["--deepspeed_config_file", ROOT / "ds_configs" / f"{strategy}.json", "--config_file"]
     command = [*launcher, config, "-m", "lorabench.train", *flags, "--output-dir", run_dir, *more]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
     with run_dir.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(list(map(str, command)), cwd=run_dir.parent, env=environment, stdout=log, stderr=log)
 
 
 def kill_and_resume(
-    done: Round, flags: list[str], run_dir: Path, expected: list[dict[str, Any]], delay: float, limit: float
+    done: Round,
+    strategy: str,
+    flags: list[str],
+    run_dir: Path,
+    expected: list[dict[str, Any]],
+    delay: float,
+    limit: float,
 ) -> None:
     """Play one round, and note in `done` what came of it."""
-    process = start(flags, run_dir)
+    process = start(strategy, flags, run_dir)
     try:
         wait_for_lines(run_dir / "metrics.jsonl", done.lines, process, limit)
         time.sleep(delay)
@@ -137,7 +159,7 @@ def kill_and_resume(
     if rank is None or process.returncode == 0:
         done.problem = "it had ended before it could be killed"
         return
-    process = start(flags, run_dir, "--resume")
+    process = start(strategy, flags, run_dir, "--resume")
     try:
         process.wait(limit)
     finally:

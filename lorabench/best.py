@@ -108,7 +108,7 @@ class BestAdapter:
         folder = self._folder / checkpoint.ADAPTER_FOLDER
         if ranks.is_main:
             checkpoint.check_saved(folder, self._best)
-        with whole_parameters(self._setting.strategy, adapted, modify=True):
+        with whole_parameters(self._setting.strategy, self._built.classifier, modify=True):
             checkpoint.load_state(adapted, self._best)
         rows, subset = self._longest_rows()
         logits = predict_logits(
@@ -133,7 +133,7 @@ class BestAdapter:
         self._setting.ranks.wait()
 
     def _read(self) -> dict[str, torch.Tensor]:
-        with whole_parameters(self._setting.strategy, self._built.classifier.adapted):
+        with whole_parameters(self._setting.strategy, self._built.classifier):
             return checkpoint.adapter_state(self._built.classifier.adapted)
 
     def _longest_rows(self) -> tuple[list[int], PaddedCollator]:

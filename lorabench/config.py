@@ -221,7 +221,8 @@ def find_issues(config: RunConfig) -> list[str]:
     )
     limit = config.run.gpu_memory_limit
     if limit is not None:
-        issues.check(math.isfinite(limit) and limit > 0, f"--gpu-memory-limit {limit}: expected GB, a number above 0")
+        fits = math.isfinite(limit) and limit > 0
+        issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)
@@ -231,10 +232,12 @@ def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
     if resume:
         if folder is None:
             return ["--resume: expected --output-dir with the folder of the run that is to go on"]
-        has_run = (folder / "run.json").is_file()
+        # On another machine than the first rank's the folder need not be there.
+        has_run = os.environ.get("RANK", "0") != "0" or (folder / "run.json").is_file()
         return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-    # Only the first rank looks: by the time that a late one does, that one may have written already.
-    if folder is None or os.environ.get("RANK", "0") != "0" or not os.path.exists(folder):
+    # One rank of each machine looks: one that refused alone would leave the other machines waiting for it. Nothing is
+    # written before all ranks have met, so none of them can come too late.
+    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0" or not os.path.exists(folder):
         return []
     if not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]

@@ -142,9 +142,8 @@ def name_strategy(request: LaunchRequest, accelerator: Accelerator) -> Strategy:
 
 def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin:
     """What the launch configuration says of FSDP; on the CPU accelerate leaves it in the environment."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return accelerator.state.fsdp_plugin
-    return FullyShardedDataParallelPlugin()
+    known = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
+    return known or FullyShardedDataParallelPlugin()
 
 
 def _write_deepspeed_config(accelerator: Accelerator, config: RunConfig) -> None:

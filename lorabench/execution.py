@@ -152,7 +152,8 @@ class EagerExecution:
         """
         self._gradients.discard()
         if not self._may_shrink or self.batch_size == 1:
-            raise RunError(out_of_memory_advice(problem or "on another rank", sharded=False))
+            said = "on another rank" if problem is None else problem
+            raise RunError(out_of_memory_advice(said, sharded=False, row_by_row=self.batch_size == 1))
         self.batch_size = -(-self.batch_size // 2)
         gc.collect()
         if self._ranks.device.type == "cuda":
@@ -187,22 +188,23 @@ class RandomState:
             torch.cuda.set_rng_state(self.cuda, device)
 
 
-def out_of_memory_advice(error: str, sharded: bool) -> str:
+def out_of_memory_advice(error: str, sharded: bool, row_by_row: bool = False) -> str:
     """What to try, with the allocator's own first sentence.
 
     Args:
         sharded: weights are split over ranks already.
+        row_by_row: micro-batches are of one row already.
     """
-    first = error.strip().splitlines()[0] if error.strip() else "no details"
+    said = (error.strip() or "no details").splitlines()[0].removesuffix(".")
+    smaller = "a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss"
     if sharded:
         remedy = (
-            "a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss; under a "
-            "sharded strategy ranks cannot agree on one within a step), --gradient-checkpointing on, more GPUs, or "
-            "a configuration with CPU offload (zero3_offload.yaml, fsdp2_offload.yaml)"
+            f"{smaller}; under a sharded strategy ranks cannot agree on one within a step), --gradient-checkpointing "
+            "on, more GPUs, or a configuration with CPU offload (zero3_offload.yaml, fsdp2_offload.yaml)"
         )
     else:
         remedy = (
-            "--on-oom shrink, a smaller --batch-size with more --gradient-accumulation (the same effective batch and "
-            "loss), --gradient-checkpointing on, --quantize nf4, or weights split over GPUs (zero3.yaml, fsdp2.yaml)"
+            f"{'' if row_by_row else f'--on-oom shrink, {smaller}), '}--gradient-checkpointing on, --quantize nf4, or "
+            "weights split over GPUs (zero3.yaml, fsdp2.yaml)"
         )
-    return f"out of GPU memory: {first} Try {remedy}"
+    return f"out of GPU memory: {said}. Try {remedy}"

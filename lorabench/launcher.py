@@ -3,7 +3,8 @@
     python -m lorabench.launcher [--config_file FILE] [--num_processes N] FLAGS OF THE RUN...
 
 It prints one line that says which file of `accelerate_configs/` it chose and why, and becomes `accelerate launch`.
-`--config_file` overrides the choice. A model counts as fitting one card when
+`--config_file` overrides the choice. On several machines, start it on each with `--num_machines N --machine_rank R
+--main_process_ip HOST_OF_RANK_0`. A model counts as fitting one card when
 
     1.1 x bytes of its frozen weights + 2 GB <= memory of the smallest card
 
@@ -11,29 +12,32 @@ where the tenth covers buffers and fragmentation, and the 2 GB the CUDA context,
 under gradient checkpointing.
 """
 
-import importlib.util
 import json
 import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
+from typing import NoReturn
 
 from lorabench.config import ModelConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 from lorabench.hardware import Gpu, check_driver, list_gpus
+from lorabench.launch_options import (
+    CONFIGS,
+    LaunchOptions,
+    find_config,
+    launch_command,
+    take_launch_options,
+    take_option,
+)
 from lorabench.presets import MODELS, ModelPreset
 
 LAUNCH_VARIABLE = "LORABENCH_LAUNCH"
 """Environment variable in which the training process finds the launch command."""
 
-_PROJECT = Path(__file__).resolve().parents[1]
-_CONFIGS = _PROJECT / "accelerate_configs"
 _GB = 10**9
 _WEIGHT_FACTOR = 1.1
 _RESERVED_BYTES = 2 * _GB
@@ -74,45 +78,95 @@ def build_command(arguments: Sequence[str]) -> list[str]:
     """The command that a run's arguments lead to on this machine; prints the line that explains it.
 
     Raises:
-        ConfigError: no such config file, more processes than GPUs, GPUs that torch cannot use, DeepSpeed missing.
+        ConfigError: no such config file, more processes than GPUs, GPUs that torch cannot use, DeepSpeed missing,
+            machines that do not know of each other.
     """
     if {"-h", "--help"} & set(arguments):
         return [sys.executable, "-m", "lorabench.train", *arguments]
-    config_file, rest = take_option(arguments, "config-file")
-    wanted, rest = take_option(rest, "num-processes")
-    num_processes = _parse_count(wanted)
-    if config_file is not None:
-        path = find_config(config_file)
+    options, rest = take_launch_options(arguments)
+    if options.config_file is not None:
+        path = find_config(options.config_file)
         print(f"lorabench: {path} as asked by --config_file", flush=True)
-        return launch_command(path, num_processes, rest)
+        return launch_command(path, options, rest)
     check_driver()
-    gpus = list_gpus()
-    if num_processes is not None:
-        if num_processes > max(len(gpus), 1):
-            raise ConfigError(
-                f"--num_processes {num_processes}: this machine has {len(gpus)} usable GPUs; expected at most that "
-                "many, or a --config_file (accelerate_configs/cpu_2ranks.yaml runs ranks on the CPU)"
-            )
-        gpus = gpus[:num_processes]
-    choice = choose(gpus, measure_model(rest))
+    choice = choose(usable_gpus(options), measure_model(rest), options.num_machines or 1)
+    path = find_config(str(CONFIGS / choice.config))
+    command = launch_command(path, replace(options, num_processes=choice.num_processes), rest)
     print(f"lorabench: {choice.reason} (accelerate_configs/{choice.config})", flush=True)
-    return launch_command(find_config(str(_CONFIGS / choice.config)), choice.num_processes, rest)
+    return command
 
 
-def choose(gpus: Sequence[Gpu], size: ModelSize) -> Choice:
-    """The strategy for these cards: one process, data parallel where the model fits each card, else ZeRO-3."""
+def usable_gpus(options: LaunchOptions) -> list[Gpu]:
+    """The GPUs of this machine that the run takes: all, or this machine's share of `--num_processes`.
+
+    Raises:
+        ConfigError: fewer are there, or the processes cannot be shared out.
+    """
+    gpus, machines, asked = list_gpus(), options.num_machines or 1, options.num_processes
+    if asked is None:
+        return gpus
+    share, left_over = divmod(asked, machines)
+    if left_over:
+        raise ConfigError(f"--num_processes {asked}: expected a multiple of --num_machines {machines}")
+    if share > max(len(gpus), 1):
+        each = "" if machines == 1 else f" on {machines} machines, {share} on each"
+        raise ConfigError(
+            f"--num_processes {asked}{each}: this machine has {len(gpus)} usable GPUs; expected at most that many, or "
+            "a --config_file (accelerate_configs/cpu_2ranks.yaml runs ranks on the CPU)"
+        )
+    return gpus[:share]
+
+
+def choose(gpus: Sequence[Gpu], size: ModelSize, machines: int = 1) -> Choice:
+    """The strategy for these cards: one process, data parallel where the model fits each card, else ZeRO-3.
+
+    Args:
+        gpus: of this machine; the other machines are taken to have the same.
+    """
+    everywhere = f" on each of {machines} machines" if machines > 1 else ""
     if not gpus:
-        return Choice("cpu.yaml", 1, "no GPU -> one process on the CPU")
+        config = "cpu_2ranks.yaml" if machines > 1 else "cpu.yaml"
+        return Choice(config, machines, f"no GPU -> one process on the CPU{everywhere}")
     cards = " + ".join(_gigabytes(gpu.total_bytes) for gpu in gpus)
-    if len(gpus) == 1:
-        return Choice("single_gpu.yaml", 1, f"1 GPU ({gpus[0].name}, {cards}) -> one process")
-    found = f"{len(gpus)} GPUs ({cards})"
+    ranks = len(gpus) * machines
+    if ranks == 1:
+        found = f"1 GPU ({gpus[0].name}, {cards}) -> one process"
+        return Choice("single_gpu.yaml", 1, f"{found}{_note_on_one_card(gpus[0], size)}")
+    found = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({cards}){everywhere}"
+    data_parallel = _nearest_file("ddp", len(gpus), machines)
     if size.weight_bytes is None:
-        return Choice("ddp.yaml", len(gpus), f"{found}: size of {size.model} is unknown -> DDP")
+        reason = f"{found}: size of {size.model} is unknown -> DDP; if it does not fit one card: zero3.yaml"
+        return Choice(data_parallel, ranks, reason)
     taken = f"{found}: weights of {size.model} take {_gigabytes(size.weight_bytes)} in {size.dtype}"
-    if size.weight_bytes * _WEIGHT_FACTOR + _RESERVED_BYTES <= min(gpu.total_bytes for gpu in gpus):
-        return Choice("ddp.yaml", len(gpus), f"{taken} and fit one card -> DDP")
-    return Choice("zero3.yaml", len(gpus), f"{taken} and do not fit one card -> ZeRO-3")
+    if _fits(size.weight_bytes, gpus):
+        return Choice(data_parallel, ranks, f"{taken} and fit one card -> DDP")
+    reason = f"{taken} and do not fit one card -> ZeRO-3"
+    if not _fits(size.weight_bytes // ranks, gpus):
+        share = _gigabytes(size.weight_bytes // ranks)
+        reason += f"; a rank's share of {share} does not fit either: zero3_offload.yaml holds it in host memory"
+    return Choice(_nearest_file("zero3", len(gpus), machines), ranks, reason)
+
+
+def _fits(weight_bytes: int, gpus: Sequence[Gpu]) -> bool:
+    return weight_bytes * _WEIGHT_FACTOR + _RESERVED_BYTES <= min(gpu.total_bytes for gpu in gpus)
+
+
+def _nearest_file(strategy: str, gpus: int, machines: int) -> str:
+    """The file of this strategy that is made for so many cards, else the one for any number."""
+    if machines == 2:
+        return f"two_nodes_{strategy}.yaml"
+    candidate = f"{strategy}_{gpus}gpus.yaml"
+    return candidate if machines == 1 and (CONFIGS / candidate).is_file() else f"{strategy}.yaml"
+
+
+def _note_on_one_card(gpu: Gpu, size: ModelSize) -> str:
+    """Which file may serve better than the plain one-GPU file; empty if none."""
+    if size.weight_bytes is not None and not _fits(size.weight_bytes, [gpu]):
+        taken = f"weights of {size.model} take {_gigabytes(size.weight_bytes)} in {size.dtype} and do not fit"
+        return f"; {taken}: zero3_offload.yaml with --num_processes 1 holds them in host memory"
+    if gpu.name.endswith("RTX A6000"):
+        return "; single_a6000.yaml runs it in fp16, as the original experiments"
+    return ""
 
 
 def measure_model(arguments: Sequence[str]) -> ModelSize:
@@ -132,89 +186,6 @@ def measure_model(arguments: Sequence[str]) -> ModelSize:
     if precision in _BYTES_PER_WEIGHT:
         return ModelSize(model, parameters * _BYTES_PER_WEIGHT[precision], precision)
     return ModelSize(model, stored_bytes, "their stored dtype")
-
-
-def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The last value of `--name VALUE` or `--name=VALUE` (hyphens and underscores alike), and the other arguments.
-
-    Raises:
-        ConfigError: the option comes last, without a value.
-    """
-    value: str | None = None
-    rest: list[str] = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        flag, equals, inline = argument.partition("=")
-        if not flag.startswith("--") or flag[2:].replace("_", "-") != name:
-            rest.append(argument)
-            continue
-        value = inline if equals else next(remaining, None)
-        if value is None:
-            raise ConfigError(f"{flag}: expected a value after it")
-    return value, rest
-
-
-def find_config(name: str) -> Path:
-    """The launch file: as given from this folder, else from the project's folder or by its name in accelerate_configs.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    for candidate in (Path(name), _PROJECT / name, _CONFIGS / name):
-        if candidate.is_file():
-            return candidate.resolve()
-    known = ", ".join(sorted(path.name for path in _CONFIGS.glob("*.yaml")))
-    raise ConfigError(f"--config_file {name}: no such file; expected a path, or one of {known or 'none found'}")
-
-
-def launch_command(config: Path, num_processes: int | None, arguments: Sequence[str]) -> list[str]:
-    """`accelerate launch` with that file; adds what a YAML cannot say for every folder and machine."""
-    values = _read_config(config)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    # A run that fails says so itself; accelerate's own traceback after it would hide that message.
-    command.append("--quiet")
-    if num_processes is not None:
-        command += ["--num_processes", str(num_processes)]
-    if values.get("distributed_type") == "DEEPSPEED":
-        command += _deepspeed_options(config, values)
-    elif values.get("distributed_type") == "NO" and "OMP_NUM_THREADS" not in os.environ:
-        # A single process would otherwise get one thread on a GPU machine, and on some CPUs too.
-        command += ["--num_cpu_threads_per_process", str(_cpu_threads())]
-    return [*command, "-m", "lorabench.train", *arguments]
-
-
-def _deepspeed_options(config: Path, values: dict[str, Any]) -> list[str]:
-    """The DeepSpeed JSON by its full path: the YAML names it relative to the folder of the launch."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            f"{config}: needs DeepSpeed, which is not installed; expected `pip install --no-build-isolation deepspeed`"
-        )
-    name = (values.get("deepspeed_config") or {}).get("deepspeed_config_file")
-    if name is None:
-        return []
-    for folder in (Path.cwd(), config.parent.parent, config.parent, _PROJECT):
-        if (folder / name).is_file():
-            return ["--deepspeed_config_file", str((folder / name).resolve())]
-    raise ConfigError(f"{config}: deepspeed_config_file {name}: no such file, neither here nor beside the YAML")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Content of a launch file; accelerate takes YAML and JSON, and JSON is YAML."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config_file {path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config_file {path}: expected an accelerate configuration (key: value)")
-    return values
-
-
-def _parse_count(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ConfigError(f"--num_processes {text}: expected a whole number of at least 1")
-    return int(text)
 
 
 def _find_preset(model: str) -> ModelPreset | None:
@@ -238,17 +209,6 @@ def _read_safetensors(folder: Path) -> tuple[int, int] | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
             return None  # Damaged weights are for the training process to report; here their size is unknown.
     return (parameters, stored_bytes) if parameters else None
-
-
-def _cpu_threads() -> int:
-    """Physical cores that this process may use; logical ones where the physical number is not known."""
-    import psutil
-
-    try:
-        usable = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        usable = os.cpu_count() or 1
-    return max(min(usable, psutil.cpu_count(logical=False) or usable), 1)
 
 
 def _gigabytes(count: int) -> str:

@@ -28,7 +28,7 @@ from lorabench.presets import task_preset
 from lorabench.record import RecordKeeper, measurements, model_facts, opening
 from lorabench.report import summary_lines, table_row
 from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_metrics, read_run
-from lorabench.savepoint import Savepoint, read_newest_savepoint
+from lorabench.savepoint import Savepoint
 from lorabench.setting import Setting, enter_launch
 from lorabench.signals import StopSignal
 from lorabench.strategies import splits_weights
@@ -132,10 +132,12 @@ def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Save
     if not setting.config.run.resume:
         return record
     step = 0 if savepoint is None else savepoint.progress["step"]
+    known = None
     if setting.ranks.is_main:
         cut_metrics(folder / METRICS_FILE, step, evaluated_steps(savepoint))
         print(f"resume     from step {step}{'' if savepoint else ', since there is no whole checkpoint'}", flush=True)
-    known = read_run(folder)
+        known = read_run(folder)
+    known = setting.ranks.from_main(known)
     resumed = [*known.get("resumed", []), {"at": record["started_at"], "step": step}]
     kept = {name: savepoint.progress[name] for name in ("before", "best", "history")} if savepoint else {}
     return {**record, **kept, "started_at": known["started_at"], "resumed": resumed}
@@ -150,9 +152,7 @@ def evaluated_steps(savepoint: Savepoint | None) -> set[int]:
 
 
 def how_to_go_on(folder: Path) -> str:
-    """What to do after a stop; nothing under a strategy that leaves no checkpoint."""
-    if read_newest_savepoint(folder) is None:
-        return ""
+    """What to do after a stop."""
     return f"; the same command with --output-dir {folder} --resume goes on"
 
 

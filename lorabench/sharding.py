@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -31,7 +31,7 @@ def shard(model: nn.Module, body: nn.Module, plugin: FullyShardedDataParallelPlu
     offload = CPUOffloadPolicy() if is_offloaded(plugin) and device.type != "cpu" else OffloadPolicy()
     for unit in (*transformer_blocks(body), *embeddings(body)):
         fully_shard(unit, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward), offload_policy=offload)
-    fully_shard(model, mesh=mesh, offload_policy=offload)
+    fully_shard(model, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward), offload_policy=offload)
     whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
     if whole:
         raise RuntimeError(f"FSDP2 left {len(whole)} parameters whole ({whole[0]}, ...)")
@@ -73,11 +73,17 @@ def split_like(value: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
 def whole_parameters(strategy: Strategy, model: nn.Module, modify: bool = False) -> Iterator[None]:
     """Inside, ZeRO-3's trainable parameters of `model` are whole on every rank. A collective call.
 
-    Those of FSDP2 stay split: `whole_tensor` reads them one by one.
+    Those of FSDP2 are split, also if a forward pass has left them whole: what is written into the whole ones is lost,
+    and the optimizer knows only the split ones. `whole_tensor` reads those one by one.
 
     Args:
+        model: the whole classifier, not a part of it.
         modify: what the block writes into them is kept; every rank must write the same.
     """
+    if strategy == "FSDP2":
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
     if strategy != "DeepSpeed ZeRO-3":
         yield
         return

@@ -2,19 +2,23 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A scheduler signals every process of a job, and a launcher passes on what it got itself: one wish, several signals.
+SAME_WISH_S = 5.0
 
 
 class StopSignal:
-    """Remembers the first signal; the second one has its usual effect, for those who cannot wait."""
+    """Remembers the first signal; one that comes `SAME_WISH_S` later has its usual effect, for who cannot wait."""
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._received_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __call__(self) -> int | None:
@@ -31,11 +35,16 @@ class StopSignal:
             self._release()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        name = signal.Signals(number).name
-        # No print: it may be running already when the signal comes.
-        os.write(2, f"\n{name}: stopping at the next chance, with a checkpoint where there can be one\n".encode())
-        self._release()
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_at = number, now
+            name = signal.Signals(number).name
+            text = f"stopping at the next chance, with a checkpoint where there can be one; {SAME_WISH_S:g} s later"
+            # No print: it may be running already when the signal comes.
+            os.write(2, f"\n{name}: {text}, another signal stops at once\n".encode())
+        elif now - self._received_at >= SAME_WISH_S:
+            self._release()
+            os.kill(os.getpid(), number)
 
     def _release(self) -> None:
         for number, handler in self._previous.items():

@@ -100,7 +100,8 @@ def name_step(job: Job, item: Pending) -> str:
 
 def count_shrunk(job: Job, progress: Progress, item: Pending) -> None:
     """Record that a lack of memory has halved the batch with this step, and say so."""
-    known = progress.out_of_memory[-1]["batch_size"] if progress.out_of_memory else job.plan.batch_size
+    # A run that goes on may have been asked for fewer rows than those that fitted before.
+    known = min([job.plan.batch_size, *(entry["batch_size"] for entry in progress.out_of_memory)])
     batch_size = item.outcome.batch_size
     if batch_size == known:
         return

@@ -93,7 +93,7 @@ class TrackerSink:
         try:
             action(self._tracker)
         except Exception as error:  # whatever an outside service and its client can raise
-            print(f"--track {self._tracker.name}: failed ({_first_line(error)}); going on without it", flush=True)
+            print(f"tracker: failed ({_first_line(error)}); going on without it", flush=True)
             self._tracker = None
 
 

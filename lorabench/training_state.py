@@ -39,12 +39,15 @@ def read_state(
         return _read_deepspeed(model, optimizer)
     inner = _inner(optimizer)
     parameters, moments, updates = {}, {}, 0
-    for name, parameter in trained_parameters(model).items():
-        parameters[name] = _to_cpu(whole_tensor(parameter.detach()))
-        state = inner.state.get(parameter)
-        if state:
-            moments[name] = {key: _to_cpu(whole_tensor(state[key])) for key in MOMENTS}
-            updates = int(state["step"])
+    with whole_parameters(strategy, model):
+        for name, parameter in trained_parameters(model).items():
+            parameters[name] = _to_cpu(whole_tensor(parameter.detach()))
+            state = inner.state.get(parameter)
+            if state:
+                moments[name] = {key: _to_cpu(whole_tensor(state[key])) for key in MOMENTS}
+                updates = int(state["step"])
+    if moments and moments.keys() != parameters.keys():
+        raise RuntimeError("the optimizer has moments for some of its parameters only")
     scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     return {"parameters": parameters, "moments": moments, "updates": updates, "scaler": scaler}
 
@@ -65,11 +68,12 @@ def write_state(
         _write_deepspeed(strategy, model, optimizer, state)
         return
     inner = _inner(optimizer)
-    with torch.no_grad():
+    with torch.no_grad(), whole_parameters(strategy, model, modify=True):
         for name, parameter in trained_parameters(model).items():
             parameter.copy_(split_like(state["parameters"][name], parameter.data))
             if name in state["moments"]:
-                moments = {key: split_like(state["moments"][name][key], parameter.data) for key in MOMENTS}
+                # Of its own: on the CPU the state's tensors would be taken as they are, and change with every step.
+                moments = {key: split_like(state["moments"][name][key], parameter.data).clone() for key in MOMENTS}
                 # torch keeps the count beside a fused optimizer's parameters, and on the CPU otherwise.
                 fused = any(group.get("fused") for group in inner.param_groups)
                 device = moments["exp_avg"].device if fused else torch.device("cpu")
@@ -87,6 +91,8 @@ def _read_deepspeed(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     partitions = _partitions(engine_optimizer)
     states = [engine_optimizer.optimizer.state.get(partition) for partition in partitions]
     has_moments = bool(states) and all(states)
+    if has_moments:
+        _link_moments(engine_optimizer)
     parameters, moments = {}, {}
     for name, parameter in trained_parameters(model).items():
         parameters[name] = _to_cpu(safe_get_full_fp32_param(parameter))
@@ -131,8 +137,13 @@ def _make_moments(engine_optimizer: Any, updates: int) -> None:
         device = partition.device if fused else torch.device("cpu")
         moments = {key: torch.zeros_like(partition, requires_grad=False) for key in MOMENTS}
         inner.state[partition] = {"step": torch.tensor(float(updates), device=device), **moments}
+    _link_moments(engine_optimizer)
+
+
+def _link_moments(engine_optimizer: Any) -> None:
+    """ZeRO-1 and 2 note where each parameter's moments are, but before all parameter groups but the first have any."""
     if hasattr(engine_optimizer, "single_partition_of_fp32_groups"):
-        # ZeRO-1 and 2 note where each parameter's part of the state is, once, when it exists.
+        engine_optimizer._hp_optimizer_states_linked = False
         engine_optimizer._lazy_init_hp_params_optimizer_state()
 
 

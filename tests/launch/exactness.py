@@ -12,13 +12,15 @@ import tiny
 import torch
 from torch import nn
 
-from lorabench.assembly import Inputs, Setting, build, build_job, enter_launch, prepare_inputs
+from lorabench.assembly import Inputs, build, build_job, prepare_inputs
 from lorabench.batching import StepPlan
 from lorabench.config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig
 from lorabench.data import Rows, TaskData
-from lorabench.execution import EagerExecution, Gradients, build_gradients
+from lorabench.execution import EagerExecution
+from lorabench.gradients import Gradients, build_gradients
 from lorabench.loop import evaluate
 from lorabench.meters import MemoryMonitor
+from lorabench.setting import Setting, enter_launch
 from lorabench.tracking import NullSink
 
 WEIGHTS = (1.0, 4.0)
@@ -45,13 +47,15 @@ class Recorder(torch.optim.SGD):
 
 
 class BeforeClipping:
-    """The strategy's gradients, kept as they are before clipping."""
+    """The strategy's gradients, kept as they are before clipping, when they have crossed ranks."""
 
     def __init__(self, inner: Gradients, model: nn.Module) -> None:
         self._inner = inner
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self.whole: list[torch.Tensor] = []
+        self.recoverable = inner.recoverable
         self.forward_context, self.backward = inner.forward_context, inner.backward
+        self.reduce, self.discard = inner.reduce, inner.discard
 
     def step(self) -> torch.Tensor:
         gradients = [p.grad for p in self._parameters]
@@ -100,16 +104,15 @@ def training_case(setting: Setting, inputs: Inputs, built: Any, batch_size: int,
     ranks, collator = setting.ranks, inputs.collators["train"]
     optimizer = Recorder(built.classifier)
     clip = setting.config.optim.max_grad_norm
-    gradients = BeforeClipping(build_gradients(setting.accelerator, built.prepared, optimizer, clip), built.classifier)
-    execution = EagerExecution(built.prepared, gradients, ranks.device)
+    inner = build_gradients(setting.strategy, setting.accelerator, built.prepared, optimizer, clip, ranks)
+    gradients = BeforeClipping(inner, built.classifier)
     lengths = inputs.tokens["train"].lengths
     plan = StepPlan(lengths, batch_size, accumulation, ranks.world_size, ranks.rank, seed=3)
+    execution = EagerExecution(built.prepared, gradients, collator, plan, ranks)
     rows, losses, norms = [], [], []
     built.prepared.train()
     for window in plan.epoch(0):
-        outcome = execution.step(
-            map(collator, window.micro_batches), len(window.micro_batches), collator.total_weight(window)
-        )
+        outcome = execution.step(window)
         rows.append(window.rows)
         losses.append(ranks.sum(outcome.loss_share).item())
         norms.append(outcome.grad_norm.item())

@@ -1,6 +1,5 @@
 """The saved adapter is the trained one: by plain PEFT in a fresh process, by `predict`, in its own run."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,33 +9,14 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
-from launching import explain, python, read_json, read_lines
+from launching import read_json, read_lines
+from reloading import reload_adapters
 from safetensors.torch import load_file
 
 from lorabench import checkpoint
 from lorabench.predict import predict_command
 
 TYPES = ("llama", "bert", "roberta")
-# What a reader of the card does: its code in its folder, then a forward pass over padded rows.
-FRESH = """
-import json, os, sys
-import torch
-results = {}
-for name, folder, code, texts in json.load(open(sys.argv[1])):
-    os.chdir(folder)
-    scope = {}
-    exec(code, scope)
-    model, tokenizer = scope["model"].eval(), scope["tokenizer"]
-    tokenizer.padding_side = "right"
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    results[name] = {"logits": logits.tolist(), "pad": tokenizer.pad_token_id, "last": [
-        [i for i, m in zip(ids, mask) if m][-1]
-        for ids, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist())
-    ]}
-json.dump(results, open(sys.argv[2], "w"))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -67,16 +47,8 @@ def trained(
 @pytest.fixture(scope="module")
 def reloaded(trained: dict[str, tuple[Path, torch.Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Logits by the code of each model card, in one fresh process."""
-    base = tmp_path_factory.mktemp("fresh")
-    jobs = []
-    for name, (run, _) in trained.items():
-        (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
-        jobs.append((name, str(run / "adapter"), code, tiny.texts(7, seed=6)))
-    (base / "jobs.json").write_text(json.dumps(jobs))
-    (base / "fresh.py").write_text(FRESH)
-    result = python([base / "fresh.py", base / "jobs.json", base / "out.json"], base, {"PYTHONPATH": ""})
-    assert result.returncode == 0, explain(result)
-    return read_json(base / "out.json")
+    runs = {name: run for name, (run, _) in trained.items()}
+    return reload_adapters(runs, tiny.texts(7, seed=6), tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.mark.parametrize("name", TYPES)

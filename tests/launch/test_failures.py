@@ -1,5 +1,6 @@
 """A run that fails exits with 1 and says in its record what went wrong and where, whichever rank it was."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import failing
 import pytest
 import tiny
 from accelerate.state import AcceleratorState
-from launching import explain, launch, on_ranks, read_json
+from launching import explain, launch, on_ranks, read_json, read_lines
 
 WORKER = Path(failing.__file__)
 
@@ -29,48 +30,60 @@ def flags(models: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> li
 def failed(
     models: dict[str, Path], files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> subprocess.CompletedProcess[str]:
-    """Two runs in one launch of two ranks: a loss that is no number, then an exception, both on the second rank."""
+    """Three runs in one launch of two ranks: a row's loss that is no number, the step's, and an exception, all on the
+    second rank."""
     folder = tmp_path_factory.mktemp("failed")
     flags = tiny.run_flags(models["bert"], files["train"], files["validation"], folder, epochs=3)
-    return launch(on_ranks(2), [WORKER, "nan,raise", *flags], folder)
+    return launch(on_ranks(2), [WORKER, "row,total,raise", *flags], folder)
+
+
+def folder_of(failed: subprocess.CompletedProcess[str]) -> Path:
+    return Path(failed.args[failed.args.index("--output-dir") + 1])
 
 
 def record_of(failed: subprocess.CompletedProcess[str], kind: str) -> Any:
-    folder = Path(failed.args[failed.args.index("--output-dir") + 1])
-    return read_json(folder / kind / "run.json")
+    return read_json(folder_of(failed) / kind / "run.json")
 
 
-def test_a_loss_that_is_no_number_on_one_rank_fails_the_run_on_all(failed: subprocess.CompletedProcess[str]) -> None:
+@pytest.mark.parametrize("kind", ["row", "total"])
+def test_a_loss_that_is_no_number_on_one_rank_fails_the_run_on_all(
+    kind: str, failed: subprocess.CompletedProcess[str]
+) -> None:
     assert failed.returncode != 0, explain(failed)
-    assert "lorabench train: failed: the training loss is nan at step 3 (epoch 0.60)" in failed.stderr, explain(failed)
-    record = record_of(failed, "nan")
+    record = record_of(failed, kind)
     assert record["status"] == "failed"
-    assert record["error"].endswith("the training loss is nan at step 3 (epoch 0.60)")
+    start, _, rows = record["error"].partition("; ")
+    assert start == "the training loss is nan at step 3 (epoch 0.60)"
+    assert f"lorabench train: failed: {record['error']}\n" in failed.stderr, explain(failed)
     assert record["before"] is not None, "what the run had found out is gone"
     assert record["before"]["rows"] == 11
+    lines = read_lines(folder_of(failed) / kind / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["event"] == "train"] == [1, 2]
+    if kind == "row":
+        (spoilt,) = re.findall(r"spoilt: (row-\d+)$", failed.stdout, re.MULTILINE)
+        assert rows == f"the loss is not finite for row(s) {spoilt}"
+    else:
+        start, _, names = rows.partition("are ")
+        assert start == "the rows of the step "
+        assert len(set(names.split(", "))) == 8 and all(re.fullmatch(r"row-\d+", name) for name in names.split(", "))
 
 
 def test_a_fault_of_the_second_rank_is_the_recorded_cause(failed: subprocess.CompletedProcess[str]) -> None:
     record = record_of(failed, "raise")
     assert record["status"] == "failed"
-    assert "a fault of the second rank" in record["error"]
+    assert record["error"] == "rank 1: RuntimeError: a fault of the second rank"
 
 
 def test_a_failed_run_exits_with_1_names_the_step_and_keeps_its_evaluations(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    real, seen = failing.EagerExecution.step, []
-
-    def spoiled(self: Any, batches: Any, count: int, total_weight: float) -> Any:
-        seen.append(count)
-        return real(self, batches, count, float("nan") if len(seen) == 14 else total_weight)
-
-    monkeypatch.setattr(failing.EagerExecution, "step", spoiled)
+    monkeypatch.setattr(failing.EagerExecution, "_run_passes", failing.spoil_step("row", number=14, rank="0"))
     assert tiny.train_in_process(flags) == 1
-    record = read_json(tmp_path / "run" / "run.json")
-    assert (record["status"], record["error"]) == ("failed", "the training loss is nan at step 14 (epoch 1.40)")
-    message = capfd.readouterr().err
-    assert "lorabench train: failed: the training loss is nan at step 14 (epoch 1.40)" in message
+    record, (output, message) = read_json(tmp_path / "run" / "run.json"), capfd.readouterr()
+    (spoilt,) = re.findall(r"spoilt: (row-\d+)$", output, re.MULTILINE)
+    error = f"the training loss is nan at step 14 (epoch 1.40); the loss is not finite for row(s) {spoilt}"
+    assert (record["status"], record["error"]) == ("failed", error)
+    assert f"lorabench train: failed: {error}\n" in message
     assert "Traceback" not in message
     assert [r["step"] for r in record["history"]] == [10] and record["best"]["step"] == 10
 

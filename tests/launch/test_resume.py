@@ -55,7 +55,7 @@ def undisturbed(make_flags: MakeFlags, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def interrupted(make_flags: MakeFlags, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped at step 35, with checkpoints of steps 19 and 35; to be copied."""
+    """A run that was stopped at step 24, with checkpoints of steps 19 and 24; to be copied."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
     ended = resuming.run(make_flags(folder), At("step", 24, signal.SIGTERM))
     assert ended.code == 143, ended
@@ -87,20 +87,20 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_nothing_had_happened(
     assert f"{number.name}: stopping" in ended.stderr and f"stopped by signal {int(number)}" in ended.stderr
     assert "Traceback" not in ended.stderr
     first = record(run_dir)
-    assert (first["status"], first["steps"]) == ("interrupted", 35)
+    assert (first["status"], first["steps"]) == ("interrupted", 24)
     assert first["error"].startswith(f"stopped by signal {int(number)} ")
-    assert "step 35" in first["error"] and first["error"].endswith("--resume goes on")
+    assert "step 24" in first["error"] and first["error"].endswith("--resume goes on")
     assert [item["step"] for item in first["history"]] == [EPOCH]
-    assert checkpoints(run_dir) == ["step-00000019", "step-00000035"]
-    before = progress_of(run_dir, 35)
+    assert checkpoints(run_dir) == ["step-00000019", "step-00000024"]
+    before = progress_of(run_dir, 24)
 
     ended = resuming.run(resumed(flags))
     assert ended.code == 0, ended
-    assert "resume     from step 35" in ended.stdout
+    assert "resume     from step 24" in ended.stdout
     assert_same_run(run_dir, undisturbed)
     last = record(run_dir)
     assert last["started_at"] == first["started_at"]
-    assert [item["step"] for item in last["resumed"]] == [35]
+    assert [item["step"] for item in last["resumed"]] == [24]
     assert last["train_seconds"] > before["ranks"][0]["seconds"] > 0
     assert last["wall_seconds"] > before["wall_seconds"] > before["ranks"][0]["seconds"]
     assert last["examples_per_second"] * last["train_seconds"] == pytest.approx(3 * 37)
@@ -116,7 +116,7 @@ def test_what_is_compared_would_show_a_difference(undisturbed: Path, interrupted
     assert train_lines[0].keys() == {"event", "step", "epoch", "loss", "grad_norm", "learning_rate"}
     for key in ("loss", "grad_norm", "learning_rate"):
         assert len({line[key] for line in train_lines}) > 50, f"{key} hardly changes"
-    assert events(interrupted) == lines[: len(events(interrupted))] and len(events(interrupted)) == 37
+    assert events(interrupted) == lines[: len(events(interrupted))] and len(events(interrupted)) == 26
     assert record(undisturbed)["best"]["step"] in (19, 38, 57)
     assert record(undisturbed)["test"]["rows"] == 7
 
@@ -127,16 +127,28 @@ def test_dropout_is_at_work(make_flags: MakeFlags, undisturbed: Path, tmp_path: 
     assert events(tmp_path / "run")[1]["loss"] != events(undisturbed)[1]["loss"]
 
 
-@pytest.mark.parametrize(("count", "step"), [(1, 0), (2, EPOCH)])
-def test_a_run_stopped_during_an_evaluation_stops_between_epochs(
-    count: int, step: int, flags: list[str], undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("at", "step"),
+    [
+        (At("evaluation", 1, signal.SIGTERM), 0),
+        (At("evaluation", 2, signal.SIGTERM), EPOCH),
+        # Eleven rows in batches of four: in the midst of the second evaluation, after it has computed a batch.
+        (At("evaluation-batch", 5, signal.SIGINT), EPOCH),
+    ],
+    ids=lambda value: f"{value.moment}-{value.count}" if isinstance(value, At) else str(value),
+)
+def test_a_run_stopped_during_an_evaluation_stops_at_once_and_evaluates_again(
+    at: At, step: int, flags: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    ended = resuming.run(flags, At("evaluation", count, signal.SIGTERM))
-    assert ended.code == 143, ended
-    assert (record(run_dir)["status"], record(run_dir)["steps"]) == ("interrupted", step)
-    assert events(run_dir)[-1]["event"] == "eval"
-    assert checkpoints(run_dir)[-1] == f"step-{step:08d}"
+    ended = resuming.run(flags, at)
+    assert ended.code == 128 + at.number, ended
+    stopped = record(run_dir)
+    assert (stopped["status"], stopped["steps"], stopped["history"]) == ("interrupted", step, [])
+    assert (stopped["before"] is None) == (step == 0)
+    done = [("eval", 0), *(("train", i) for i in range(1, step + 1))] if step else []
+    assert resuming.positions(events(run_dir)) == done, "the evaluation that was cut short has left no record"
+    assert checkpoints(run_dir) == [f"step-{step:08d}"]
     ended = resuming.run(resumed(flags))
     assert ended.code == 0, ended
     assert_same_run(run_dir, undisturbed)
@@ -204,11 +216,11 @@ def test_a_kill_while_the_adapter_is_swapped_loses_nothing(stopped: Path, flags:
 
 
 def test_an_epoch_stopped_before_its_evaluation_is_evaluated_once(make_flags: MakeFlags, tmp_path: Path) -> None:
-    """Sixteen steps per epoch: the stop comes after the last one; then a kill in the epoch that follows."""
+    """Sixteen steps per epoch: the stop comes in the last one; then a kill in the epoch that follows."""
     run_dir, reference = tmp_path / "run", tmp_path / "reference"
     flags = make_flags(run_dir, max_train_samples=32)
     assert resuming.run(make_flags(reference, max_train_samples=32)).code == 0
-    ended = resuming.run(flags, At("step", 10, signal.SIGTERM))
+    ended = resuming.run(flags, At("step", 16, signal.SIGTERM))
     assert (ended.code, record(run_dir)["steps"], record(run_dir)["history"]) == (143, 16, []), ended
     ended = resuming.run(resumed(flags), At("step", 5))
     assert ended.code == -signal.SIGKILL, ended
@@ -260,10 +272,10 @@ def test_lines_that_cover_several_steps_carry_over(make_flags: MakeFlags, tmp_pa
 
 
 def test_a_damaged_checkpoint_is_passed_over(stopped: Path, flags: list[str], undisturbed: Path) -> None:
-    spoil(stopped / "checkpoints" / "step-00000035")
+    spoil(stopped / "checkpoints" / "step-00000024")
     ended = resuming.run(resumed(flags))
     assert ended.code == 0, ended
-    assert "step-00000035: damaged" in ended.stderr and "going back to the one before" in ended.stderr
+    assert "step-00000024: damaged" in ended.stderr and "going back to the one before" in ended.stderr
     assert "resume     from step 19\n" in ended.stdout
     assert_same_run(stopped, undisturbed)
 
@@ -291,7 +303,7 @@ def test_one_kept_checkpoint_is_the_last(make_flags: MakeFlags, undisturbed: Pat
     run_dir = tmp_path / "run"
     flags = make_flags(run_dir, keep_checkpoints=1)
     assert resuming.run(flags, At("step", 24, signal.SIGTERM)).code == 143
-    assert checkpoints(run_dir) == ["step-00000035"]
+    assert checkpoints(run_dir) == ["step-00000024"]
     assert resuming.run(resumed(flags)).code == 0
     assert checkpoints(run_dir) == ["step-00000057"]
     assert_same_run(run_dir, undisturbed)
@@ -301,7 +313,7 @@ def test_a_stop_after_a_damaged_newest_checkpoint_leaves_a_whole_one(
     make_flags: MakeFlags, undisturbed: Path, stopped: Path
 ) -> None:
     """The damaged one has the higher number, and must not take the place of the one just written."""
-    spoil(stopped / "checkpoints" / "step-00000035")
+    spoil(stopped / "checkpoints" / "step-00000024")
     flags = resumed(make_flags(stopped, keep_checkpoints=1))
     ended = resuming.run(flags, At("evaluation", 1, signal.SIGTERM))
     assert ended.code == 143, ended
@@ -398,7 +410,7 @@ def test_without_room_for_a_checkpoint_the_run_fails_and_goes_on_later(make_flag
     large = {"lora_r": 64, "epochs": 2}
     assert resuming.run(make_flags(reference, **large)).code == 0
     flags = make_flags(run_dir, **large)
-    assert resuming.run(flags, At("evaluation", 2, signal.SIGTERM)).code == 143
+    assert resuming.run(flags, At("step", EPOCH + 1, signal.SIGTERM)).code == 143
     limit = (run_dir / "checkpoints" / "step-00000019" / "state.pt").stat().st_size * 3 // 4
     others = [path for path in run_dir.rglob("*") if path.is_file() and path.name != "state.pt"]
     assert max(path.stat().st_size for path in others) < limit, "only the checkpoint shall not fit"

@@ -57,6 +57,8 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--track": (["tensorboard"], "run", "tensorboard"),
     "--resume": ([], "run", True),
     "--keep-checkpoints": (["3"], "run", 3),
+    "--on-oom": (["stop"], "run", "stop"),
+    "--gpu-memory-limit": (["11.5"], "run", 11.5),
 }
 
 

@@ -14,6 +14,7 @@ from lorabench.batching import (
     PaddedCollator,
     StepPlan,
     TokenizedRows,
+    Window,
     deal,
     evaluation_batches,
     tokenize,
@@ -51,7 +52,7 @@ def test_every_row_is_trained_once_per_epoch_over_all_ranks(
         row
         for plan in plans(lengths, layout, seed)
         for window in plan.epoch(epoch)
-        for row in real_rows(window.micro_batches)
+        for row in real_rows(plan.deal(window))
     )
     assert trained == Counter(range(len(lengths)))
 
@@ -62,16 +63,41 @@ def test_ranks_agree_on_each_window_and_share_it_in_equally_many_passes(
     lengths: list[int], layout: tuple[int, int, int]
 ) -> None:
     batch_size, accumulation, _ = layout
-    for windows in zip(*(plan.epoch(0) for plan in plans(lengths, layout)), strict=True):
+    ranks = plans(lengths, layout)
+    for windows in zip(*(plan.epoch(0) for plan in ranks), strict=True):
         assert all(window.rows == windows[0].rows for window in windows)
-        assert len({len(window.micro_batches) for window in windows}) == 1
-        assert 1 <= len(windows[0].micro_batches) <= accumulation
-        shared = [row for window in windows for row in real_rows(window.micro_batches)]
-        assert sorted(shared) == sorted(windows[0].rows)
-        for micro_batch in (micro_batch for window in windows for micro_batch in window.micro_batches):
-            assert 1 <= len(micro_batch.rows) <= batch_size
-            assert 0 <= micro_batch.real <= len(micro_batch.rows)
-            assert set(micro_batch.rows) <= set(windows[0].rows)
+        shares = [plan.deal(window) for plan, window in zip(ranks, windows, strict=True)]
+        assert 1 <= len(shares[0]) <= accumulation
+        assert_shared(windows[0], shares, batch_size)
+
+
+def assert_shared(window: Window, shares: list[list[MicroBatch]], batch_size: int) -> None:
+    """Every row on one rank, the same number of passes on each, none with more than `batch_size` rows."""
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(row for share in shares for row in real_rows(share)) == sorted(window.rows)
+    for micro_batch in (micro_batch for share in shares for micro_batch in share):
+        assert 1 <= len(micro_batch.rows) <= batch_size
+        assert 0 <= micro_batch.real <= len(micro_batch.rows)
+        assert set(micro_batch.rows) <= set(window.rows)
+
+
+@settings(deadline=None)
+@given(lengths_of_rows, layouts, st.integers(1, 4))
+def test_a_window_is_dealt_as_well_in_smaller_micro_batches(
+    lengths: list[int], layout: tuple[int, int, int], batch_size: int
+) -> None:
+    ranks = plans(lengths, layout)
+    for window in ranks[0].epoch(0):
+        shares = [plan.deal(window, batch_size) for plan in ranks]
+        assert len(shares[0]) == -(-len(window.rows) // (batch_size * layout[2]))
+        assert_shared(window, shares, batch_size)
+
+
+@settings(deadline=None)
+@given(lengths_of_rows, layouts, st.integers(0, 9))
+def test_an_epoch_can_be_entered_at_any_window(lengths: list[int], layout: tuple[int, int, int], first: int) -> None:
+    plan = plans(lengths, layout)[0]
+    assert list(plan.epoch(2, first)) == list(plan.epoch(2))[first:]
 
 
 @settings(deadline=None)
@@ -133,8 +159,10 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_rows_of_like_length_share_a_pass_within_their_window() -> None:
     lengths = [3, 90, 4, 80, 5, 70, 6, 60]
-    (window,) = StepPlan(lengths, 2, 4, 1, 0, 42).epoch(0)
-    assert [micro_batch.rows for micro_batch in window.micro_batches] == [[1, 3], [5, 7], [6, 4], [2, 0]]
+    plan = StepPlan(lengths, 2, 4, 1, 0, 42)
+    (window,) = plan.epoch(0)
+    assert [micro_batch.rows for micro_batch in plan.deal(window)] == [[1, 3], [5, 7], [6, 4], [2, 0]]
+    assert [micro_batch.rows for micro_batch in plan.deal(window, 3)] == [[1, 3, 5], [7, 6, 4], [2, 0]]
 
 
 def test_a_rank_without_rows_repeats_one_that_does_not_count() -> None:
@@ -199,12 +227,13 @@ def test_the_batches_of_all_ranks_have_the_windows_weight_tokens_and_ids(
     labels = data.draw(st.lists(st.integers(0, 2), min_size=len(lengths), max_size=len(lengths)))
     rows = TokenizedRows([[100 + i] * length for i, length in enumerate(lengths)], labels, cut_rows=0)
     collate = PaddedCollator(rows, class_weights=(0.25, 1.0, 3.5), pad_token_id=0)
-    for windows in zip(*(plan.epoch(0) for plan in plans(lengths, layout)), strict=True):
-        batches: list[Batch] = [collate(micro) for window in windows for micro in window.micro_batches]
-        weight = sum((0.25, 1.0, 3.5)[labels[row]] for row in windows[0].rows)
-        assert [collate.total_weight(window) for window in windows] == [pytest.approx(weight)] * len(windows)
+    ranks = plans(lengths, layout)
+    for window in ranks[0].epoch(0):
+        batches: list[Batch] = [collate(micro) for plan in ranks for micro in plan.deal(window)]
+        weight = sum((0.25, 1.0, 3.5)[labels[row]] for row in window.rows)
+        assert collate.total_weight(window) == pytest.approx(weight)
         assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(weight)
-        assert sum(batch.tokens for batch in batches) == sum(lengths[row] for row in windows[0].rows)
+        assert sum(batch.tokens for batch in batches) == sum(lengths[row] for row in window.rows)
         for batch in batches:
             for i, row in enumerate(batch.rows):
                 assert batch.input_ids[i][batch.attention_mask[i].bool()].tolist() == rows.input_ids[row]

@@ -38,7 +38,7 @@ COUNTS = [
     ("lora", "lora_r"), ("lora", "lora_alpha"), ("data", "max_length"), ("data", "max_train_samples"),
     ("data", "max_eval_samples"), ("optim", "epochs"), ("optim", "max_steps"), ("optim", "batch_size"),
     ("optim", "eval_batch_size"), ("optim", "gradient_accumulation"), ("run", "early_stopping"),
-    ("run", "logging_steps"),
+    ("run", "logging_steps"), ("run", "keep_checkpoints"),
 ]  # fmt: skip
 paths = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8).map(Path)
 
@@ -103,6 +103,7 @@ def test_counts_that_may_be_left_out_are_fine_without_a_value() -> None:
         ("lora", "lora_dropout", [0.0, 0.99], [1.0, 1.5, math.nan]),
         ("model", "base_dropout", [None, 0.0, 0.99], [1.0, 1.5, math.nan]),
         ("optim", "seed", [0, 2**40], [-1]),
+        ("run", "gpu_memory_limit", [None, 0.5, 80.0], [0.0, -1.0, math.nan, math.inf]),
     ],
 )
 def test_limits_are_exactly_these(section: str, name: str, good: list[float | None], bad: list[float]) -> None:

@@ -6,22 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import tiny
 import torch
-from accelerate.utils import DistributedType
 
 from lorabench import continuation
 from lorabench.batching import TokenizedRows
 from lorabench.config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig, RunOptions
-from lorabench.continuation import Continuation, changed_fields, find_savepoint, fingerprint
+from lorabench.continuation import STATE_FORMAT, Continuation, changed_fields, find_savepoint, fingerprint
 from lorabench.errors import ConfigError
-from lorabench.loop import Progress
+from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.optim import build_optimizer, build_schedule
 from lorabench.savepoint import Savepoint, read_newest_savepoint, write_savepoint
+from lorabench.strategies import Strategy
 
 CPU = torch.device("cpu")
 ROWS = TokenizedRows([[1, 2], [3], [4, 5, 6]], [0, 1, 0], cut_rows=0)
@@ -29,11 +29,17 @@ ROWS = TokenizedRows([[1, 2], [3], [4, 5, 6]], [0, 1, 0], cut_rows=0)
 
 @dataclass
 class Rank:
-    """One of several ranks, in this process; `others` is what the ranks after it would hand in."""
+    """One of several ranks, in this process.
+
+    Attributes:
+        others: what the ranks after it would hand in.
+        told: what the first rank would tell it.
+    """
 
     rank: int = 0
     world_size: int = 1
     others: list[Any] = field(default_factory=list)
+    told: Any = None
     device: torch.device = CPU
 
     @property
@@ -43,16 +49,18 @@ class Rank:
     def gather(self, value: Any) -> list[Any]:
         return [value, *self.others]
 
+    def from_main(self, value: Any) -> Any:
+        return self.told if self.rank else value
+
     def wait(self) -> None:
         pass
 
 
-def make_setting(config: RunConfig | None = None, ranks: Rank | None = None, kind: str = "NO") -> Any:
-    accelerator = SimpleNamespace(
-        distributed_type=DistributedType[kind], scaler=None, num_processes=1,
-        state=SimpleNamespace(deepspeed_plugin=None),
+def make_setting(config: RunConfig | None = None, ranks: Rank | None = None, strategy: str = "single") -> Any:
+    return SimpleNamespace(
+        config=config or RunConfig(), ranks=ranks or Rank(), accelerator=SimpleNamespace(scaler=None),
+        strategy=strategy,
     )  # fmt: skip
-    return SimpleNamespace(config=config or RunConfig(), ranks=ranks or Rank(), accelerator=accelerator)
 
 
 def make_inputs(rows: TokenizedRows = ROWS) -> Any:
@@ -64,7 +72,15 @@ def change(config: RunConfig, section: str, **values: Any) -> RunConfig:
 
 
 FREE = {
-    "run": {"resume": True, "output_dir": Path("x"), "keep_checkpoints": 7, "track": "wandb", "logging_steps": 9},
+    "run": {
+        "resume": True,
+        "output_dir": Path("x"),
+        "keep_checkpoints": 7,
+        "track": "wandb",
+        "logging_steps": 9,
+        "on_oom": "stop",
+        "gpu_memory_limit": 12.0,
+    },
     "optim": {"batch_size": 3, "eval_batch_size": 3, "gradient_accumulation": 5},
     "model": {"gradient_checkpointing": "on"},
     "data": {"train_file": Path("a"), "validation_file": Path("b"), "test_file": Path("c")},
@@ -130,12 +146,14 @@ def test_the_effective_batch_counts_ranks_and_accumulation() -> None:
     assert config.optim.effective_batch(world_size=2) == 30
 
 
-def leave_run(folder: Path, config: RunConfig, status: str = "interrupted", effective: int = 8) -> None:
+def leave_run(
+    folder: Path, config: RunConfig, status: str = "interrupted", effective: int = 8, **changes: Any
+) -> None:
     (folder / "run.json").write_text(
         json.dumps({"schema_version": 1, "status": status, "config": config.to_json()}), encoding="utf-8"
     )
-    facts = {"step": 4, "effective_batch": effective, "train_rows": fingerprint(ROWS)}
-    write_savepoint(folder, 4, Savepoint({}, facts), keep=2)
+    facts = {"step": 4, "effective_batch": effective, "train_rows": fingerprint(ROWS), "format": STATE_FORMAT}
+    write_savepoint(folder, 4, Savepoint({}, {**facts, **changes}), keep=2)
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
@@ -166,11 +184,32 @@ def test_a_completed_run_does_not_go_on(tmp_path: Path) -> None:
         find_savepoint(make_setting(), make_inputs(), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP"])
-def test_a_sharded_run_does_not_go_on(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+def test_a_run_goes_on_under_any_strategy(strategy: str, tmp_path: Path) -> None:
     leave_run(tmp_path, RunConfig())
-    with pytest.raises(ConfigError, match="DeepSpeed or FSDP"):
-        find_savepoint(make_setting(kind=kind), make_inputs(), tmp_path)
+    assert find_savepoint(make_setting(strategy=strategy), make_inputs(), tmp_path) is not None
+
+
+@pytest.mark.parametrize("version", [None, 1, STATE_FORMAT + 1])
+def test_a_checkpoint_of_another_format_is_refused(version: int | None, tmp_path: Path) -> None:
+    leave_run(tmp_path, RunConfig(), format=version)
+    with pytest.raises(ConfigError, match=r"--resume: the checkpoints in .* are another version's"):
+        find_savepoint(make_setting(), make_inputs(), tmp_path)
+
+
+def test_the_other_ranks_take_the_first_ones_word_and_read_no_file(tmp_path: Path) -> None:
+    savepoint = Savepoint({}, {"step": 7})
+    elsewhere = make_setting(ranks=Rank(1, 2, told=(savepoint, [])))
+    assert find_savepoint(elsewhere, make_inputs(), tmp_path / "nowhere") is savepoint
+    refused = make_setting(ranks=Rank(1, 2, told=(None, ["the first rank's reason"])))
+    with pytest.raises(ConfigError, match="the first rank's reason"):
+        find_savepoint(refused, make_inputs(), tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_readable_record_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        find_savepoint(make_setting(), make_inputs(), tmp_path)
 
 
 def test_all_differences_are_said_at_once(tmp_path: Path) -> None:
@@ -234,7 +273,7 @@ def make_run(model: Any, folder: Path, ranks: Rank | None = None, best: Any = No
     optimizer = build_optimizer(model, config, fused=False)
     built = SimpleNamespace(
         classifier=model, optimizer=optimizer, schedule=build_schedule(optimizer, config, 20),
-        plan=SimpleNamespace(effective_batch=8),
+        plan=SimpleNamespace(effective_batch=8, batch_size=8), execution=SimpleNamespace(batch_size=8),
     )  # fmt: skip
     kept, keeper, progress, memory = Best(best), Keeper(folder), Progress(Stopwatch(CPU)), MemoryMonitor(CPU)
     state = Continuation(
@@ -273,7 +312,8 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     first.progress.best = {"loss": 0.3, "step": 2, "value": 0.1 + 0.2}
     first.progress.history = [{"loss": 0.3, "step": 2}]
     first.progress.losses, first.progress.epoch_losses = [0.1], [0.1, 1e-9]
-    first.progress.skipped_steps = 1
+    first.progress.skipped_steps, first.progress.skipped_in_a_row = 1, 1
+    first.progress.out_of_memory = [{"step": 2, "batch_size": 4, "gradient_accumulation": 2}]
     first.progress.watch.seconds = 12.5
     first.progress.throughput = Throughput(24, 100, 150)
     first.memory.merge({"train": {"rss_gb": 900.0}})
@@ -287,8 +327,10 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     torch.manual_seed(78)
     second.state.restore(read(tmp_path))
     assert torch.equal(torch.rand(4), expected_random)
-    for key in ("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "throughput"):
-        assert getattr(second.progress, key) == getattr(first.progress, key), key
+    for item in dataclasses.fields(Progress):
+        if item.name != "watch":
+            assert getattr(second.progress, item.name) == getattr(first.progress, item.name), item.name
+            assert getattr(first.progress, item.name) != getattr(Progress(Stopwatch(CPU)), item.name), "proves nothing"
     assert second.progress.watch.seconds == 12.5 and second.keeper.seconds == 22.0
     assert second.memory.phases["train"]["rss_gb"] == 900.0
     assert torch.equal(second.best.value["adapter"]["x"], torch.arange(3.0))
@@ -363,12 +405,20 @@ def test_counts_add_up_over_another_number_of_ranks(before: int, after: int, cla
         assert draws[1] == torch.rand(1, generator=torch.Generator().manual_seed(1)).item()
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP"])
-def test_a_sharded_run_saves_nothing(kind: str, classifier: Any, tmp_path: Path) -> None:
-    run = make_run(classifier(1), tmp_path)
-    run.state = Continuation(
-        make_setting(kind=kind), make_inputs(), run.built, cast(Any, run.best), cast(Any, run.keeper), run.progress,
-        run.memory,
-    )  # fmt: skip
-    run.state.save()
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("asked", "halved_to", "expected"), [(8, None, 8), (8, [4, 2], 2), (1, [4, 2], 1), (2, [2], 2)]
+)
+def test_a_batch_that_did_not_fit_is_not_tried_again(
+    asked: int, halved_to: list[int] | None, expected: int, classifier: Any, tmp_path: Path
+) -> None:
+    first = make_run(classifier(1), tmp_path)
+    take_steps(first, 1)
+    first.progress.out_of_memory = [
+        {"step": 1, "batch_size": size, "gradient_accumulation": 8 // size} for size in halved_to or []
+    ]
+    first.state.save()
+    second = make_run(classifier(1), tmp_path)
+    second.built.plan.batch_size = second.built.execution.batch_size = asked
+    second.state.restore(read(tmp_path))
+    assert second.built.execution.batch_size == expected
+    assert second.progress.out_of_memory == first.progress.out_of_memory

@@ -10,24 +10,27 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from lorabench import launch_request
-from lorabench.config import ModelConfig, RunConfig
+from lorabench.config import ModelConfig, RunConfig, RunOptions
 from lorabench.distributed import (
-    Ranks,
+    _take_device,
     build_accelerator,
-    resolve_precision,
-    strategy_name,
+    check_supported,
+    name_strategy,
     trainable_dtype,
     verify_launch,
 )
 from lorabench.errors import ConfigError
 from lorabench.launch_request import LaunchRequest, _launcher_command, _parse_launcher, read_launch_request
+from lorabench.ranks import Ranks
+from lorabench.strategies import ZERO_STAGES, Strategy
 
 CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 LAUNCH_VARIABLES = (
     "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION",
-    "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+    "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS",
 )  # fmt: skip
 
 
@@ -55,6 +58,18 @@ def running(
             state=SimpleNamespace(deepspeed_plugin=plugin),
         ),
     )  # fmt: skip
+
+
+def zero(stage: int, init: bool = False) -> Accelerator:
+    accelerator = running(2, DistributedType.DEEPSPEED)
+    accelerator.state.deepspeed_plugin = SimpleNamespace(zero_stage=stage, zero3_init_flag=init)
+    return accelerator
+
+
+def sharded(version: int, offload: Any) -> Accelerator:
+    accelerator = running(2, DistributedType.FSDP)
+    accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=version, cpu_offload=offload)
+    return accelerator
 
 
 def asked(world_size: int | None = 1, engine: Any = None, cpu: bool = False, command: str = "") -> LaunchRequest:
@@ -85,7 +100,10 @@ def test_fewer_processes_than_asked_are_refused_with_both_numbers_and_the_comman
     ("request_", "accelerator", "precision", "expected"),
     [
         (asked(1, "deepspeed"), running(), "fp32", "asked for deepspeed and plain processes run"),
-        (asked(2, "fsdp"), running(2, DistributedType.MULTI_CPU), "fp32", "asked for fsdp and plain processes run"),
+        (asked(1, "fsdp"), running(), "fp32", "asked for fsdp and plain processes run"),
+        (asked(1, "fsdp"), running(1, DistributedType.MULTI_CPU), "fp32", "asked for fsdp and plain processes run"),
+        (asked(2, "fsdp"), running(2, DistributedType.MULTI_GPU), "fp32", "asked for fsdp and plain processes run"),
+        (asked(2), running(2, DistributedType.FSDP), "fp32", "asked for no sharding engine and fsdp runs"),
         (
             asked(1),
             running(1, DistributedType.DEEPSPEED, stage=2),
@@ -157,7 +175,8 @@ def test_launcher_arguments_say_processes_engine_and_device(
         ("ddp", (2, None, False)),
         ("single_gpu", (1, None, False)),
         ("single_a6000", (1, None, False)),
-        ("zero3", (2, "deepspeed", False)),
+        *((f"zero{stage}", (2, "deepspeed", False)) for stage in ("1", "2", "3", "3_offload")),
+        *((name, (2, "fsdp", False)) for name in ("fsdp2", "fsdp2_offload")),
     ],
 )
 def test_the_shipped_configurations_say_processes_engine_and_device(
@@ -219,67 +238,81 @@ def test_a_file_that_is_named_accelerate_launch_among_another_commands_arguments
 
 
 @pytest.mark.parametrize(
-    ("precision", "launcher", "model", "cuda", "expected"),
+    ("request_", "accelerator", "expected"),
     [
-        ("auto", None, "roberta-large", False, "fp32"),
-        ("auto", "no", "llama2-7b", False, "fp32"),
-        ("auto", "bf16", "llama2-7b", False, "bf16"),
-        ("fp32", "bf16", "llama2-7b", False, "fp32"),
-        ("bf16", None, "llama2-7b", False, "bf16"),
-        ("auto", None, "llama2-7b", True, "fp16"),
-        ("auto", "no", "llama3-8b", True, "bf16"),
-        ("auto", "fp16", "llama3-8b", True, "fp16"),
-        ("fp32", "fp16", "llama3-8b", True, "fp32"),
-        ("auto", None, "roberta-large", True, "fp32"),
-        ("auto", None, "owner/unknown", True, "bf16"),
+        (asked(), running(), "single"),
+        (asked(2), running(2, DistributedType.MULTI_CPU), "DDP"),
+        (asked(), running(1, DistributedType.MULTI_GPU), "single"),
+        *((asked(2, "deepspeed"), zero(stage), f"DeepSpeed ZeRO-{stage}") for stage in (1, 2, 3)),
+        (asked(2, "fsdp"), running(2, DistributedType.FSDP), "FSDP2"),
+        # accelerate calls ranks on the CPU by one name, whatever they were asked for.
+        (asked(2, "fsdp"), running(2, DistributedType.MULTI_CPU), "FSDP2"),
     ],
 )
-def test_precision_is_the_flag_else_the_launchers_else_the_presets(
-    precision: Any, launcher: str | None, model: str, cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    if launcher:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-    assert resolve_precision(config_with(model=model, precision=precision), cuda) == expected
+def test_the_strategy_is_named_as_it_runs(request_: LaunchRequest, accelerator: Accelerator, expected: str) -> None:
+    verify_launch(request_, accelerator, "fp32")
+    assert name_strategy(request_, accelerator) == expected
 
 
-def test_an_unknown_model_takes_fp16_where_the_gpu_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    assert resolve_precision(config_with(model="owner/unknown"), True) == "fp16"
-    with pytest.raises(ConfigError, match=r"--precision bf16: Tesla T4 has no bf16; expected fp16 or fp32"):
-        resolve_precision(config_with(precision="bf16"), True)
-    with pytest.raises(ConfigError, match=r"the preset bf16: Tesla T4 has no bf16"):
-        resolve_precision(config_with(model="llama3-8b"), True)
-
-
-def test_fp16_on_the_cpu_is_refused_and_says_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"--precision fp16: expected a GPU; on the CPU use fp32 or bf16"):
-        resolve_precision(config_with(precision="fp16"), False)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    with pytest.raises(ConfigError, match=r"the launcher's mixed precision fp16: expected a GPU"):
-        resolve_precision(config_with(), False)
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "expected"),
-    [
-        (running(), "single"),
-        (running(2, DistributedType.MULTI_CPU), "DDP"),
-        (running(1, DistributedType.MULTI_GPU), "single"),
-        *((running(2, DistributedType.DEEPSPEED, stage=n), f"DeepSpeed ZeRO-{n}") for n in (1, 2, 3)),
-        (running(2, DistributedType.FSDP), "FSDP"),
-    ],
-)
-def test_the_strategy_is_named_as_it_runs(accelerator: Accelerator, expected: str) -> None:
-    assert strategy_name(accelerator) == expected
-
-
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_trainable_parameters_are_float32_except_under_deepspeed(precision: str) -> None:
-    assert trainable_dtype(running(2, DistributedType.MULTI_GPU, precision=precision)) == torch.float32
-    expected = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    assert trainable_dtype(running(2, DistributedType.DEEPSPEED, precision=precision, stage=3)) == expected
+    for strategy in ("single", "DDP", "FSDP2"):
+        assert trainable_dtype(strategy, precision) == torch.float32
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for stage in ZERO_STAGES.values():
+        assert trainable_dtype(stage, precision) == expected
+
+
+# --- what would run, but not as asked
+
+
+def refused(strategy: Strategy, accelerator: Accelerator, precision: str = "fp32", **model: Any) -> list[str]:
+    try:
+        check_supported(strategy, accelerator, config_with(**model), precision)
+    except ConfigError as error:
+        return list(error.issues)
+    return []
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_stages_run_with_whole_weights_at_the_start(stage: int) -> None:
+    assert refused(ZERO_STAGES[stage], zero(stage)) == []
+    issues = refused(ZERO_STAGES[stage], zero(stage, init=True))
+    assert issues == (
+        ["DeepSpeed zero3_init_flag true: expected false; the adapter is added to whole weights"] if stage == 3 else []
+    )
+
+
+def test_a_stage_that_splits_nothing_is_refused() -> None:
+    accelerator = zero(0)
+    (issue,) = refused(name_strategy(asked(2, "deepspeed"), accelerator), accelerator)
+    assert issue == "DeepSpeed zero_stage 0: expected 1, 2 or 3"
+
+
+def test_deepspeed_cannot_keep_frozen_weights_in_float32_beside_a_half_precision() -> None:
+    (issue,) = refused("DeepSpeed ZeRO-2", zero(2), "fp16", frozen_dtype="fp32")
+    assert issue == "--frozen-dtype fp32: DeepSpeed casts all weights to fp16; expected auto"
+    assert refused("DeepSpeed ZeRO-2", zero(2), "fp32", frozen_dtype="fp32") == []
+    assert refused("DDP", running(2, DistributedType.MULTI_GPU), "fp16", frozen_dtype="fp32") == []
+
+
+@pytest.mark.parametrize("offload", [False, True, CPUOffloadPolicy()])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_fsdp_runs_but_for_offloaded_fp16(offload: Any, precision: str) -> None:
+    issues = refused("FSDP2", sharded(version=2, offload=offload), precision)
+    expected = ["FSDP2 with CPU offload in fp16"] if offload and precision == "fp16" else []
+    assert [issue.split(":")[0] for issue in issues] == expected
+
+
+def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    (issue,) = refused("FSDP2", sharded(version=1, offload=False))
+    assert issue.startswith("fsdp_version 1: ") and issue.endswith("accelerate_configs/fsdp2.yaml")
+    assert len(refused("FSDP2", sharded(version=1, offload=True), "fp16")) == 2
+    # On the CPU accelerate leaves the launch's answer in the environment.
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    assert refused("FSDP2", running(2, DistributedType.MULTI_CPU)) == [issue]
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert refused("FSDP2", running(2, DistributedType.MULTI_CPU)) == []
 
 
 @pytest.fixture
@@ -295,11 +328,14 @@ def test_one_process_runs_alone_and_its_reductions_change_nothing() -> None:
     accelerator = build_accelerator(config_with(precision="bf16"), asked(None))
     assert (accelerator.num_processes, accelerator.mixed_precision, accelerator.device.type) == (1, "bf16", "cpu")
     ranks = Ranks(accelerator)
-    assert (ranks.rank, ranks.world_size, ranks.is_main) == (0, 1, True)
+    assert (ranks.rank, ranks.world_size, ranks.is_main, ranks.spans_machines) == (0, 1, True, False)
+    assert ranks.device == torch.device("cpu")
     tensor = torch.tensor([1.0, 2.0])
     assert ranks.sum(tensor).tolist() == [1.0, 2.0]
+    assert ranks.sum_in_place(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
     assert ranks.sum_numbers([3, 2**53 - 1]) == [3.0, float(2**53 - 1)]
     assert ranks.max_number(1.5) == 1.5 and ranks.gather({"a": 1}) == [{"a": 1}]
+    assert ranks.from_main({"a": 1}) == {"a": 1} and ranks.any(True) and not ranks.any(False)
     ranks.wait()
 
 
@@ -310,3 +346,33 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match=r"local rank 2 has no GPU of its own.* than the 2 that it sees"):
         build_accelerator(RunConfig(), asked(3))
+
+
+class Card:
+    """One GPU of 24,576 MiB, as torch describes it, and what is asked of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, float]] = []
+        properties = SimpleNamespace(total_memory=24_576 * 2**20)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+        for name in ("set_device", "set_per_process_memory_fraction"):
+            monkeypatch.setattr(torch.cuda, name, lambda value, name=name: self.calls.append((name, value)))
+
+
+def test_a_memory_limit_is_a_share_of_this_ranks_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    _take_device(None)
+    assert card.calls == [("set_device", 1)]
+    _take_device(12.0)
+    name, share = card.calls[-1]
+    assert name == "set_per_process_memory_fraction" and share == pytest.approx(12e9 / 25_769_803_776)
+
+
+def test_a_memory_limit_above_the_gpus_own_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Card(monkeypatch)
+    config = RunConfig(run=RunOptions(gpu_memory_limit=26))
+    with pytest.raises(ConfigError, match=r"--gpu-memory-limit 26: this GPU has 25\.8 GB"):
+        build_accelerator(config, asked(None))

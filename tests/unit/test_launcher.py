@@ -1,8 +1,8 @@
 """Which launch file the launcher chooses, the command that it becomes, and what launch.sh installs before."""
 
-import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,12 +13,14 @@ import pytest
 from lorabench import launcher
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 from lorabench.hardware import Gpu
-from lorabench.launcher import ModelSize, build_command, choose, find_config, measure_model, take_option
+from lorabench.launch_options import find_config, take_option
+from lorabench.launcher import ModelSize, build_command, choose, measure_model
 
 PROJECT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", 24 * GIB)
 RTX_3060 = Gpu("NVIDIA GeForce RTX 3060", 12 * GIB)
+A6000 = Gpu("NVIDIA RTX A6000", 48 * GIB)
 LLAMA = ModelSize("llama3-8b", 15_009_865_728, "bf16")
 
 
@@ -77,6 +79,51 @@ def test_an_unknown_size_is_said() -> None:
     choice = choose([RTX_3090, RTX_3090], ModelSize("org/model", None, "unknown"))
     assert choice.config == "ddp.yaml"
     assert "size of org/model is unknown" in choice.reason
+    assert choice.reason.endswith("-> DDP; if it does not fit one card: zero3.yaml")
+
+
+def test_the_file_for_just_so_many_cards_is_taken() -> None:
+    assert choose([RTX_3090] * 8, LLAMA).config == "ddp_8gpus.yaml"
+    assert choose([RTX_3090] * 7, LLAMA).config == "ddp.yaml"
+    assert choose([RTX_3060] * 8, LLAMA).config == "zero3.yaml"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "end"),
+    [
+        ([A6000], "-> one process; single_a6000.yaml runs it in fp16, as the original experiments"),
+        ([RTX_3090], "(NVIDIA GeForce RTX 3090, 25.8 GB) -> one process"),
+        (
+            [RTX_3060],
+            "weights of llama3-8b take 15.0 GB in bf16 and do not fit: zero3_offload.yaml with --num_processes 1 "
+            "holds them in host memory",
+        ),
+        ([RTX_3060] * 2, "do not fit one card -> ZeRO-3"),
+        (
+            [Gpu("card", 8 * GIB)] * 2,
+            "-> ZeRO-3; a rank's share of 7.5 GB does not fit either: zero3_offload.yaml holds it in host memory",
+        ),
+    ],
+)
+def test_a_file_that_may_serve_better_is_named(gpus: list[Gpu], end: str) -> None:
+    assert choose(gpus, LLAMA).reason.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machines", "config", "ranks"),
+    [
+        ([RTX_3090] * 2, 2, "two_nodes_ddp.yaml", 4),
+        ([RTX_3060] * 2, 2, "two_nodes_zero3.yaml", 4),
+        ([RTX_3090], 2, "two_nodes_ddp.yaml", 2),
+        ([RTX_3090] * 8, 3, "ddp.yaml", 24),
+        ([RTX_3060], 4, "zero3.yaml", 4),
+        ([], 2, "cpu_2ranks.yaml", 2),
+    ],
+)
+def test_several_machines(gpus: list[Gpu], machines: int, config: str, ranks: int) -> None:
+    choice = choose(gpus, LLAMA, machines)
+    assert (choice.config, choice.num_processes) == (config, ranks)
+    assert f"on each of {machines} machines" in choice.reason
 
 
 @pytest.mark.parametrize(
@@ -154,12 +201,102 @@ def test_project_files_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch
 
 
 def test_zero3_gets_the_full_path_of_its_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed")
+    pytest.importorskip("deepspeed")
     use_gpus(monkeypatch, RTX_3060, RTX_3060)
     monkeypatch.chdir(tmp_path)
     command = build_command(["--model", "llama3-8b"])
     assert take_option(options(command), "deepspeed-config-file")[0] == str(PROJECT / "ds_configs/zero3.json")
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3_offload"])
+def test_each_deepspeed_file_gets_the_full_path_of_its_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    pytest.importorskip("deepspeed")
+    monkeypatch.chdir(tmp_path)
+    command = build_command(["--config_file", f"{name}.yaml"])
+    assert take_option(options(command), "deepspeed-config-file")[0] == str(PROJECT / f"ds_configs/{name}.json")
+
+
+MACHINES = {"--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "10.0.0.1", "--num_processes": "4"}
+
+
+def words(flags: dict[str, str], hyphens: bool = False, equals: bool = False) -> list[str]:
+    """Flags as a user may write them."""
+    spelt = {(name[:2] + name[2:].replace("_", "-") if hyphens else name): value for name, value in flags.items()}
+    return [word for name, value in spelt.items() for word in ([f"{name}={value}"] if equals else [name, value])]
+
+
+@pytest.mark.parametrize("hyphens", [False, True])
+@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize(
+    "config", ["two_nodes_ddp", "two_nodes_zero3", "ddp", "zero1", "zero2", "fsdp2", "cpu_2ranks"]
+)
+def test_the_machines_flags_go_to_the_launcher(config: str, equals: bool, hyphens: bool) -> None:
+    if config.startswith("zero") or config.endswith("zero3"):
+        pytest.importorskip("deepspeed")
+    flags = {"--config_file": f"{config}.yaml", **MACHINES, "--main_process_port": "4321"}
+    command = build_command([*words(flags, hyphens, equals), "--model", "minilm"])
+    for name, value in {**MACHINES, "--main_process_port": "4321"}.items():
+        assert take_option(options(command), name[2:].replace("_", "-"))[0] == value
+    assert command[command.index("lorabench.train") + 1 :] == ["--model", "minilm"]
+
+
+@pytest.mark.parametrize("config", ["ddp", "two_nodes_ddp"])
+def test_machines_agree_on_a_port(config: str) -> None:
+    command = build_command(["--config_file", f"{config}.yaml", *words(MACHINES)])
+    assert take_option(options(command), "main-process-port")[0] == "29500"
+
+
+def test_machines_are_named_by_the_launch_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        "distributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 4\nmachine_rank: 1\nmain_process_ip: head\n"
+        "main_process_port: 5000\n",
+        encoding="utf-8",
+    )
+    command = build_command(["--config_file", str(path)])
+    assert "--machine_rank" not in command and "--num_machines" not in command
+    assert take_option(options(command), "main-process-port")[0] == "5000"
+
+
+def test_machines_without_a_launch_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpus(monkeypatch, RTX_3090, RTX_3090)
+    flags = {name: value for name, value in MACHINES.items() if name != "--num_processes"}
+    command = build_command([*words(flags), "--model", "llama3-8b"])
+    assert command[4] == str(PROJECT / "accelerate_configs/two_nodes_ddp.yaml")
+    assert take_option(options(command), "num-processes")[0] == "4"
+    one_each = build_command([*words(flags), "--num_processes", "2", "--model", "llama3-8b"])
+    assert take_option(options(one_each), "num-processes")[0] == "2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_machines", "2"], "--machine_rank not given: expected 0 to 1"),
+        (["--num_machines", "2"], "--main_process_ip not given: expected the address"),
+        (["--config_file", "two_nodes_ddp.yaml"], "--machine_rank not given: expected 0 to 1"),
+        (words({**MACHINES, "--machine_rank": "2"}), "--machine_rank 2: expected 0 to 1"),
+        (words({**MACHINES, "--num_processes": "3"}), "--num_processes 3: expected a multiple of --num_machines 2"),
+        (
+            ["--config_file", "ddp.yaml", *words({**MACHINES, "--num_processes": "3"})],
+            "--num_processes 3: expected the number over all machines, a multiple of 2",
+        ),
+        (
+            words({**MACHINES, "--num_processes": "6"}),
+            "--num_processes 6 on 2 machines, 3 on each: this machine has 2 usable GPUs",
+        ),
+        (["--config_file", "cpu.yaml", *words(MACHINES)], "--num_machines 2: cpu.yaml starts one process"),
+        (["--main_process_port", "http"], "--main_process_port http: expected a whole number"),
+        (["--main_process_ip", ""], "--main_process_ip: expected a value"),
+    ],
+)
+def test_machines_that_would_not_meet_are_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    use_gpus(monkeypatch, RTX_3090, RTX_3090)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_command(arguments)
 
 
 def test_zero3_without_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +430,13 @@ def test_launch_script_adds_deepspeed_where_asked(script: LaunchScript) -> None:
     assert any(call.endswith("--no-build-isolation deepspeed") for call in calls)
     # The larger installation serves a start that needs less.
     assert len(script.start()[1]) == 1
+
+
+@pytest.mark.parametrize("flag", ["--num_machines", "--num-machines"])
+def test_launch_script_adds_deepspeed_for_several_machines(script: LaunchScript, flag: str) -> None:
+    script.start()
+    _, calls = script.start(flag, "2", "--machine_rank", "0", "--main_process_ip", "10.0.0.1")
+    assert any(call.endswith("--no-build-isolation deepspeed") for call in calls)
 
 
 def test_launch_script_repeats_an_installation_that_failed(script: LaunchScript) -> None:

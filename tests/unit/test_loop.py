@@ -1,138 +1,18 @@
-"""What happens in which order: evaluations, best epoch, early stopping, last step, and a loss that is not finite."""
+"""What happens in which order: evaluations, best epoch, early stopping, last step, and a wish to stop."""
 
+import dataclasses
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, cast
+import signal
 
 import pytest
-import torch
-from torch import nn
+from scripted import Recorder, Scripted, make_job, run, steps_of
+from toys import CPU, OneRank
 
-from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows
 from lorabench.config import BestMetric
-from lorabench.errors import RunError
-from lorabench.execution import StepOutcome
-from lorabench.loop import (
-    DRAIN_STEPS,
-    Job,
-    Progress,
-    epochs_since_best,
-    evaluate,
-    is_better,
-    predict_logits,
-    train,
-)
-from lorabench.meters import MemoryMonitor, Stopwatch
-from lorabench.tracking import Record
-
-CPU = torch.device("cpu")
-
-
-@dataclass
-class OneRank:
-    """The reductions of a single process; `copies` stands for ranks that did the same work twice."""
-
-    copies: int = 1
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = CPU
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor * self.copies
-
-    def any(self, flag: bool) -> bool:
-        return flag
-
-
-@dataclass
-class Scripted(nn.Module):
-    """Logits that say class 1 with the strength of the epoch's script."""
-
-    strengths: list[float]
-    evaluations: int = -1
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def eval(self) -> "Scripted":
-        self.evaluations += 1
-        return self
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        strength = self.strengths[min(self.evaluations, len(self.strengths) - 1)]
-        wrong = input_ids[:, 0] == 1
-        return torch.stack([torch.zeros(len(wrong)), torch.where(wrong, strength, -strength)], dim=1)
-
-
-@dataclass
-class ScriptedSteps:
-    """Losses and norms, one per step."""
-
-    losses: list[float]
-    norms: list[float] | None = None
-    windows: list[list[int]] = field(default_factory=list)
-
-    def step(self, batches: Iterable[Any], count: int, total_weight: float) -> StepOutcome:
-        done = len(self.windows)
-        self.windows.append([row for batch in batches for row in batch.rows])
-        norm = 1.0 if self.norms is None else self.norms[done % len(self.norms)]
-        return StepOutcome(torch.tensor(self.losses[done % len(self.losses)]), torch.tensor(norm))
-
-
-@dataclass
-class Schedule:
-    """Counts its steps."""
-
-    steps: int = 0
-
-    def get_last_lr(self) -> list[float]:
-        return [1.0 / (1 + self.steps)]
-
-    def step(self) -> None:
-        self.steps += 1
-
-
-@dataclass
-class Recorder:
-    """Keeps records and the steps whose adapter was saved."""
-
-    records: list[Record] = field(default_factory=list)
-    saved: list[int] = field(default_factory=list)
-
-    def write(self, record: Record) -> None:
-        self.records.append(dict(record))
-
-    def save(self, record: Record, logits: torch.Tensor) -> None:
-        assert logits.shape == (6, 2)
-        self.saved.append(record["step"])
-
-    def of(self, event: str) -> list[Record]:
-        return [record for record in self.records if record["event"] == event]
-
-
-def rows(count: int) -> PaddedCollator:
-    """Row i is [i % 2, 5, ...] with label i % 2."""
-    data = TokenizedRows([[i % 2] + [5] * (i % 3) for i in range(count)], [i % 2 for i in range(count)], 0)
-    return PaddedCollator(data, (1.0, 1.0), 0)
-
-
-def make_job(recorder: Recorder, strengths: list[float], **changes: Any) -> Job:
-    data = rows(10)
-    values: dict[str, Any] = dict(
-        model=Scripted(strengths), execution=ScriptedSteps([0.5]), schedule=Schedule(),
-        plan=StepPlan(data.data.lengths, 2, 2, 1, 0, seed=1), train_data=data, validation_data=rows(6),
-        eval_batch_size=4, class_weights=(1.0, 1.0), positive=1, ranks=OneRank(), memory=MemoryMonitor(CPU),
-        sink=recorder, total_steps=9, logging_steps=1, best_metric="loss", early_stopping=None, report_scores=True,
-        skips_overflow=False, save_best=recorder.save, save_checkpoint=lambda: None, stop_signal=lambda: None,
-    )  # fmt: skip
-    return Job(**{**values, **changes})
-
-
-def run(job: Job) -> Progress:
-    progress = Progress(Stopwatch(CPU))
-    train(job, progress)
-    return progress
+from lorabench.errors import RunInterrupted
+from lorabench.job import Progress
+from lorabench.loop import epochs_since_best, is_better, train
+from lorabench.meters import Stopwatch
 
 
 def test_evaluations_come_before_training_and_after_every_epoch() -> None:
@@ -145,7 +25,7 @@ def test_evaluations_come_before_training_and_after_every_epoch() -> None:
     assert all(r["rows"] == 6 for r in recorder.of("eval"))
     assert set(job.memory.phases) == {"train", "eval"}
     for window in range(3):
-        epoch = cast(ScriptedSteps, job.execution).windows[3 * window : 3 * window + 3]
+        epoch = steps_of(job).windows[3 * window : 3 * window + 3]
         assert sorted(row for rows in epoch for row in rows) == list(range(10))
 
 
@@ -176,63 +56,6 @@ def test_the_last_step_ends_an_epoch_early_and_is_evaluated() -> None:
     assert progress.step == 4
     assert [(r["step"], r["epoch"]) for r in progress.history] == [(3, 1.0), (4, pytest.approx(4 / 3, abs=1e-4))]
     assert job.schedule.steps == 4
-
-
-def test_logged_losses_are_the_mean_since_the_last_record_and_learning_rates_those_of_the_step() -> None:
-    recorder = Recorder()
-    losses = [1.0, 2.0, 4.0, 8.0, 16.0]
-    progress = run(make_job(recorder, [0.0], total_steps=5, logging_steps=2, execution=ScriptedSteps(losses)))
-    lines = [(r["step"], r["loss"], r["learning_rate"]) for r in recorder.of("train")]
-    assert lines == [(2, 1.5, 1 / 2), (4, 6.0, 1 / 4), (5, 16.0, 1 / 5)]
-    assert [r["train_loss"] for r in progress.history] == [pytest.approx(7 / 3), pytest.approx(12.0)]
-
-
-def test_long_epochs_are_recorded_step_by_step() -> None:
-    recorder = Recorder()
-    data = rows(2 * DRAIN_STEPS + 3)
-    plan = StepPlan(data.data.lengths, 1, 1, 1, 0, seed=1)
-    steps = plan.steps_per_epoch
-    losses = [1.0 + i for i in range(steps)]
-    run(make_job(recorder, [0.0], train_data=data, plan=plan, total_steps=steps, execution=ScriptedSteps(losses)))
-    assert [(r["step"], r["loss"]) for r in recorder.of("train")] == [(i + 1, 1.0 + i) for i in range(steps)]
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(value: float) -> None:
-    recorder = Recorder()
-    job = make_job(recorder, [0.0], execution=ScriptedSteps([0.5, 0.5, 0.5, 0.5, value]))
-    progress = Progress(Stopwatch(CPU))
-    with pytest.raises(RunError, match=rf"loss is {value} at step 5 \(epoch 1\.67\)"):
-        train(job, progress)
-    assert [r["step"] for r in recorder.of("train")] == [1, 2, 3, 4]
-    assert [r["step"] for r in progress.history] == [3]
-
-
-def test_steps_that_overflowed_are_counted() -> None:
-    steps = ScriptedSteps([0.5], norms=[math.inf, 1.0, 1.0])
-    progress = run(make_job(Recorder(), [0.0], execution=steps, skips_overflow=True))
-    assert (progress.step, progress.skipped_steps) == (9, 3)
-
-
-def test_a_gradient_that_is_no_number_ends_a_run_without_a_scaler() -> None:
-    steps = ScriptedSteps([0.5], norms=[1.0, math.inf, 1.0])
-    with pytest.raises(RunError, match=r"gradient norm is inf at step 2 \(epoch 0\.67\)"):
-        run(make_job(Recorder(), [0.0], execution=steps))
-
-
-def test_a_scaler_that_skips_on_and_on_ends_the_run() -> None:
-    job = make_job(
-        Recorder(), [0.0], execution=ScriptedSteps([0.5], norms=[math.nan]), skips_overflow=True, total_steps=90
-    )
-    with pytest.raises(RunError, match="fp16 overflowed in 40 steps in a row up to step 40"):
-        run(job)
-
-
-def test_throughput_counts_rows_and_tokens_without_padding() -> None:
-    progress = run(make_job(Recorder(), [0.0], total_steps=3))
-    tokens = sum(1 + i % 3 for i in range(10))
-    assert (progress.throughput.rows, progress.throughput.tokens) == (10, tokens)
-    assert progress.throughput.padded_tokens >= tokens
 
 
 def test_random_weights_report_losses_without_scores_and_save_nothing() -> None:
@@ -285,29 +108,60 @@ def test_without_a_best_every_epoch_counts_against_patience() -> None:
     assert epochs_since_best(progress) == 1
 
 
-class Echo(nn.Module):
-    """Logits that are the row's first token and its length."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return torch.stack([input_ids[:, 0].float(), attention_mask.sum(1).float()], dim=1)
+# --- a wish to stop
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 7, 50])
-def test_predictions_come_in_the_order_of_the_split(batch_size: int) -> None:
-    lengths = [3, 9, 1, 4, 4, 7, 2]
-    data = PaddedCollator(TokenizedRows([[i] + [5] * (n - 1) for i, n in enumerate(lengths)], [0] * 7, 0), (1, 1), 0)
-    logits = predict_logits(Echo(), data, batch_size, cast(Any, OneRank()))
-    assert logits.tolist() == [[float(i), float(n)] for i, n in enumerate(lengths)]
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 9])
+def test_a_signal_stops_the_run_after_the_step_in_which_it_came(step: int) -> None:
+    recorder, progress = Recorder(), Progress(Stopwatch(CPU))
+    job = make_job(recorder, [0.0])
+    job = dataclasses.replace(job, stop_signal=lambda: signal.SIGINT if len(steps_of(job).windows) >= step else None)
+    with pytest.raises(RunInterrupted) as raised:
+        train(job, progress)
+    assert raised.value.signal_number == signal.SIGINT
+    assert (progress.step, len(steps_of(job).windows)) == (step, step)
+    assert [r["step"] for r in recorder.of("train")] == list(range(1, step + 1)), "no step's record is lost"
+    evaluated = [3, 6][: (step - 1) // 3]
+    assert [r["step"] for r in progress.history] == evaluated
+    assert recorder.checkpoints == len(evaluated) + 1
+    train(dataclasses.replace(job, stop_signal=lambda: None), progress)
+    assert [r["step"] for r in recorder.of("eval")] == [0, 3, 6, 9] and progress.step == 9
+    assert sorted(row for rows in steps_of(job).windows for row in rows) == sorted(list(range(10)) * 3)
 
 
-@pytest.mark.parametrize(("copies", "covered"), [(2, 14), (0, 0)])
-def test_a_row_that_is_doubled_or_missing_is_an_error(copies: int, covered: int) -> None:
-    with pytest.raises(RunError, match=f"evaluation covered {covered} rows where the split has 7"):
-        predict_logits(Echo(), rows(7), 4, cast(Any, OneRank(copies=copies)))
+def test_a_signal_on_another_rank_stops_this_one_too() -> None:
+    recorder, progress = Recorder(), Progress(Stopwatch(CPU))
+    # Asked before each of two evaluation batches, before the epoch, and after each step.
+    ranks = OneRank(elsewhere=(False, False, False, False, True))
+    with pytest.raises(RunInterrupted) as raised:
+        train(make_job(recorder, [0.0], ranks=ranks), progress)
+    assert (raised.value.signal_number, progress.step, recorder.checkpoints) == (signal.SIGTERM, 2, 1)
 
 
-def test_evaluation_leaves_the_model_in_evaluation_mode_and_scores_by_class_weight() -> None:
-    job = make_job(Recorder(), [2.0], class_weights=(1.0, 3.0))
-    _, scores = evaluate(job, job.validation_data)
-    assert scores.rows == 6 and scores.f1 == 1.0
-    assert scores.loss == pytest.approx(math.log(1 + math.exp(-2.0)))
+@pytest.mark.parametrize(("evaluation", "step"), [(0, 0), (1, 3), (3, 9)])
+def test_a_signal_in_the_midst_of_an_evaluation_stops_before_its_next_batch(evaluation: int, step: int) -> None:
+    class Stopping(Scripted):
+        passes = 0
+
+        def forward(self, *batch: object) -> object:  # pyright: ignore
+            self.passes += self.evaluations == evaluation
+            return super().forward(*batch)  # pyright: ignore
+
+    recorder, progress, model = Recorder(), Progress(Stopwatch(CPU)), Stopping([0.0])
+    job = make_job(recorder, [], model=model, stop_signal=lambda: signal.SIGTERM if model.passes else None)
+    with pytest.raises(RunInterrupted):
+        train(job, progress)
+    assert model.passes == 1, "six rows are two batches of four"
+    assert progress.step == step and step not in [r["step"] for r in recorder.of("eval")]
+    assert recorder.checkpoints == len(progress.history) + 1 == max(evaluation - 1, 0) + 1
+    train(dataclasses.replace(job, stop_signal=lambda: None), progress)
+    assert [r["step"] for r in recorder.of("eval")] == [0, 3, 6, 9]
+    assert len(steps_of(job).windows) == 9, "no step is taken twice"
+
+
+def test_a_signal_before_training_starts_takes_no_step() -> None:
+    recorder, progress = Recorder(), Progress(Stopwatch(CPU), before={"loss": 1.0})
+    job = make_job(recorder, [0.0], stop_signal=lambda: signal.SIGTERM)
+    with pytest.raises(RunInterrupted):
+        train(job, progress)
+    assert steps_of(job).windows == [] and recorder.checkpoints == 1

@@ -89,6 +89,10 @@ def test_throughput_adds_up() -> None:
     work.add(rows=2, tokens=10, padded_tokens=16)
     work.add(rows=3, tokens=5, padded_tokens=5)
     assert work == Throughput(rows=5, tokens=15, padded_tokens=21)
+    other = Throughput(rows=1, tokens=2, padded_tokens=3)
+    work.merge(other)
+    assert work == Throughput(rows=6, tokens=17, padded_tokens=24)
+    assert other == Throughput(rows=1, tokens=2, padded_tokens=3)
 
 
 # --- memory

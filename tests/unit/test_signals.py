@@ -1,4 +1,4 @@
-"""A first signal is a wish that the loop asks for; a second one, and any outside, has its usual effect."""
+"""A first signal is a wish that the loop asks for; a later second one, and any outside, has its usual effect."""
 
 import os
 import signal
@@ -88,6 +88,19 @@ with StopSignal().listening():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=ROOT, check=False
     )
     assert (result.returncode, result.stdout) == (code, "first\n"), result.stderr
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_right_after_the_first_is_the_same_wish(
+    second: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As from a scheduler and, once more, from the launcher that it has signalled too."""
+    stop = StopSignal()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), second)
+        assert stop() == signal.SIGTERM
+    assert capfd.readouterr().err.count("stopping") == 1
 
 
 def test_the_exit_code_is_the_shell_s() -> None:

@@ -1,0 +1,221 @@
+"""What the whole tweets run costs, five epochs with evaluation: the reference recipe against lorabench.
+
+    python benchmarks/epoch_time.py --model llama2-7b --train-file train.csv --output epoch_time.json
+
+lorabench runs whole, through `lorabench.train`, in a process of its own. Its wall time is that of `run.json`, from the
+process's start to the end, without the construction of the model: imports, data, compilation, every evaluation (one
+more than the reference: before training) and saving count. The time to the first optimizer step counts everything.
+
+The reference recipe (see `step_time.py`) trains `--reference-steps` steps and evaluates once; the run's time is
+extrapolated from both, with nothing added for its start and for saving. Models have random weights.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.options import has_execution, run_flags, shared_parser, use_device
+from benchmarks.patching import after_call
+from lorabench.config import RunConfig
+from lorabench.environment import environment
+from lorabench.errors import EXIT_RUN_FAILED, ConfigError, RunError
+from lorabench.results import read_run, write_json_atomic
+from lorabench.table import UNKNOWN
+from lorabench.train import quiet_libraries
+
+SCHEMA_VERSION = 1
+WATCHED = "--watched"
+MOMENTS_FILE = "moments.json"
+WARMUP_STEPS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == [WATCHED]:
+        return run_watched(Path(words[1]), words[2:])
+    options = parse(words)
+    quiet_libraries()
+    use_device(options)
+    flags = [*run_flags(options, options.model, options.batch_size), "--epochs", str(options.epochs)]
+    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "environment": environment()}
+    try:
+        # First, while this process holds no memory of the GPU.
+        record["lorabench"] = time_lorabench(options, flags)
+        report(record, options)
+        if options.reference_steps:
+            record["reference"] = time_reference(options, flags, record["lorabench"]["steps"])
+            ratio = record["reference"]["wall_seconds"] / record["lorabench"]["wall_seconds"]
+            record["reference_over_lorabench"] = ratio
+            report(record, options)
+    except (ConfigError, RunError) as error:
+        print(f"epoch_time: failed: {error}", file=sys.stderr)
+        return EXIT_RUN_FAILED
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = shared_parser(__doc__ or "")
+    add = parser.add_argument
+    add("--model", default="llama2-7b", help="preset, or folder of a model (default: llama2-7b)")
+    add("--batch-size", type=int, default=8, help="rows per step (default: 8)")
+    add("--epochs", type=int, default=5, help="default: 5")
+    add("--execution", default="captured", help="of lorabench, where the package has the flag (default: captured)")
+    add("--reference-steps", type=int, default=300, help="steps to extrapolate from; 0 leaves it out (default: 300)")
+    add("--run-dir", type=Path, help="keep lorabench's results and output there; a new folder")
+    return parser.parse_args(arguments)
+
+
+def time_lorabench(options: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
+    """Run it whole, in a process of its own.
+
+    Raises:
+        RunError: it failed; with the end of what it printed.
+    """
+    execution = options.execution if has_execution(RunConfig()) else None
+    if execution is not None:
+        flags = [*flags, "--execution", execution]
+    with tempfile.TemporaryDirectory(prefix="epoch-time-") as temporary:
+        folder = options.run_dir or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--watched", str(folder), *flags, "--output-dir", str(folder / "run")]
+        log = folder / "log.txt"
+        with log.open("wb") as file:
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        if code != 0:
+            printed = log.read_text(encoding="utf-8", errors="replace")
+            raise RunError(f"lorabench exited with {code}:\n{printed[-4000:]}")
+        moments = json.loads((folder / MOMENTS_FILE).read_text(encoding="utf-8"))
+        return lorabench_figures(read_run(folder / "run"), moments, execution)
+
+
+def run_watched(folder: Path, flags: Sequence[str]) -> int:
+    """`lorabench.train` in this process, with a look at the clock where `run.json` has no figure. Returns its code.
+
+    Writes, in seconds: how long the construction of the model took, and when, counted from the process's start, the
+    first step began and when it was through on the device.
+    """
+    from lorabench import assembly, run, train
+
+    started = psutil.Process().create_time()
+    moments: dict[str, float] = {}
+
+    def note_construction(classifier: Any, began: float) -> None:
+        synchronize()
+        moments["model_construction_seconds"] = time.time() - began
+
+    def watch_first_step(built: Any, began: float) -> None:
+        step = built.execution.step
+
+        def first_step(*arguments: Any, **keywords: Any) -> Any:
+            moments["first_step_began_seconds"] = time.time() - started
+            outcome = step(*arguments, **keywords)
+            synchronize()
+            moments["first_step_seconds"] = time.time() - started
+            built.execution.step = step
+            return outcome
+
+        built.execution.step = first_step
+
+    with (
+        after_call(assembly, "build_classifier", note_construction),
+        after_call(run, "build", watch_first_step),
+    ):
+        code = train.main(flags)
+    write_json_atomic(folder / MOMENTS_FILE, moments)
+    return code
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one in use."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def lorabench_figures(run: Mapping[str, Any], moments: Mapping[str, float], execution: str | None) -> dict[str, Any]:
+    """What is reported of a whole run.
+
+    Args:
+        run: its `run.json`.
+        moments: see `run_watched`.
+        execution: the flag; None where the package has none.
+    """
+    construction = moments["model_construction_seconds"]
+    memory = run["memory"][0]["phases"]["train"]
+    return {
+        "execution": execution,
+        "precision": run["precision"],
+        "steps": run["steps"],
+        "evaluations": 1 + len(run["history"]),
+        "wall_seconds": run["wall_seconds"] - construction,
+        "wall_seconds_with_construction": run["wall_seconds"],
+        "train_seconds": run["train_seconds"],
+        "ms_per_step": 1e3 * run["train_seconds"] / run["steps"],
+        **moments,
+        "allocated_gb": memory["allocated_gb"],
+        "reserved_gb": memory["reserved_gb"],
+        "losses": [record["loss"] for record in run["history"]],
+    }
+
+
+def time_reference(options: argparse.Namespace, flags: Sequence[str], steps: int) -> dict[str, Any]:
+    """Train some steps by the reference recipe, evaluate once, and extrapolate to `steps`."""
+    from benchmarks.reference import TrainerContestant, trainer_recipe
+    from benchmarks.workload import load_workload
+
+    workload = load_workload(flags)
+    recipe = trainer_recipe("reference", workload)
+    contestant = TrainerContestant(workload, recipe)
+    windows = workload.windows(WARMUP_STEPS + options.reference_steps)
+    run = contestant.run(windows[WARMUP_STEPS:], windows[:WARMUP_STEPS])
+    figures = extrapolate(run.seconds / options.reference_steps, contestant.evaluate(), steps, options.epochs)
+    return {"recipe": recipe.describe(), "reference_steps": options.reference_steps, **figures}
+
+
+def extrapolate(step_seconds: float, evaluation_seconds: float, steps: int, epochs: int) -> dict[str, Any]:
+    """A run's figures from those of a step and of an evaluation; one evaluation an epoch."""
+    train_seconds = steps * step_seconds
+    return {
+        "steps": steps,
+        "evaluations": epochs,
+        "ms_per_step": 1e3 * step_seconds,
+        "evaluation_seconds": evaluation_seconds,
+        "train_seconds": train_seconds,
+        "wall_seconds": train_seconds + epochs * evaluation_seconds,
+    }
+
+
+def report(record: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Print the table as it stands, and write the JSON file."""
+    columns = ("wall s", "train s", "ms/step", "steps", "evaluations", "first step s", "model s")
+    keys = (
+        *("wall_seconds", "train_seconds", "ms_per_step", "steps", "evaluations", "first_step_seconds"),
+        "model_construction_seconds",
+    )
+    print(f"\n### {options.model}, batch {options.batch_size}, {options.epochs} epochs\n")
+    print("| | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    for side in ("reference", "lorabench"):
+        if side in record:
+            detail = "(extrapolated)" if side == "reference" else record[side]["execution"] or ""
+            cells = [UNKNOWN if record[side].get(key) is None else f"{record[side][key]:.4g}" for key in keys]
+            print(f"| {side} {detail} | " + " | ".join(cells) + " |")
+    if "reference_over_lorabench" in record:
+        print(f"\nEnd to end: {record['reference_over_lorabench']:.1f} times faster.")
+    sys.stdout.flush()
+    if options.output is not None:
+        write_json_atomic(options.output, record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

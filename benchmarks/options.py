@@ -1,0 +1,52 @@
+"""Flags that the benchmarks share, and the command line of `lorabench.train` that they stand for."""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from lorabench.config import RunConfig
+
+
+def shared_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags for data, precision, device and output."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = os.environ.get("LORABENCH_DATA")
+    known = Path(data) / "disaster_tweets" / "train.csv" if data else None
+    parser.add_argument(
+        "--train-file",
+        type=Path,
+        default=known,
+        required=known is None,
+        help="CSV of the tweets, columns text and target (default: the one in LORABENCH_DATA)",
+    )
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="of lorabench (default: auto)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    return parser
+
+
+def use_device(options: argparse.Namespace) -> None:
+    """Make accelerate, and processes started from here, follow `--device`."""
+    if options.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def run_flags(options: argparse.Namespace, model: str, batch_size: int) -> list[str]:
+    """Flags of a run on the tweets with random weights."""
+    values = {
+        "model": model, "weights": "random", "task": "disaster-tweets", "train-file": options.train_file,
+        "batch-size": batch_size, "precision": options.precision,
+    }  # fmt: skip
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def has_execution(config: RunConfig) -> bool:
+    """Whether this version of the package lets one choose how a step is executed."""
+    return any(
+        field.name == "execution"
+        for section in dataclasses.fields(config)
+        for field in dataclasses.fields(getattr(config, section.name))
+    )
