@@ -29,7 +29,7 @@ def fits(longest_text: int, head_size: int, dtype: torch.dtype, device: torch.de
 @cache
 def _has_triton() -> bool:
     try:
-        import triton  # noqa: F401
+        import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     return True
@@ -135,7 +135,8 @@ def _backward(
 def _(
     gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return tuple(t.new_empty(t.shape[1], t.shape[0], t.shape[2]).transpose(0, 1) for t in (query, key, value))
+    found = [t.new_empty(t.shape[1], t.shape[0], t.shape[2]).transpose(0, 1) for t in (query, key, value)]
+    return found[0], found[1], found[2]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

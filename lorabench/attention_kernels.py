@@ -1,5 +1,7 @@
 """The Triton kernels of `attention`: one program per text and head. Importing this needs Triton."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 import torch
 import triton
 import triton.language as tl

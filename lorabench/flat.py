@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Every parameter starts at a multiple of so many numbers: 16 bytes, even in half precision.
-_ALIGNMENT = 8
 # As in `torch.nn.utils.clip_grad_norm_`: keeps the factor finite where the norm is 0.
 _CLIP_EPSILON = 1e-6
 
@@ -17,21 +15,23 @@ class FlatGradients:
 
     Args:
         parameters: trainable ones, of one dtype on one device; their `grad` become views of the buffer.
+        alignment: each parameter starts at a multiple of so many numbers.
 
     Attributes:
         parameters: in the buffer's order.
         buffer: [numbers], in the parameters' dtype; the few between two parameters are zero.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], alignment: int = 1) -> None:
         kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
         if len(kinds) != 1:
             raise TypeError(f"trainable parameters of {len(kinds)} dtypes or devices; expected one")
         ((dtype, device),) = kinds
         self.parameters = list(parameters)
+        self._alignment = alignment
         self._starts = [0]
         for parameter in parameters:
-            self._starts.append(self._starts[-1] + parameter.numel() + -parameter.numel() % _ALIGNMENT)
+            self._starts.append(self._starts[-1] + parameter.numel() + -parameter.numel() % alignment)
         self.buffer = torch.zeros(self._starts[-1], dtype=dtype, device=device)
         for parameter, gradient in zip(parameters, self.views(self.buffer), strict=True):
             parameter.grad = gradient
@@ -52,16 +52,15 @@ class FlatGradients:
         """Where a parameter starts in the buffer; its end for one past the last."""
         return self._starts[index]
 
+    def lay_out(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tensors one after the other, with the gaps that the buffer has between them."""
+        return torch.cat([F.pad(tensor.flatten(), (0, -tensor.numel() % self._alignment)) for tensor in tensors])
+
     def clip(self, max_norm: float) -> torch.Tensor:
         """Scale to that norm where it is larger. Returns the norm before, scalar."""
         norm = torch.linalg.vector_norm(self.buffer)
         self.buffer.mul_((max_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0))
         return norm
-
-
-def lay_out(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Tensors one after the other, with the gaps that a flat buffer has between them."""
-    return torch.cat([F.pad(tensor.flatten(), (0, -tensor.numel() % _ALIGNMENT)) for tensor in tensors])
 
 
 def flatten_values(flat: FlatGradients) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Job:
     """
 
     model: torch.nn.Module
-    packed: PackedClassifier | None
+    packed: PackedClassifier | None = None
     execution: Execution
     schedule: Any
     plan: StepPlan

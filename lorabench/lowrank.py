@@ -25,7 +25,7 @@ _SIBLINGS = (
     ("gate_proj", "up_proj"),
 )
 # Rows of a weight start at multiples of 16 bytes, which fast matrix kernels need; 8 numbers of 16 bit.
-_ALIGNMENT = 8
+ALIGNMENT = 8
 
 
 class _Augmented(torch.autograd.Function):
@@ -92,7 +92,7 @@ class JointProjection(nn.Module):
             self.spans = tuple(
                 (start, start + adapter.out_features) for start, adapter in zip(starts, adapters, strict=True)
             )
-        self.unused = -(self.rank * self.adapters) % _ALIGNMENT
+        self.unused = -(self.rank * self.adapters) % ALIGNMENT
         self.weight = self._join(bases)
         with torch.no_grad():
             biases = [base.bias for base in bases if base.bias is not None]

@@ -220,9 +220,7 @@ class Packer:
         return make_pack(self.source, [longest] * fitting, length, self.texts, longest=self.longest)
 
 
-def evaluation_runs(
-    lengths: Sequence[int], world_size: int, rank: int, most_tokens: int = EVALUATION_TOKENS
-) -> list[MicroBatch]:
+def evaluation_runs(lengths: Sequence[int], world_size: int, rank: int, most_tokens: int) -> list[MicroBatch]:
     """One rank's share of an evaluation: rows by falling length, as many per pass as `most_tokens` allows.
 
     Every row is on exactly one rank, and the number of passes is the same on each.

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from lorabench.flat import FlatGradients, flatten_values, lay_out
-from lorabench.lowrank import JointProjections
+from lorabench.flat import FlatGradients, flatten_values
+from lorabench.lowrank import ALIGNMENT, JointProjections
 from lorabench.packed import PackedClassifier
 from lorabench.packing import Pack
 from lorabench.scoring import weighted_losses
@@ -52,7 +52,7 @@ class PackedPasses:
         joined = [parameter for joint in self._joints.joints for parameter in joint.trained]
         known = {id(parameter) for parameter in joined}
         self._others = [p for p in packed.classifier.parameters() if p.requires_grad and id(p) not in known]
-        self.flat = FlatGradients([*joined, *self._others])
+        self.flat = FlatGradients([*joined, *self._others], alignment=ALIGNMENT)
         self._values = flatten_values(self.flat)
         self._joined_size = self.flat.start_of(len(joined))
         # The joint projections compute with copies in their own dtype, renewed in each pass.
@@ -105,8 +105,8 @@ class PackedPasses:
         with torch.no_grad():
             count = len(self._leaves)
             if count:
-                self.flat.buffer[: self._joined_size] += lay_out(gradients[:count])
-            self.flat.buffer[self._joined_size :] += lay_out(gradients[count:])
+                self.flat.buffer[: self._joined_size] += self.flat.lay_out(gradients[:count])
+            self.flat.buffer[self._joined_size :] += self.flat.lay_out(gradients[count:])
             self.loss += loss.detach()
         return losses.detach()
 

@@ -1,6 +1,7 @@
 """A packed text gets the logits and gradients of its padded row, whatever it is packed with."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -10,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
+from toys import OneRank
 
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs
+from lorabench.evaluation import predict_logits
 from lorabench.packed import PackedClassifier, block_mask, find_blocks, try_packing
 from lorabench.packing import make_pack
 from lorabench.passes import PackedPasses
@@ -84,6 +87,22 @@ def test_another_text_in_the_pack_leaves_logits_bit_identical(family: str, model
             after = packed(other)
             for i in range(len(chosen)):
                 assert torch.equal(after[i], before[i]) == (i != changed), (i, changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tokens", [1, 30, 4096])
+def test_packed_evaluation_gives_the_logits_of_padded_evaluation(
+    family: str, tokens: int, models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, rows = models[family]
+    monkeypatch.setattr("lorabench.evaluation.EVALUATION_TOKENS", tokens)
+    ranks: Any = OneRank()
+    padded = predict_logits(packed.classifier, rows, 4, ranks)
+    asked: list[int] = []
+    found = predict_logits(packed.classifier, rows, 4, ranks, between_batches=lambda: asked.append(1), packed=packed)
+    torch.testing.assert_close(found, padded, rtol=1e-5, atol=1e-5)
+    assert (len(asked) == ROWS) == (tokens == 1)
+    assert (len(asked) == 1) == (tokens == 4096)
 
 
 def test_the_sliding_window_of_a_long_text_is_kept(tmp_path: Path) -> None:
