@@ -18,6 +18,10 @@ WARM_UPS = 2
 TIMED = 5
 
 
+class CaptureError(RuntimeError):
+    """A pass does something that a graph cannot hold."""
+
+
 @dataclass(frozen=True)
 class _Captured:
     """A graph with its inputs and its output."""
@@ -36,7 +40,11 @@ class GraphedPasses:
         self._pool: Any = None
 
     def run(self, pack: Pack) -> torch.Tensor:
-        """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites."""
+        """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites.
+
+        Raises:
+            CaptureError: the first pass of this shape cannot be captured.
+        """
         shape = (pack.length, len(pack.labels))
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(pack)
@@ -83,9 +91,17 @@ class GraphedPasses:
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
         graph = torch.cuda.CUDAGraph()
-        # Threads of NCCL may look at events meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            losses = passes.run(inputs)
+        try:
+            # Threads of NCCL may look at events meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                losses = passes.run(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # The generator would wait for a capture that will not end.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise CaptureError(str(error).splitlines()[0]) from error
         self._pool = self._pool or graph.pool()
         torch.cuda.set_rng_state(random, device)
         for tensor, value in kept:

@@ -15,8 +15,9 @@ from lorabench.batching import MicroBatch, TokenizedRows, longest_first
 
 # Packs longer than this are split: attention under a block mask costs the square of the length.
 LONGEST_PACK = 4096
-# Lengths are multiples of this: matrix products take whole tiles of so many rows.
-TILE = 128
+# Lengths are multiples of this. Matrix products do not take longer with every row, but sooner than with every 128: of
+# Llama-2-7B's, on an H200, 256, 288, 320 and 384 tokens take 10.4, 12.2, 14.1 and 14.7 ms.
+TILE = 32
 # Lengths that are prepared for, and the share of packs that may have to be split in two for want of a longer one.
 MOST_LENGTHS = 4
 RARE = 0.01
@@ -141,15 +142,18 @@ def make_pack(
     )
 
 
-def choose_lengths(totals: Sequence[int], longest_text: int, tile: int = TILE, most: int = MOST_LENGTHS) -> list[int]:
+def choose_lengths(
+    totals: Sequence[int], longest_text: int, price: float = 0.0, tile: int = TILE, most: int = MOST_LENGTHS
+) -> list[int]:
     """Pack lengths for micro-batches of `totals` tokens, rising.
 
-    Every multiple of `tile` that packs need, thinned out to `most` where there are more, so that the tokens computed
-    for nothing are fewest. Rare totals get no length of their own: their packs are split.
+    Every multiple of `tile` that packs need, thinned out to `most`, and further to those that are worth their price.
+    Rare totals get no length of their own: their packs are split.
 
     Args:
         totals: tokens of each micro-batch.
         longest_text: tokens of the longest text, which must fit.
+        price: what one more length costs, in tokens computed for nothing over all of `totals`.
     """
     rounded = np.minimum(np.sort(_round_up(np.asarray(totals), tile)), _round_up(LONGEST_PACK, tile))
     common = rounded[: max(1, int(np.ceil(len(rounded) * (1 - RARE))))]
@@ -157,10 +161,12 @@ def choose_lengths(totals: Sequence[int], longest_text: int, tile: int = TILE, m
     largest = max(int(needed[-1]), int(_round_up(longest_text, tile)))
     if needed[-1] != largest:
         needed, counts = np.append(needed, largest), np.append(counts, 0)
-    while len(needed) > most:
+    while len(needed) > 1:
         # Dropping a length makes its packs as long as the next one.
         costs = counts[:-1] * np.diff(needed)
         cheapest = int(costs.argmin())
+        if len(needed) <= most and costs[cheapest] >= price:
+            break
         counts[cheapest + 1] += counts[cheapest]
         needed, counts = np.delete(needed, cheapest), np.delete(counts, cheapest)
     return needed.tolist()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows
-from lorabench.captured import CapturedExecution
+from lorabench.captured import CapturedExecution, blocks_to_recompute
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs
 from lorabench.errors import RunError
@@ -173,6 +173,40 @@ def test_seeds_give_the_same_steps_and_others_do_not(folders: dict[str, Path], a
         torch.manual_seed(seed)
         losses.append([outcome.loss_share.item() for outcome in take_steps(execution, plan)])
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "expected"),
+    [(8.0, 100.0, 0), (8.0, 10.0, 0), (10.0, 10.0, 7), (100.0, 1.0, 32), (1e3, 0.1, 32)],
+)
+def test_only_as_many_blocks_recompute_as_memory_asks_for(needed: float, free: float, expected: int) -> None:
+    """Of 32 blocks; four fifths of what is free may be used."""
+    assert blocks_to_recompute(needed, free, 32) == expected
+
+
+class Timed:
+    """Graphs of which only the time of a pass matters."""
+
+    def __init__(self, pass_s: float) -> None:
+        self._pass_s = pass_s
+
+    def time(self, pack: Any) -> float:
+        return self._pass_s
+
+    def release(self) -> None: ...
+
+
+@pytest.mark.parametrize(("pass_s", "runs", "compiles"), [(0.027, 1, False), (0.027, 50, True), (0.0001, 50, False)])
+def test_long_runs_of_slow_passes_are_compiled(
+    pass_s: float, runs: float, compiles: bool, folders: dict[str, Path], accelerator: Accelerator
+) -> None:
+    said: list[str] = []
+    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2), say=said.append)
+    execution._graphs = Timed(pass_s)  # pyright: ignore
+    lengths, found = execution._weigh_compiling([60, 100, 120, 90, 200] * 20, runs)  # pyright: ignore
+    assert found == compiles
+    assert lengths == sorted(lengths) and lengths[-1] >= 200
+    assert ("not compiled" in said[0]) == (not compiles)
 
 
 def test_checkpointed_blocks_change_no_number(folders: dict[str, Path], accelerator: Accelerator) -> None:
