@@ -29,6 +29,10 @@ if wants_deepspeed "$@"; then
     extras=demo,deepspeed
 fi
 case " $* " in
+    *" --quantize none "* | *" --quantize=none "*) ;;
+    *" --quantize nf4 "* | *" --quantize=nf4 "* | *" --task reclor "* | *" --task=reclor "*) extras="$extras,quantize" ;;
+esac
+case " $* " in
     *" --track wandb "* | *" --track=wandb "*) extras="$extras,wandb" ;;
     *" --track tensorboard "* | *" --track=tensorboard "*) extras="$extras,tensorboard" ;;
 esac

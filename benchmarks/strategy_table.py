@@ -85,7 +85,11 @@ def make_models(base: Path, llama_layers: int | None) -> list[Path]:
         bos_token_id=1, eos_token_id=2, dtype=torch.bfloat16,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForSequenceClassification._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForSequenceClassification._from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # this process keeps the GPU's context, and should keep no more
     tiny.tiny_tokenizer("llama").save_pretrained(folder)
     return [folder]
 

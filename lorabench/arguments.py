@@ -46,6 +46,7 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM) -> RunConfig
         *find_issues(config),
         *missing_files(config.data),
         *missing_tracker(config.run),
+        *missing_quantizer(config.model),
     ]
     if issues:
         raise ConfigError(issues)
@@ -65,6 +66,16 @@ def missing_tracker(run: RunOptions) -> list[str]:
     if run.track == "none" or find_spec(run.track) is not None:
         return []
     return [f"--track {run.track}: the package is not installed; expected `pip install {run.track}` before"]
+
+
+def missing_quantizer(model: ModelConfig) -> list[str]:
+    """A message if 4-bit weights are asked for, or are a task's default, and their package is not installed."""
+    if model.quantize == "none" or find_spec("bitsandbytes") is not None:
+        return []
+    return [
+        f"--quantize {model.quantize}: the package is not installed; expected `pip install bitsandbytes` before, or "
+        "--quantize none"
+    ]
 
 
 def _scan(arguments: Sequence[str], name: str) -> str | None:

@@ -14,12 +14,14 @@ from lorabench.description import inspect_model, load_model_config, model_source
 from lorabench.errors import ConfigError
 from lorabench.execution import Execution
 from lorabench.execution_choice import Choice, build_execution, choose_execution
+from lorabench.footprint import WeightCount
 from lorabench.job import Job
 from lorabench.meters import MemoryMonitor
 from lorabench.model import Placement, build_classifier
 from lorabench.optim import build_optimizer, build_schedule, total_steps
 from lorabench.precision import DTYPES
 from lorabench.presets import task_preset
+from lorabench.quantization import hold_plainly
 from lorabench.ranks import Ranks
 from lorabench.setting import Setting
 from lorabench.strategies import is_deepspeed, splits_weights
@@ -38,13 +40,13 @@ class Inputs:
     """What the model reads, and its description: everything but weights.
 
     Attributes:
-        base_parameters: parameters of base model and head.
+        weights: parameters of base model and head.
     """
 
     model_config: "PretrainedConfig"
     tokenizer: "PreTrainedTokenizerBase"
     collators: dict[str, PaddedCollator]
-    base_parameters: int
+    weights: WeightCount
 
     @property
     def tokens(self) -> dict[str, TokenizedRows]:
@@ -70,7 +72,8 @@ def prepare_inputs(setting: Setting) -> Inputs:
         task_preset(config.data.task).add_prefix_space,
     )
     model_config.pad_token_id = pad_id(tokenizer)
-    parameters = inspect_model(config.model, config.lora, model_config, config.data.max_length)
+    on_cpu = setting.ranks.device.type == "cpu"
+    weights = inspect_model(config.model, config.lora, model_config, config.data.max_length, on_cpu)
     collators = {
         split: PaddedCollator(
             tokenize(rows, tokenizer, config.data.max_length, f"the {split} rows"),
@@ -80,7 +83,7 @@ def prepare_inputs(setting: Setting) -> Inputs:
         for split, rows in data.splits().items()
     }
     check_vocabulary(config, model_config, collators)
-    return Inputs(model_config, tokenizer, collators, parameters)
+    return Inputs(model_config, tokenizer, collators, weights)
 
 
 def check_vocabulary(
@@ -131,14 +134,9 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
     config, ranks = setting.config, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
-    checkpointing = use_checkpointing(setting, inputs.base_parameters * frozen_dtype.itemsize)
-    placement = Placement(
-        device=ranks.device,
-        frozen_dtype=frozen_dtype,
-        trainable_dtype=distributed.trainable_dtype(setting.strategy, setting.precision),
-        load_on_cpu=splits_weights(setting.strategy),
-        checkpointing=checkpointing,
-    )
+    frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
+    checkpointing = use_checkpointing(setting, frozen_bytes)
+    placement = _place(setting, frozen_dtype, checkpointing)
     classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
@@ -168,6 +166,21 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     )
 
 
+def _place(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
+    splits = splits_weights(setting.strategy)
+    return Placement(
+        device=setting.ranks.device,
+        frozen_dtype=frozen_dtype,
+        trainable_dtype=distributed.trainable_dtype(setting.strategy, setting.precision),
+        # 4-bit weights are quantised where they are used, and small.
+        load_on_cpu=splits and setting.config.model.quantize == "none",
+        checkpointing=checkpointing,
+        # FSDP shards no tensors of whole numbers.
+        quant_storage=frozen_dtype if setting.strategy == "FSDP2" else torch.uint8,
+        regathers=splits,
+    )
+
+
 def prepare(setting: Setting, classifier: SequenceClassifier) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Hand the classifier to the strategy, and build its optimizer over the parameters that the strategy holds.
 
@@ -181,6 +194,7 @@ def prepare(setting: Setting, classifier: SequenceClassifier) -> tuple[torch.nn.
     if ranks.spans_machines:
         check_same_weights(classifier, ranks)
     if setting.strategy == "FSDP2":
+        hold_plainly(classifier)
         sharding.shard(classifier, classifier.body, distributed.fsdp_plugin(accelerator), ranks.device)
     # In evaluation mode accelerate adds autocast, and not DistributedDataParallel: gradients cross ranks in one piece.
     prepared = accelerator.prepare_model(classifier, device_placement=False, evaluation_mode=True)

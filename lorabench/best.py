@@ -156,6 +156,12 @@ class BestAdapter:
             "trainable parameters": f"{self._built.counts.trainable:,}",
             "rows are cut at": f"{config.data.max_length} tokens",
         }
+        base: Any = self._built.classifier.adapted.get_base_model()
         return checkpoint.model_card(
-            model_source(config.model), data.labels, pad_id(self._inputs.tokenizer), config.data.max_length, facts
+            model_source(config.model),
+            data.labels,
+            pad_id(self._inputs.tokenizer),
+            config.data.max_length,
+            facts,
+            quantization=getattr(base.config, "quantization_config", None),
         )

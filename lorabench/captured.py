@@ -152,7 +152,7 @@ class CapturedExecution(EagerExecution):
             tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
             options.append((tokens * runs_of_totals * token_s + length_s * len(lengths), lengths, compiles))
         plain, compiled = options
-        _, lengths, compiles = min(options)
+        _, lengths, compiles = min(options) if self._passes.can_compile else plain
         self._say(
             f"packs of {', '.join(map(str, lengths))} tokens, {'compiled' if compiles else 'not compiled'}: about "
             f"{packs:.0f} passes would take {compiled[0]:.0f} s compiled, compiling included, and {plain[0]:.0f} s not"

@@ -107,11 +107,17 @@ class ParameterCounts:
         return 100 * self.trainable / self.total
 
 
+def logical_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole weight that a parameter stands for: packed 4-bit weights and ZeRO-3 shards have another."""
+    packed = getattr(parameter, "quant_state", None)
+    return tuple(packed.shape if packed is not None else getattr(parameter, "ds_shape", parameter.shape))
+
+
 def count_parameters(adapted: PeftModel) -> ParameterCounts:
-    """Logical sizes, also where a strategy holds only a shard or an empty stand-in (ZeRO-3)."""
+    """Logical sizes, whatever is packed (4 bits), or only a shard or an empty stand-in on this rank (ZeRO-3)."""
     base = adapter = trainable = 0
     for name, parameter in adapted.named_parameters():
-        size = math.prod(getattr(parameter, "ds_shape", parameter.shape))
+        size = math.prod(logical_shape(parameter))
         if "lora_" in name:
             adapter += size
         elif ".modules_to_save." not in name:

@@ -16,6 +16,7 @@ from lorabench.errors import IssueList
 Weights = Literal["pretrained", "random"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 FrozenDtype = Literal["auto", "fp32"]
+Quantization = Literal["none", "nf4"]
 AttentionImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 LoraBias = Literal["none", "all", "lora_only"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
@@ -42,6 +43,9 @@ class ModelConfig:
     """Compute dtype. `auto`: the launcher's fp16 or bf16; else the preset's on CUDA and fp32 on CPU."""
     frozen_dtype: FrozenDtype = "auto"
     """Dtype of the frozen weights. `auto`: the compute dtype; `fp32`: full precision under autocast."""
+    quantize: Quantization = "none"
+    """`nf4` holds the frozen linear layers in 4 bits (QLoRA, arXiv:2305.14314), double quantisation included; head,
+    embeddings and norms keep the compute dtype. Needs bitsandbytes."""
     attn_implementation: AttentionImplementation = "auto"
     """Attention kernels; `auto` leaves the choice to transformers."""
     gradient_checkpointing: Checkpointing = "auto"
@@ -224,7 +228,27 @@ def find_issues(config: RunConfig) -> list[str]:
         fits = math.isfinite(limit) and limit > 0
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
+    issues.extend(quantization_issues(config))
     issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
+    return list(issues)
+
+
+def quantization_issues(config: RunConfig) -> list[str]:
+    """What a 4-bit base model cannot do."""
+    issues = IssueList()
+    if config.model.quantize == "nf4":
+        frozen, bias = config.model.frozen_dtype, config.lora.lora_bias
+        issues.check(
+            frozen == "auto",
+            f"--frozen-dtype {frozen}: --quantize nf4 holds the frozen weights in 4 bits; expected auto, or "
+            "--quantize none",
+        )
+        # bitsandbytes casts the biases of its layers to the compute dtype at the first forward pass.
+        issues.check(
+            bias == "none",
+            f"--lora-bias {bias}: --quantize nf4 keeps the biases of its layers in the compute dtype, too coarse to "
+            "train; expected none, or --quantize none",
+        )
     return list(issues)
 
 

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from lorabench.config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
+from lorabench.footprint import WeightCount
 from lorabench.hub import explain_hub_error
 from lorabench.presets import ARCHITECTURES, MODELS
+from lorabench.quantization import count_weights, cpu_issues
 
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
@@ -63,12 +65,15 @@ def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
             setattr(model_config, name, probability)
 
 
-def inspect_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int) -> int:
-    """Refuse what can be refused before the weights are loaded. Returns the number of parameters, head included.
+def inspect_model(
+    config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int, on_cpu: bool = False
+) -> WeightCount:
+    """Refuse what can be refused before the weights are loaded. Returns how many parameters there are.
 
     Raises:
         ConfigError: no known LoRA targets or none of that name, no classifier for this type, an attention
-            implementation that is not there, or rows longer than the model's positions.
+            implementation that is not there, a checkpoint that is quantised already, 4-bit layers that the CPU cannot
+            have, or rows longer than the model's positions.
     """
     issues = IssueList()
     if model_config.model_type not in ARCHITECTURES and lora.lora_targets == "auto":
@@ -81,19 +86,32 @@ def inspect_model(config: ModelConfig, lora: LoraArgs, model_config: PretrainedC
         issues.add(
             f"--model {config.model}: transformers has no sequence classifier of type {model_config.model_type!r}"
         )
+    if getattr(model_config, "quantization_config", None) is not None:
+        # Such a checkpoint brings its own list of what is not quantised, and no classifier's head is in it.
+        issues.add(
+            f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
+            "--quantize nf4 quantises as it loads"
+        )
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None:
         # RoBERTa counts positions from the pad id on.
         usable = positions - (model_config.pad_token_id + 1 if model_config.model_type == "roberta" else 0)
         issues.check(max_length <= usable, f"--max-length {max_length}: expected at most the model's {usable}")
     issues.raise_if_any()
-    skeleton = _build_skeleton(config, model_config)
+    skeleton = build_skeleton(config, model_config)
     _check_targets(lora, model_config.model_type, skeleton)
-    return sum(parameter.numel() for parameter in skeleton.parameters())
+    if config.quantize == "nf4" and on_cpu:
+        issues.extend(cpu_issues(skeleton))
+        issues.raise_if_any()
+    return count_weights(skeleton)
 
 
-def _build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:
-    """The model without storage, on the meta device."""
+def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:
+    """The model without storage, on the meta device.
+
+    Raises:
+        ConfigError: transformers cannot build it with these settings.
+    """
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(

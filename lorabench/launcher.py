@@ -15,6 +15,7 @@ under gradient checkpointing.
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from lorabench.config import ModelConfig
+from lorabench.config import DataConfig, ModelConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.footprint import WeightCount, count_preset
 from lorabench.hardware import Gpu, check_driver, list_gpus
 from lorabench.launch_options import (
     CONFIGS,
@@ -33,7 +35,7 @@ from lorabench.launch_options import (
     take_launch_options,
     take_option,
 )
-from lorabench.presets import MODELS, ModelPreset
+from lorabench.presets import MODELS, ModelPreset, resolve_defaults, task_preset
 
 LAUNCH_VARIABLE = "LORABENCH_LAUNCH"
 """Environment variable in which the training process finds the launch command."""
@@ -42,6 +44,8 @@ _GB = 10**9
 _WEIGHT_FACTOR = 1.1
 _RESERVED_BYTES = 2 * _GB
 _BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Matrices of a checkpoint that are no linear layer of the model's body.
+_NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
 
 
 @dataclass(frozen=True)
@@ -172,19 +176,25 @@ def _note_on_one_card(gpu: Gpu, size: ModelSize) -> str:
 def measure_model(arguments: Sequence[str]) -> ModelSize:
     """Size of the frozen weights that these flags ask for, from the preset table or a local folder."""
     model = take_option(arguments, "model")[0] or ModelConfig().model
+    task = take_option(arguments, "task")[0] or DataConfig().task
     precision = take_option(arguments, "precision")[0] or "auto"
     if take_option(arguments, "frozen-dtype")[0] == "fp32":
         precision = "fp32"
+    quantize = take_option(arguments, "quantize")[0] or resolve_defaults(model, task).model.quantize
+    nf4 = quantize == "nf4"
     preset = _find_preset(model)
     if preset is not None:
-        dtype = precision if precision in _BYTES_PER_WEIGHT else preset.precision
-        return ModelSize(model, preset.base_parameters * _BYTES_PER_WEIGHT[dtype], dtype)
+        dtype = precision if precision in _BYTES_PER_WEIGHT else task_preset(task).precision or preset.precision
+        size = count_preset(preset).held_bytes(_BYTES_PER_WEIGHT[dtype], nf4)
+        return ModelSize(model, size, "nf4" if nf4 else dtype)
     counted = _read_safetensors(Path(model))
     if counted is None:
         return ModelSize(model, None, "unknown")
-    parameters, stored_bytes = counted
+    weights, stored_bytes = counted
+    if nf4:
+        return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT.get(precision, 2), nf4), "nf4")
     if precision in _BYTES_PER_WEIGHT:
-        return ModelSize(model, parameters * _BYTES_PER_WEIGHT[precision], precision)
+        return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT[precision], nf4), precision)
     return ModelSize(model, stored_bytes, "their stored dtype")
 
 
@@ -195,20 +205,26 @@ def _find_preset(model: str) -> ModelPreset | None:
     return next((preset for preset in MODELS.values() if preset.hub_id == model), None)
 
 
-def _read_safetensors(folder: Path) -> tuple[int, int] | None:
-    """(parameters, bytes) from the headers of a folder's weight files; None where there are none to read."""
-    parameters = stored_bytes = 0
+def _read_safetensors(folder: Path) -> tuple[WeightCount, int] | None:
+    """Parameters and bytes from the headers of a folder's weight files; None where there are none to read."""
+    parameters = linear = stored_bytes = 0
     # `model*` leaves out the second copy of the same weights that some checkpoints carry as consolidated.safetensors.
     for path in folder.glob("model*.safetensors"):
         try:
             with path.open("rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-            parameters += sum(math.prod(entry["shape"]) for entry in tensors)
-            stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors)
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
+            parameters += sum(sizes.values())
+            linear += sum(
+                size
+                for name, size in sizes.items()
+                if len(tensors[name]["shape"]) == 2 and not _NO_LINEAR.search(name)
+            )
+            stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
             return None  # Damaged weights are for the training process to report; here their size is unknown.
-    return (parameters, stored_bytes) if parameters else None
+    return (WeightCount(parameters, linear), stored_bytes) if parameters else None
 
 
 def _gigabytes(count: int) -> str:

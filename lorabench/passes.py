@@ -74,6 +74,11 @@ class PackedPasses:
                 self._updates += mine[joint.adapters :]
 
     @property
+    def can_compile(self) -> bool:
+        """Whether all weights are of dtypes that compiled code computes with; 4-bit ones come packed in bytes."""
+        return all(parameter.is_floating_point() for parameter in self.packed.classifier.parameters())
+
+    @property
     def accumulators(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What passes add to."""
         return self.flat.buffer, self.loss

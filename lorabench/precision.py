@@ -7,7 +7,7 @@ import torch
 
 from lorabench.config import Precision, RunConfig
 from lorabench.errors import ConfigError
-from lorabench.presets import MODELS
+from lorabench.presets import preset_precision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -24,11 +24,11 @@ def resolve_precision(config: RunConfig, use_cuda: bool) -> Literal["fp32", "fp1
         source = "the launcher's mixed precision"
         asked = _launcher_precision()
     if asked == "auto":
-        preset = MODELS.get(config.model.model)
+        preset = preset_precision(config.model.model, config.data.task)
         if not use_cuda:
             asked = "fp32"
         elif preset is not None:
-            asked = preset.precision
+            asked = preset
         else:
             asked = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         source = "the preset"

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,16 @@ def _predict(
     from lorabench.precision import DTYPES
     from lorabench.tokenizer import pad_id
 
+    nf4 = config.model.quantize == "nf4"
+    if nf4 and find_spec("bitsandbytes") is None:
+        raise ConfigError("--run: its base model is held in 4 bits; expected `pip install bitsandbytes` before")
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     compute_dtype = DTYPES[precision] if on_gpu else torch.float32
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else compute_dtype
-    classifier, tokenizer = load_trained_classifier(adapter, classes, device, frozen_dtype, trust_remote_code)
+    classifier, tokenizer = load_trained_classifier(
+        adapter, classes, device, frozen_dtype, trust_remote_code, quantized_from=DTYPES[precision] if nf4 else None
+    )
     # Once more, now into float32: a half-precision base would have rounded the head on the way in.
     load_adapter(classifier.adapted, adapter)
     tokens = tokenize(rows, tokenizer, config.data.max_length, "--input")

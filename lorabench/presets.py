@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 
-from lorabench.config import CUSTOM_TASK, BestMetric, Checkpointing, DataConfig, RunConfig
+from lorabench.config import CUSTOM_TASK, BestMetric, Checkpointing, DataConfig, Quantization, RunConfig
+
+ComputeDtype = Literal["fp32", "fp16", "bf16"]
 
 
 class Settings(TypedDict, total=False):
@@ -30,6 +32,7 @@ class Settings(TypedDict, total=False):
     logging_steps: int
     best_metric: BestMetric
     gradient_checkpointing: Checkpointing
+    quantize: Quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class ModelPreset:
 
     hub_id: str
     model_type: str
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: ComputeDtype
     base_parameters: int
     shape: Mapping[str, Any]
     settings: Settings
@@ -165,6 +168,7 @@ class TaskPreset:
         weigh_all_rows: balanced class weights count all labelled rows, not only the training rows.
         score_hub_test: whether the Hub's test split carries usable labels.
         add_prefix_space: tokenise the first word like any later one, where the tokenizer has the option.
+        precision: compute dtype on CUDA of the task's own experiment, before the model's.
         note: shown when the task is used.
     """
 
@@ -175,6 +179,7 @@ class TaskPreset:
     weigh_all_rows: bool = False
     score_hub_test: bool = True
     add_prefix_space: bool = False
+    precision: ComputeDtype | None = None
     note: str | None = None
     settings: Settings = field(default_factory=Settings)
 
@@ -190,10 +195,12 @@ TASKS: Mapping[str, TaskPreset] = MappingProxyType(
         ),
         "reclor": TaskPreset(
             join="reclor",
+            precision="bf16",
             note="ReClor is licensed for non-commercial research only.",
             settings=Settings(
                 label_column="label", lora_r=16, lora_alpha=16, lora_dropout=0.05, lora_targets="all-linear", epochs=3,
                 batch_size=2, logging_steps=25, gradient_checkpointing="on", best_metric="loss",
+                quantize="nf4",
             ),
         ),
         "sample": TaskPreset(
@@ -239,6 +246,12 @@ def apply_settings(config: RunConfig, settings: Settings) -> RunConfig:
             current, **{key: value for key, value in settings.items() if key in names}
         )
     return RunConfig(**sections)
+
+
+def preset_precision(model: str, task: str) -> ComputeDtype | None:
+    """Compute dtype on CUDA where neither flag nor launcher names one: the task's, else the model's; None: neither."""
+    preset = MODELS.get(model)
+    return task_preset(task).precision or (None if preset is None else preset.precision)
 
 
 def is_synthetic(data: DataConfig) -> bool:

@@ -18,6 +18,7 @@ from lorabench.meters import MemoryMonitor
 from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.setting import Setting
+from lorabench.signals import signals_held
 
 # Seconds that the first rank waits for another one's word on why it ended.
 CAUSE_S = 3.0
@@ -68,7 +69,9 @@ class RecordKeeper:
             every_rank: all ranks end with this error, so the first one's word is enough.
         """
         try:
-            self._write_failure(status, error, every_rank)
+            # A launcher that has seen a rank end sends SIGTERM to the others, which are about to say why.
+            with signals_held():
+                self._write_failure(status, error, every_rank)
         except (OSError, ConfigError) as problem:  # a full disk, say: the run's own error matters more
             print(f"{self.folder / RUN_FILE}: the failure could not be recorded ({problem})", file=sys.stderr)
 
@@ -108,7 +111,12 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
         "execution": None,
-        "model": {"name": config.model.model, "source": model_source(config.model), "weights": config.model.weights},
+        "model": {
+            "name": config.model.model,
+            "source": model_source(config.model),
+            "weights": config.model.weights,
+            "quantize": config.model.quantize,
+        },
         "data": {
             "task": config.data.task,
             "synthetic": is_synthetic(config.data),

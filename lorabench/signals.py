@@ -50,3 +50,14 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Inside, the signals do nothing: for what takes seconds, and after which the process ends anyway."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

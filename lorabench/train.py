@@ -3,6 +3,7 @@
 For one process, `python -m lorabench.train` does. Exit codes: 0 completed, 1 failed, 2 bad input, 130 interrupted.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -72,6 +73,8 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         # DeepSpeed's engine steps the optimizer itself, and a step that fp16 overflowed is skipped on purpose.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+    # PEFT imports bitsandbytes wherever it is there, and on some CPUs that warns of a package that nothing needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -249,3 +249,20 @@ def test_a_long_run_is_compiled_and_gives_the_same_losses(
     monkeypatch.setattr(captured, "COMPILE_S", 0.0)
     _, compiled = run(models["roberta"], tmp_path / "compiled", "--execution", "captured")
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], rel=2e-2)
+
+
+def test_a_pass_that_no_graph_can_hold_runs_without_one(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, expected = run(models["llama"], tmp_path / "captured", "--execution", "captured")
+    call = PackedClassifier.__call__
+
+    def waits_for_the_device(self: PackedClassifier, pack: Any) -> torch.Tensor:
+        logits = call(self, pack)
+        assert logits.sum().item() < 1e30
+        return logits
+
+    monkeypatch.setattr(PackedClassifier, "__call__", waits_for_the_device)
+    _, lines = run(models["llama"], tmp_path / "run", "--execution", "captured")
+    assert "packs run without graphs: capturing one failed" in capsys.readouterr().out
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-2)

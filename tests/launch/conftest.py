@@ -24,6 +24,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def wide_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny pretrained models that can be held in 4 bits on the CPU, by type."""
+    folder = tmp_path_factory.mktemp("wide")
+    return {
+        name: tiny.save_tiny(folder / f"wide-{name}", name, **tiny.WIDE[name]) for name in ("llama", "bert", "roberta")
+    }
+
+
+@pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Data files: 37 training rows with unequal classes, 11 validation rows, 7 test rows with and without labels."""
     folder = tmp_path_factory.mktemp("data")

@@ -14,9 +14,12 @@ from reloading import reload_adapters
 from safetensors.torch import load_file
 
 from lorabench import checkpoint
+from lorabench.config import ModelConfig
+from lorabench.model import load_trained_classifier
 from lorabench.predict import predict_command
 
 TYPES = ("llama", "bert", "roberta")
+QUANTIZED = tuple(f"{name}, nf4" for name in TYPES)
 
 
 @pytest.fixture(autouse=True)
@@ -27,18 +30,24 @@ def fresh_state() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(
-    models: dict[str, Path], files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    models: dict[str, Path],
+    wide_models: dict[str, Path],
+    files: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, tuple[Path, torch.Tensor]]:
-    """Finished runs by type, with the logits that the model in memory gave for the unlabelled test rows."""
+    """Finished runs, of 4-bit models too, with the logits that the model in memory gave for the unlabelled rows."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         kept: list[torch.Tensor] = []
         patch.setattr("lorabench.run.write_predictions", lambda path, ids, labels, logits: kept.append(logits))
-        for name in TYPES:
-            run = tmp_path_factory.mktemp(name) / "run"
+        for name in (*TYPES, *QUANTIZED, "llama, nf4, bf16"):
+            kind, *settings = name.split(", ")
+            run = tmp_path_factory.mktemp(kind) / "run"
             flags = tiny.run_flags(
-                models[name], files["train"], files["validation"], run, lora_dropout=0.1, test_file=files["unlabelled"]
-            )
+                wide_models[kind] if settings else models[kind], files["train"], files["validation"], run,
+                lora_dropout=0.1, test_file=files["unlabelled"], quantize="nf4" if settings else None,
+                precision="bf16" if "bf16" in settings else None,
+            )  # fmt: skip
             assert tiny.train_in_process(flags) == 0
             found[name] = (run, kept[-1])
     return found
@@ -51,7 +60,7 @@ def reloaded(trained: dict[str, tuple[Path, torch.Tensor]], tmp_path_factory: py
     return reload_adapters(runs, tiny.texts(7, seed=6), tmp_path_factory.mktemp("fresh"))
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", [*TYPES, *QUANTIZED])
 def test_the_cards_own_code_reproduces_the_logits_in_a_fresh_process(
     name: str, trained: dict[str, tuple[Path, torch.Tensor]], reloaded: Any
 ) -> None:
@@ -59,11 +68,22 @@ def test_the_cards_own_code_reproduces_the_logits_in_a_fresh_process(
     torch.testing.assert_close(logits, trained[name][1], rtol=1e-5, atol=1e-5)
     assert logits.std(dim=0).min() > 1e-3
     assert reloaded[name]["pad"] not in reloaded[name]["last"]
-    if name == "llama":
+    if name.startswith("llama"):
         assert reloaded[name]["pad"] == 2, "the end-of-text token"
 
 
-@pytest.mark.parametrize("name", TYPES)
+def test_the_card_of_a_model_in_four_bits_loads_the_same_bits_for_every_compute_dtype(
+    trained: dict[str, tuple[Path, torch.Tensor]], reloaded: Any
+) -> None:
+    name = "llama, nf4, bf16"
+    logits, expected = torch.tensor(reloaded[name]["logits"]), trained[name][1]
+    # The run keeps its head in float32, and plain PEFT the whole model in bfloat16, with 8 bits of a number.
+    assert (logits - expected).norm() < 2e-2 * expected.norm()
+    full_precision = torch.tensor(reloaded["llama, nf4"]["logits"])
+    assert not torch.equal(logits, full_precision)
+
+
+@pytest.mark.parametrize("name", [*TYPES, *QUANTIZED])
 def test_predict_reproduces_the_trained_models_logits(
     name: str,
     trained: dict[str, tuple[Path, torch.Tensor]],
@@ -76,6 +96,23 @@ def test_predict_reproduces_the_trained_models_logits(
     run, logits = trained[name]
     predict_command(run, files["unlabelled"], tmp_path / "out.csv", batch_size=3)
     torch.testing.assert_close(kept[0], logits, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_quantises_weights_of_the_runs_dtype_whatever_it_computes_in(
+    trained: dict[str, tuple[Path, torch.Tensor]], wide_models: dict[str, Path]
+) -> None:
+    adapter = trained["llama, nf4, bf16"][0] / "adapter"
+
+    def packed(classifier: torch.nn.Module) -> torch.Tensor:
+        return torch.cat([p.data.flatten() for p in classifier.parameters() if p.dtype == torch.uint8])
+
+    def load(quantized_from: torch.dtype) -> torch.nn.Module:
+        return load_trained_classifier(adapter, 2, torch.device("cpu"), torch.float32, False, quantized_from)[0]
+
+    same, other = load(torch.bfloat16), load(torch.float32)
+    run = tiny.build_tiny(wide_models["llama"], model=ModelConfig(quantize="nf4"), frozen_dtype=torch.bfloat16)
+    assert torch.equal(packed(same), packed(run)) and not torch.equal(packed(other), packed(run))
+    assert {p.dtype for p in same.parameters()} == {torch.uint8, torch.float32}
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -74,6 +74,15 @@ VALUES: dict[str, tuple[Changes, str]] = {
     "positive": ({"positive_label": "yes"}, r"--positive-label 'yes': expected '0' or '1'"),
     "targets": ({"lora_targets": "query,,value"}, r"--lora-targets 'query,,value': expected comma-separated"),
     "fp16": ({"precision": "fp16"}, r"--precision fp16: expected a GPU; on the CPU use fp32 or bf16"),
+    "frozen in four bits": (
+        {"quantize": "nf4", "frozen_dtype": "fp32"},
+        r"--frozen-dtype fp32: --quantize nf4 holds the frozen weights in 4 bits; expected auto, or --quantize none",
+    ),
+    "biases in four bits": ({"quantize": "nf4", "lora_bias": "all"}, r"--lora-bias all: --quantize nf4 .*; expected"),
+    "blocks of four bits": (
+        {"quantize": "nf4"},
+        r"--quantize nf4: bert\.encoder\.layer\.0\.attention\.self\.query has 32 inputs; expected multiples",
+    ),
     "positions": ({"max_length": tiny.POSITIONS + 1}, r"--max-length 129: expected at most the model's 128"),
     "too many rows": ({"batch_size": 38}, r"--batch-size 38 x .* = 38 rows per step: more than the 37 training rows"),
     "accumulated": (

@@ -10,7 +10,7 @@ from lorabench import arguments
 from lorabench.arguments import parse_run_config, report_config_error
 from lorabench.config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
-from lorabench.presets import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings
+from lorabench.presets import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings, preset_precision
 
 # Every flag: (words after it that are nobody's default, its section, the value they give).
 FLAGS: dict[str, tuple[list[str], str, Any]] = {
@@ -20,6 +20,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--precision": (["bf16"], "model", "bf16"),
     "--execution": (["eager"], "optim", "eager"),
     "--frozen-dtype": (["fp32"], "model", "fp32"),
+    "--quantize": (["nf4"], "model", "nf4"),
     "--attn-implementation": (["sdpa"], "model", "sdpa"),
     "--gradient-checkpointing": (["off"], "model", "off"),
     "--base-dropout": (["0.2"], "model", 0.2),
@@ -247,10 +248,17 @@ COMMON = {
     "weight_decay": 0.001, "max_length": 512, "lora_bias": "none", "eval_batch_size": 8, "best_metric": "loss",
     "class_weights": "balanced", "seed": 42,
 }  # fmt: skip
-TWEETS = {"batch_size": 8, "epochs": 5, "lora_alpha": 16, "lora_targets": "auto", "logging_steps": 1}
+TWEETS = {
+    "quantize": "none",
+    "batch_size": 8,
+    "epochs": 5,
+    "lora_alpha": 16,
+    "lora_targets": "auto",
+    "logging_steps": 1,
+}
 RECLOR = {
     "batch_size": 2, "epochs": 3, "logging_steps": 25, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.05,
-    "lora_targets": "all-linear", "gradient_checkpointing": "on",
+    "lora_targets": "all-linear", "gradient_checkpointing": "on", "quantize": "nf4", "precision": "auto",
 }  # fmt: skip
 
 
@@ -285,6 +293,35 @@ def test_models_are_those_of_the_experiments(
     preset = MODELS[model]
     assert (preset.hub_id, preset.precision, preset.base_parameters) == (hub_id, precision, parameters)
     assert ARCHITECTURES[preset.model_type].targets == targets
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "precision"),
+    [
+        ("llama2-7b", "disaster-tweets", "fp16"),
+        ("llama2-7b", "reclor", "bf16"),
+        ("roberta-large", "reclor", "bf16"),
+        ("roberta-large", "owner/data", "fp32"),
+        ("owner/model", "reclor", "bf16"),
+        ("owner/model", "disaster-tweets", None),
+    ],
+)
+def test_the_tasks_precision_goes_before_the_models(model: str, task: str, precision: str | None) -> None:
+    assert preset_precision(model, task) == precision
+
+
+@pytest.mark.parametrize("words", [["--quantize", "nf4"], ["--task", "reclor"]])
+def test_four_bits_without_their_package_are_refused_with_both_ways_out(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = arguments.find_spec
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(words)
+    assert raised.value.issues == (
+        "--quantize nf4: the package is not installed; expected `pip install bitsandbytes` before, or --quantize none",
+    )
+    assert parse_run_config([*words, "--quantize", "none"]).model.quantize == "none"
 
 
 def test_tasks_keep_the_conventions_of_the_experiments() -> None:

@@ -177,7 +177,7 @@ def test_seeds_give_the_same_steps_and_others_do_not(folders: dict[str, Path], a
 
 @pytest.mark.parametrize(
     ("needed", "free", "expected"),
-    [(8.0, 100.0, 0), (8.0, 10.0, 0), (10.0, 10.0, 7), (100.0, 1.0, 32), (1e3, 0.1, 32)],
+    [(8.0, 100.0, 0), (8.0, 10.0, 0), (10.0, 10.0, 7), (100.0, 1.0, 32)],
 )
 def test_only_as_many_blocks_recompute_as_memory_asks_for(needed: float, free: float, expected: int) -> None:
     """Of 32 blocks; four fifths of what is free may be used."""

@@ -138,6 +138,16 @@ def test_class_weights_are_read_as_written(weights: list[float]) -> None:
     assert parse_class_weights(",".join(map(repr, weights))) == tuple(weights)
 
 
+def test_four_bits_refuse_what_would_hold_or_train_the_base_model_otherwise() -> None:
+    config = changed("model", quantize="nf4", frozen_dtype="fp32")
+    issues = find_issues(dataclasses.replace(config, lora=LoraArgs(lora_bias="all")))
+    assert [issue.split(": ")[0] for issue in issues] == ["--frozen-dtype fp32", "--lora-bias all"]
+    assert all("--quantize nf4" in issue and "--quantize none" in issue for issue in issues)
+    assert find_issues(changed("model", quantize="nf4")) == []
+    assert find_issues(changed("model", frozen_dtype="fp32")) == []
+    assert find_issues(changed("lora", lora_bias="all")) == []
+
+
 def test_several_wrong_values_are_reported_together() -> None:
     wrong = {
         section: dataclasses.replace(

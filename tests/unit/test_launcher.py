@@ -21,7 +21,16 @@ GIB = 2**30
 RTX_3090 = Gpu("NVIDIA GeForce RTX 3090", 24 * GIB)
 RTX_3060 = Gpu("NVIDIA GeForce RTX 3060", 12 * GIB)
 A6000 = Gpu("NVIDIA RTX A6000", 48 * GIB)
+# Each of 32 layers: query and output, key and value of 8 heads, gate, up and down.
+LLAMA_3_LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+# Embeddings, norms and a head of two classes.
+LLAMA_3_OTHER = (128_256 + 65 + 2) * 4096
 LLAMA = ModelSize("llama3-8b", 15_009_865_728, "bf16")
+
+
+def nf4_bytes(linear: int, other: int, bytes_per_weight: int = 2) -> int:
+    """Half a byte per weight, a byte per 64, four bytes per 256 of those."""
+    return linear // 2 + linear // 64 + 4 * (linear // 64 // 256) + other * bytes_per_weight
 
 
 def write_safetensors(path: Path, shapes: dict[str, list[int]], bytes_per_weight: int = 2) -> None:
@@ -138,6 +147,15 @@ def test_several_machines(gpus: list[Gpu], machines: int, config: str, ranks: in
         (["--model", "roberta-large"], 1_421_447_176, "fp32"),
         ([], 1_421_447_176, "fp32"),
         (["--model", "org/unknown"], None, "unknown"),
+        (["--model", "llama3-8b", "--quantize", "nf4"], nf4_bytes(LLAMA_3_LINEAR, LLAMA_3_OTHER), "nf4"),
+        (
+            ["--model", "llama3-8b", "--quantize=nf4", "--precision", "fp32"],
+            nf4_bytes(LLAMA_3_LINEAR, LLAMA_3_OTHER, 4),
+            "nf4",
+        ),
+        (["--model", "llama2-7b", "--task", "reclor"], 3_603_464_192, "nf4"),
+        (["--model", "llama2-7b", "--task=reclor", "--quantize", "none"], 13_214_703_616, "bf16"),
+        (["--model", "meta-llama/Llama-2-7b-hf", "--task", "reclor"], 3_603_464_192, "nf4"),
     ],
 )
 def test_bytes_of_a_model(flags: list[str], weight_bytes: int | None, dtype: str) -> None:
@@ -151,6 +169,23 @@ def test_bytes_of_a_local_folder(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "consolidated.safetensors", {"a": [10, 20]})
     assert measure_model(["--model", str(tmp_path)]).weight_bytes == 500
     assert measure_model(["--model", str(tmp_path), "--precision", "fp32"]).weight_bytes == 1000
+
+
+def test_bytes_of_a_local_folder_in_four_bits(tmp_path: Path) -> None:
+    shapes = {
+        "model.embed_tokens.weight": [1000, 256],
+        "model.layers.0.self_attn.q_proj.weight": [256, 256],
+        "model.layers.0.mlp.down_proj.weight": [256, 1024],
+        "model.norm.weight": [256, 1],
+        "score.weight": [2, 256],
+    }
+    write_safetensors(tmp_path / "model.safetensors", shapes)
+    header = (tmp_path / "model.safetensors").read_bytes().replace(b'"shape": [256, 1]', b'"shape": [256]   ')
+    (tmp_path / "model.safetensors").write_bytes(header)
+    linear, other = 256 * 256 + 256 * 1024, 1000 * 256 + 256 + 2 * 256
+    flags = ["--model", str(tmp_path), "--quantize", "nf4"]
+    assert measure_model(flags) == ModelSize(str(tmp_path), nf4_bytes(linear, other), "nf4")
+    assert measure_model([*flags, "--precision", "fp32"]).weight_bytes == nf4_bytes(linear, other, 4)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"[]", b"\xff" * 20])
@@ -437,6 +472,24 @@ def test_launch_script_adds_deepspeed_for_several_machines(script: LaunchScript,
     script.start()
     _, calls = script.start(flag, "2", "--machine_rank", "0", "--main_process_ip", "10.0.0.1")
     assert any(call.endswith("--no-build-isolation deepspeed") for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--quantize nf4", True),
+        ("--quantize=nf4", True),
+        ("--task reclor", True),
+        ("--task=reclor", True),
+        ("--task reclor --quantize none", False),
+        ("--task reclor --quantize=none", False),
+        ("--task sample", False),
+    ],
+)
+def test_launch_script_adds_bitsandbytes_where_asked(words: str, wanted: bool, script: LaunchScript) -> None:
+    _, calls = script.start(*words.split())
+    (extras,) = (call for call in calls if "--editable" in call)
+    assert ("quantize" in extras.split("[")[1]) == wanted
 
 
 def test_launch_script_repeats_an_installation_that_failed(script: LaunchScript) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorabench.errors import RunInterrupted
-from lorabench.signals import STOP_SIGNALS, StopSignal
+from lorabench.signals import STOP_SIGNALS, StopSignal, signals_held
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,14 @@ def test_only_the_inside_listens() -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
     assert stop() is None
+
+
+def test_held_signals_do_nothing_and_have_their_usual_effect_afterwards() -> None:
+    with signals_held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(

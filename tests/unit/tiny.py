@@ -1,6 +1,7 @@
 """Tiny random models, tokenizers and data files on disk, so that every test works offline and in milliseconds."""
 
 import csv
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         max_position_embeddings=POSITIONS, pad_token_id=0,
     ),
 }  # fmt: skip
+# Multiples of a block of 64 weights, as bitsandbytes needs them on the CPU.
+WIDE: dict[str, dict[str, Any]] = {
+    **{name: dict(hidden_size=64, intermediate_size=128) for name in SHAPES},
+    "distilbert": dict(dim=64, hidden_dim=128),
+}
 DECODERS = ("llama", "mistral", "qwen2")
 
 _WORDS = "storm flood fire quake wind rain smoke alarm rescue water coffee music friday game lunch phone garden train"
@@ -102,10 +108,15 @@ def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> P
 
 
 def build_tiny(
-    folder: Path, classes: int = 2, lora: LoraArgs | None = None, seed: int = 1, **placement: Any
+    folder: Path,
+    classes: int = 2,
+    lora: LoraArgs | None = None,
+    seed: int = 1,
+    model: ModelConfig | None = None,
+    **placement: Any,
 ) -> SequenceClassifier:
     """The classifier that the package builds from a saved tiny model, padded with its end-of-text token or pad id."""
-    config = ModelConfig(model=str(folder))
+    config = dataclasses.replace(model or ModelConfig(), model=str(folder))
     model_config = load_model_config(config, classes)
     if model_config.pad_token_id is None:
         model_config.pad_token_id = model_config.eos_token_id
