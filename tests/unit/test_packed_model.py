@@ -15,7 +15,7 @@ from toys import OneRank
 
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
-from lorabench.config import LoraArgs
+from lorabench.config import LoraArgs, ModelConfig
 from lorabench.evaluation import predict_logits
 from lorabench.packed import PackedClassifier, block_mask, find_blocks, try_packing
 from lorabench.packing import make_pack
@@ -185,6 +185,31 @@ def test_joint_projections_leave_the_model_as_it_was(family: str, tmp_path: Path
     assert any(isinstance(module, LoraLinear) for module in classifier.modules())
     with torch.no_grad():
         torch.testing.assert_close(padded_logits(classifier, rows), logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "roberta"])
+def test_4_bit_weights_take_packs_and_keep_their_own_products(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = tiny.save_tiny(tmp_path, family, **tiny.WIDE[family])
+    lora = LoraArgs(lora_targets="all-linear", lora_dropout=0.0, lora_r=2)
+    classifier = tiny.build_tiny(folder, lora=lora, model=ModelConfig(quantize="nf4")).train()
+    tiny.stir_adapter(classifier)
+    rows = make_rows(family, classifier)
+    labels = torch.tensor(rows.data.labels)
+    loss = F.cross_entropy(padded_logits(classifier, rows), labels, reduction="sum")
+    loss.backward()
+    expected = {name: p.grad for name, p in classifier.named_parameters() if p.requires_grad}
+    packed = try_packing(classifier)
+    assert isinstance(packed, PackedClassifier), packed
+    passes = PackedPasses(packed)
+    assert (passes.joined, passes.can_compile) == (0, False)
+    pack = make_pack(rows, range(ROWS), 256, ROWS)
+    pack.weights.fill_(1.0)
+    passes.run(pack)
+    assert passes.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    for name, parameter in classifier.named_parameters():
+        if parameter.requires_grad:
+            assert (parameter.grad - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 def test_changed_parameters_count_from_the_next_pass_on(tmp_path: Path) -> None:
