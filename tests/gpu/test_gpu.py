@@ -97,6 +97,7 @@ def test_half_precision_over_4_bits_follows_the_fp32_loss(
     ("strategy", "options"),
     [
         ("DDP", ()),
+        ("FSDP2", ("--config_file", "accelerate_configs/fsdp2.yaml")),
         (
             "DeepSpeed ZeRO-3",
             ("--config_file", "accelerate_configs/zero3.yaml", "--deepspeed_multinode_launcher", "standard"),

@@ -30,7 +30,8 @@ def reload_adapters(runs: Mapping[str, Path], texts: Sequence[str], base: Path) 
         jobs.append((name, str(run / "adapter"), code, list(texts)))
     asked, answered = base / "reload.json", base / "reloaded.json"
     asked.write_text(json.dumps(jobs))
-    result = python([Path(__file__), asked, answered], base, {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": ""})
+    fresh = {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    result = python([Path(__file__), asked, answered], base, fresh)
     assert result.returncode == 0, explain(result)
     return read_json(answered)
 
