@@ -12,9 +12,9 @@ from lorabench.classifier import ParameterCounts, SequenceClassifier, count_para
 from lorabench.config import RunConfig
 from lorabench.description import inspect_model, load_model_config, model_source
 from lorabench.errors import ConfigError
-from lorabench.execution import EagerExecution, Execution
+from lorabench.execution import Execution
+from lorabench.execution_choice import Choice, build_execution, choose_execution
 from lorabench.footprint import WeightCount
-from lorabench.gradients import build_gradients
 from lorabench.job import Job
 from lorabench.meters import MemoryMonitor
 from lorabench.model import Placement, build_classifier
@@ -113,6 +113,7 @@ class Built:
         classifier: the model itself.
         prepared: the model as the strategy wraps it.
         optimizer: the optimizer, likewise.
+        choice: which execution, and why.
         checkpointing: whether activations are recomputed.
         total_steps: optimizer steps of the run.
     """
@@ -120,6 +121,7 @@ class Built:
     classifier: SequenceClassifier
     prepared: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    choice: Choice
     execution: Execution
     schedule: Any
     plan: StepPlan
@@ -149,14 +151,13 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         seed=config.optim.seed,
     )
     steps = total_steps(config.optim, plan.steps_per_epoch)
-    gradients = build_gradients(
-        setting.strategy, setting.accelerator, prepared, optimizer, config.optim.max_grad_norm, ranks
-    )
+    choice = choose_execution(setting, classifier)
     return Built(
         classifier=classifier,
         prepared=prepared,
         optimizer=optimizer,
-        execution=EagerExecution(prepared, gradients, inputs.collators["train"], plan, ranks, config.run.on_oom),
+        choice=choice,
+        execution=build_execution(setting, choice, prepared, optimizer, inputs.collators["train"], plan, steps),
         schedule=build_schedule(optimizer, config.optim, steps),
         plan=plan,
         counts=counts,
@@ -243,6 +244,7 @@ def build_job(
     config = setting.config
     return Job(
         model=built.prepared,
+        packed=built.choice.packed,
         execution=built.execution,
         schedule=built.schedule,
         plan=built.plan,

@@ -117,6 +117,7 @@ class BestAdapter:
             self._setting.config.optim.eval_batch_size,
             ranks,
             splits_weights(self._setting.strategy),
+            packed=self._built.choice.packed,
         )
         difference = (logits - self._best_logits[rows]).abs().max().item()
         tolerance = RELOAD_TOLERANCE[self._setting.precision]

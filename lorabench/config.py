@@ -22,6 +22,7 @@ LoraBias = Literal["none", "all", "lora_only"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 BestMetric = Literal["f1", "loss", "accuracy"]
 Checkpointing = Literal["auto", "on", "off"]
+ExecutionChoice = Literal["auto", "eager", "captured"]
 Tracker = Literal["none", "wandb", "tensorboard"]
 OnOutOfMemory = Literal["shrink", "stop"]
 
@@ -125,6 +126,9 @@ class OptimConfig:
     """AdamW's decoupled weight decay; biases and one-dimensional weights are exempt."""
     max_grad_norm: float = 0.3
     """Gradients are clipped to this global norm."""
+    execution: ExecutionChoice = "auto"
+    """How steps run: `captured` packs texts without padding and replays CUDA graphs (one GPU and data parallel);
+    `eager` always works; `auto` captures where it can."""
     seed: int = 42
     """Seed of initialisation, dropout and the order of rows; the split has its own fixed seed."""
 

@@ -27,7 +27,7 @@ from lorabench.training_state import read_state, write_state
 FREE_FIELDS = frozenset(
     {
         *("run.resume", "run.output_dir", "run.keep_checkpoints", "run.track", "run.logging_steps"),
-        *("run.on_oom", "run.gpu_memory_limit"),
+        *("run.on_oom", "run.gpu_memory_limit", "optim.execution"),
         *("optim.batch_size", "optim.eval_batch_size", "optim.gradient_accumulation"),
         *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
     }

@@ -1,12 +1,18 @@
 """Logits of a whole split, each row once, whatever the number of ranks."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from lorabench.batching import MicroBatch, PaddedCollator, evaluation_batches
 from lorabench.errors import RunError
+from lorabench.packed import PackedClassifier
+from lorabench.packing import EVALUATION_TOKENS, evaluation_runs, make_pack
 from lorabench.ranks import Ranks
+
+# Logits of the rows of a batch, those that only stand in included.
+Compute = Callable[[MicroBatch], torch.Tensor]
 
 
 def predict_logits(
@@ -16,6 +22,7 @@ def predict_logits(
     ranks: Ranks,
     sharded: bool = False,
     between_batches: Callable[[], None] | None = None,
+    packed: PackedClassifier | None = None,
 ) -> torch.Tensor:
     """Logits of every row of a split, exactly once, in its order, whatever the number of ranks.
 
@@ -25,6 +32,7 @@ def predict_logits(
 
     Args:
         sharded: weights are split over ranks.
+        packed: the model over packs; these are then filled up to a number of tokens, whatever the batch size.
         between_batches: called before each planned batch, the same number of times on every rank.
 
     Returns:
@@ -35,23 +43,42 @@ def predict_logits(
     """
     model.eval()
     classes = len(data.class_weights)
+    lengths = data.data.lengths
+    compute: Compute
+    if packed is None:
+        batches = evaluation_batches(lengths, batch_size, ranks.world_size, ranks.rank)
+        compute = partial(_compute_padded, model, data, ranks.device)
+    else:
+        batches = evaluation_runs(lengths, ranks.world_size, ranks.rank, EVALUATION_TOKENS)
+        compute = partial(_compute_packed, packed, data, ranks.device)
     table = torch.zeros(len(data.data), classes + 1, device=ranks.device)
     with torch.no_grad():
-        for micro_batch in evaluation_batches(data.data.lengths, batch_size, ranks.world_size, ranks.rank):
+        for micro_batch in batches:
             if between_batches is not None:
                 between_batches()
-            _fill_or_halve(table, model, data, micro_batch, may_halve=not sharded)
+            _fill_or_halve(table, compute, micro_batch, may_halve=not sharded)
     table = ranks.sum(table).cpu()
     if not torch.equal(table[:, classes], torch.ones(len(table))):
         raise RunError(f"evaluation covered {int(table[:, classes].sum())} rows where the split has {len(table)}")
     return table[:, :classes]
 
 
-def _fill_or_halve(
-    table: torch.Tensor, model: torch.nn.Module, data: PaddedCollator, micro_batch: MicroBatch, may_halve: bool
-) -> None:
+def _compute_padded(
+    model: torch.nn.Module, data: PaddedCollator, device: torch.device, micro_batch: MicroBatch
+) -> torch.Tensor:
+    batch = data(micro_batch).to(device)
+    return model(batch.input_ids, batch.attention_mask)
+
+
+def _compute_packed(
+    packed: PackedClassifier, data: PaddedCollator, device: torch.device, micro_batch: MicroBatch
+) -> torch.Tensor:
+    return packed(make_pack(data, micro_batch.rows).to(device))
+
+
+def _fill_or_halve(table: torch.Tensor, compute: Compute, micro_batch: MicroBatch, may_halve: bool) -> None:
     try:
-        _fill(table, model, data, micro_batch)
+        _fill(table, compute, micro_batch)
         return
     except torch.OutOfMemoryError:
         if not may_halve or micro_batch.real <= 1:
@@ -60,14 +87,13 @@ def _fill_or_halve(
     torch.cuda.empty_cache()
     middle = micro_batch.real // 2
     for rows in (micro_batch.rows[:middle], micro_batch.rows[middle : micro_batch.real]):
-        _fill_or_halve(table, model, data, MicroBatch(rows, len(rows)), may_halve)
+        _fill_or_halve(table, compute, MicroBatch(rows, len(rows)), may_halve)
 
 
-def _fill(table: torch.Tensor, model: torch.nn.Module, data: PaddedCollator, micro_batch: MicroBatch) -> None:
+def _fill(table: torch.Tensor, compute: Compute, micro_batch: MicroBatch) -> None:
     """Write the logits of a batch's rows into their places, and count them."""
-    batch = data(micro_batch).to(table.device)
-    logits = model(batch.input_ids, batch.attention_mask)[: len(batch.rows)]
+    logits = compute(micro_batch)[: micro_batch.real]
     # A rank whose share is empty has no rows here, and an empty list alone would become a float tensor.
-    rows = torch.tensor(batch.rows, dtype=torch.long, device=table.device)
+    rows = torch.tensor(micro_batch.rows[: micro_batch.real], dtype=torch.long, device=table.device)
     table[rows, :-1] = logits.float()
     table[rows, -1] += 1

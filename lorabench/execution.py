@@ -1,6 +1,7 @@
 """How one optimizer step runs.
 
 `EagerExecution` runs a window's micro-batches one after the other through PyTorch's eager mode, under any strategy.
+`captured.CapturedExecution` takes the same steps over packs.
 """
 
 import gc
@@ -114,7 +115,7 @@ class EagerExecution:
         self._gradients.reduce()
         return StepOutcome(passes.loss_share, self._gradients.step(), passes.rows, passes.counts, self.batch_size)
 
-    def _try_passes(self, window: Window) -> tuple["_Passes | None", str | None]:
+    def _try_passes(self, window: Window) -> tuple["WindowPasses | None", str | None]:
         """Forward and backward of the window, or what the allocator said when they did not fit."""
         try:
             return self._run_passes(self._plan.deal(window, self.batch_size), self._data.total_weight(window)), None
@@ -126,9 +127,9 @@ class EagerExecution:
             # Kept as text: the traceback would hold on to the activations of the passes that failed.
             return None, str(error)
 
-    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> "_Passes":
+    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> "WindowPasses":
         device = self._ranks.device
-        passes = _Passes(torch.zeros((), device=device))
+        passes = WindowPasses(torch.zeros((), device=device))
         for i, micro_batch in enumerate(micro_batches):
             last = i == len(micro_batches) - 1
             batch = self._data(micro_batch)
@@ -160,8 +161,8 @@ class EagerExecution:
 
 
 @dataclass
-class _Passes:
-    """What a window's passes have left so far."""
+class WindowPasses:
+    """What a window's passes have left so far: this rank's part of its loss, weighted losses and counts."""
 
     loss_share: torch.Tensor
     rows: list[RowLosses] = field(default_factory=list)

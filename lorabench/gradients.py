@@ -1,17 +1,14 @@
 """Gradients of an optimizer step under each strategy: accumulated, summed over ranks, clipped and applied."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
+from lorabench.flat import FlatGradients
 from lorabench.ranks import Ranks
 from lorabench.strategies import Strategy, is_deepspeed
-
-# As in `torch.nn.utils.clip_grad_norm_`: keeps the factor finite where the norm is 0.
-_CLIP_EPSILON = 1e-6
 
 
 class Gradients(Protocol):
@@ -44,39 +41,14 @@ class Gradients(Protocol):
         ...
 
 
-class FlatGradients:
-    """One buffer for all gradients, so that zeroing, reduction, norm and clipping take one kernel each.
-
-    Args:
-        parameters: trainable ones, of one dtype on one device; their `grad` become views of the buffer.
-
-    Attributes:
-        buffer: [sum of sizes], in the parameters' dtype.
-    """
-
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
-        if len(kinds) != 1:
-            raise TypeError(f"trainable parameters of {len(kinds)} dtypes or devices; expected one")
-        ((dtype, device),) = kinds
-        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=dtype, device=device)
-        offset = 0
-        for parameter in parameters:
-            parameter.grad = self.buffer[offset : offset + parameter.numel()].view_as(parameter)
-            offset += parameter.numel()
-
-    def clip(self, max_norm: float) -> torch.Tensor:
-        """Scale to that norm where it is larger. Returns the norm before, scalar."""
-        norm = torch.linalg.vector_norm(self.buffer)
-        self.buffer.mul_((max_norm / (norm + _CLIP_EPSILON)).clamp(max=1.0))
-        return norm
-
-
 class DataParallelGradients:
     """One process, and data parallel: every rank holds all parameters.
 
     The flat gradient is summed over ranks once per window, after the last backward pass, rather than bucket by bucket
     within it: adapters are small, and a rank that runs out of memory must not leave the others in a reduction.
+
+    Args:
+        flat: the gradients of all parameters that train.
     """
 
     recoverable = True
@@ -84,14 +56,14 @@ class DataParallelGradients:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: torch.nn.Module,
+        flat: FlatGradients,
         optimizer: torch.optim.Optimizer,
         max_grad_norm: float,
         ranks: Ranks,
     ) -> None:
         self._accelerator = accelerator
         self._optimizer = optimizer
-        self._flat = FlatGradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+        self._flat = flat
         self._max_grad_norm = max_grad_norm
         self._ranks = ranks
 
@@ -107,9 +79,20 @@ class DataParallelGradients:
     def step(self) -> torch.Tensor:
         self._accelerator.unscale_gradients()
         norm = self._flat.clip(self._max_grad_norm)
+        if self._accelerator.scaler is None:
+            self._skip_unless_finite(norm)
         self._optimizer.step()
         self._flat.buffer.zero_()
         return norm
+
+    def _skip_unless_finite(self, norm: torch.Tensor) -> None:
+        """Tell a fused optimizer to leave all as it is where the norm is not finite, as a loss scaler does for fp16.
+
+        The device decides, and the run ends when the norm is read; until then its parameters stay whole.
+        """
+        inner: Any = getattr(self._optimizer, "optimizer", self._optimizer)
+        if any(group.get("fused") for group in inner.param_groups):
+            inner.found_inf = (~norm.isfinite()).float()
 
     def discard(self) -> None:
         self._flat.buffer.zero_()
@@ -201,4 +184,5 @@ def build_gradients(
         return DeepSpeedGradients(model, accelerator.num_processes, max_grad_norm)
     if strategy == "FSDP2":
         return ShardedGradients(accelerator, model, optimizer, max_grad_norm)
-    return DataParallelGradients(accelerator, model, optimizer, max_grad_norm, ranks)
+    flat = FlatGradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+    return DataParallelGradients(accelerator, flat, optimizer, max_grad_norm, ranks)

@@ -10,6 +10,7 @@ from lorabench.batching import PaddedCollator, StepPlan
 from lorabench.config import BestMetric
 from lorabench.execution import Execution
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
+from lorabench.packed import PackedClassifier
 from lorabench.ranks import Ranks
 from lorabench.strategies import Strategy
 from lorabench.tracking import Record, Sink
@@ -21,6 +22,7 @@ class Job:
 
     Attributes:
         model: prepared classifier, (input_ids, attention_mask) -> logits.
+        packed: the classifier over packs, where steps are captured; evaluation then packs too.
         schedule: learning rate schedule, stepped once per optimizer step.
         train_ids: the training rows' ids, for messages.
         class_weights: one per class; all 1 without weighting.
@@ -33,6 +35,7 @@ class Job:
     """
 
     model: torch.nn.Module
+    packed: PackedClassifier | None = None
     execution: Execution
     schedule: Any
     plan: StepPlan

@@ -105,7 +105,7 @@ def evaluate(
 ) -> tuple[torch.Tensor, Scores]:
     """Logits [rows, classes] of a split in its own order, and their scores; the same on every rank."""
     logits = predict_logits(
-        job.model, data, job.eval_batch_size, job.ranks, splits_weights(job.strategy), between_batches
+        job.model, data, job.eval_batch_size, job.ranks, splits_weights(job.strategy), between_batches, job.packed
     )
     return logits, score(logits, data.data.labels, job.class_weights, job.positive)
 

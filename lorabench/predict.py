@@ -117,6 +117,8 @@ def _predict(
     from lorabench.batching import PaddedCollator, evaluation_batches, tokenize
     from lorabench.checkpoint import load_adapter
     from lorabench.model import load_trained_classifier
+    from lorabench.packed import PackedClassifier, try_packing
+    from lorabench.packing import EVALUATION_TOKENS, evaluation_runs, make_pack
     from lorabench.precision import DTYPES
     from lorabench.tokenizer import pad_id
 
@@ -135,8 +137,14 @@ def _predict(
     tokens = tokenize(rows, tokenizer, config.data.max_length, "--input")
     collate = PaddedCollator(tokens, (1.0,) * classes, pad_id(tokenizer))
     logits = torch.empty(len(rows), classes)
-    autocast = torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32)
-    with torch.no_grad(), autocast:
+    is_half = compute_dtype != torch.float32
+    packed = try_packing(classifier, compute_dtype if is_half else None) if on_gpu else None
+    if isinstance(packed, PackedClassifier):
+        with torch.no_grad():
+            for run in evaluation_runs(tokens.lengths, 1, 0, EVALUATION_TOKENS):
+                logits[run.rows] = packed(make_pack(collate, run.rows).to(device)).cpu()
+        return logits
+    with torch.no_grad(), torch.autocast(device.type, dtype=compute_dtype, enabled=is_half):
         for micro_batch in evaluation_batches(tokens.lengths, batch_size, world_size=1, rank=0):
             batch = collate(micro_batch).to(device)
             logits[batch.rows] = classifier(batch.input_ids, batch.attention_mask).cpu()

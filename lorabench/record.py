@@ -110,6 +110,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "strategy": setting.strategy,
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
+        "execution": None,
         "model": {
             "name": config.model.model,
             "source": model_source(config.model),

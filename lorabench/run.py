@@ -99,7 +99,9 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
     progress = Progress(Stopwatch(setting.ranks.device))
     with memory.phase("load"):
         built = build(setting, inputs)
-    keeper.update(model=model_facts(keeper.record["model"], built))
+    keeper.update(model=model_facts(keeper.record["model"], built), execution=built.choice.name)
+    if setting.ranks.is_main:
+        print(f"execution  {built.choice.name}: {built.choice.reason}", flush=True)
     best = BestAdapter(setting, inputs, built, keeper.folder)
     with open_sinks(setting, keeper, built.total_steps) as sink:
         stop = StopSignal()
@@ -230,7 +232,9 @@ def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dic
     data = inputs.collators["test"]
     if rows.labels is not None:
         return evaluate(job, data)[1].to_json()
-    logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks, splits_weights(setting.strategy))
+    logits = predict_logits(
+        job.model, data, job.eval_batch_size, setting.ranks, splits_weights(setting.strategy), packed=job.packed
+    )
     if setting.ranks.is_main:
         write_predictions(folder / TEST_PREDICTIONS_FILE, rows.ids, setting.data.labels, logits)
     return None

@@ -11,7 +11,7 @@ from lorabench.errors import ConfigError
 from lorabench.launch_request import read_launch_request
 from lorabench.precision import resolve_precision
 from lorabench.ranks import Ranks
-from lorabench.strategies import Strategy
+from lorabench.strategies import Strategy, capture_obstacle
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
     """Start the Accelerator, verified, and check what depends on the number of ranks.
 
     Raises:
-        ConfigError: the launch is not what it says, or one optimizer step takes more rows than there are.
+        ConfigError: the launch is not what it says, allows no captured steps and they are asked for, or one optimizer
+            step takes more rows than there are.
     """
     request = read_launch_request()
     accelerator = distributed.build_accelerator(config, request)
@@ -54,4 +55,7 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
         )
     precision = resolve_precision(config, ranks.device.type == "cuda")
     strategy = distributed.name_strategy(request, accelerator)
+    obstacle = capture_obstacle(strategy, ranks.device.type)
+    if optim.execution == "captured" and obstacle is not None:
+        raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
     return Setting(config, data, accelerator, strategy, ranks, precision)

@@ -13,6 +13,13 @@ def is_deepspeed(strategy: Strategy) -> bool:
     return strategy in ZERO_STAGES.values()
 
 
+def capture_obstacle(strategy: Strategy, device: str) -> str | None:
+    """Why steps cannot be captured as CUDA graphs on this kind of device, in a few words; None where they can."""
+    if strategy not in ("single", "DDP"):
+        return f"{strategy} exchanges weights or gradients inside a step"
+    return None if device == "cuda" else "there is no CUDA GPU"
+
+
 def splits_weights(strategy: Strategy) -> bool:
     """Whether each rank holds only a part of the frozen weights."""
     return strategy in ("DeepSpeed ZeRO-3", "FSDP2")

@@ -18,6 +18,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--revision": (["v1"], "model", "v1"),
     "--weights": (["random"], "model", "random"),
     "--precision": (["bf16"], "model", "bf16"),
+    "--execution": (["eager"], "optim", "eager"),
     "--frozen-dtype": (["fp32"], "model", "fp32"),
     "--quantize": (["nf4"], "model", "nf4"),
     "--attn-implementation": (["sdpa"], "model", "sdpa"),

@@ -81,7 +81,7 @@ FREE = {
         "on_oom": "stop",
         "gpu_memory_limit": 12.0,
     },
-    "optim": {"batch_size": 3, "eval_batch_size": 3, "gradient_accumulation": 5},
+    "optim": {"batch_size": 3, "eval_batch_size": 3, "gradient_accumulation": 5, "execution": "eager"},
     "model": {"gradient_checkpointing": "on"},
     "data": {"train_file": Path("a"), "validation_file": Path("b"), "test_file": Path("c")},
 }

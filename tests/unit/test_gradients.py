@@ -120,7 +120,9 @@ def make(accelerator: Accelerator, ranks: Any = None, learning_rate: float = 0.5
     optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=learning_rate))
     return (
         model,
-        DataParallelGradients(accelerator, model, optimizer, 0.25, cast(Ranks, ranks or OneRank())),
+        DataParallelGradients(
+            accelerator, FlatGradients(list(model.parameters())), optimizer, 0.25, cast(Ranks, ranks or OneRank())
+        ),
         optimizer,
     )
 
@@ -160,6 +162,22 @@ def test_clipping_sees_the_sum_over_ranks(accelerator: Accelerator) -> None:
     gradients.reduce()
     assert gradients.step().item() == pytest.approx(0.4)
     torch.testing.assert_close(model.weight.detach(), before - 0.5 * torch.tensor([[0.0, 0.25, 0.0]]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_fused_optimizer_skips_a_step_that_is_not_finite(accelerator: Accelerator, value: float) -> None:
+    model = nn.Linear(3, 1, bias=False)
+    flat = FlatGradients(list(model.parameters()))
+    optimizer = accelerator.prepare(torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
+    gradients = DataParallelGradients(accelerator, flat, optimizer, 1.0, cast(Ranks, OneRank()))
+    before = model.weight.detach().clone()
+    gradients.backward(value * model(torch.ones(1, 3)).sum(), True)
+    assert not gradients.step().isfinite()
+    assert torch.equal(model.weight.detach(), before)
+    assert not flat.buffer.any()
+    gradients.backward(model(torch.ones(1, 3)).sum(), True)
+    assert gradients.step().isfinite()
+    assert (model.weight.detach() - before).abs().min() > 0.05
 
 
 def test_frozen_parameters_get_no_gradient(accelerator: Accelerator) -> None:

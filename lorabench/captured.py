@@ -1,0 +1,170 @@
+"""Optimizer steps over packs, as CUDA graphs where there is a GPU."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+
+from lorabench.batching import MicroBatch, PaddedCollator, StepPlan
+from lorabench.config import Checkpointing, OnOutOfMemory
+from lorabench.execution import EagerExecution, RowLosses, WindowPasses
+from lorabench.gradients import Gradients
+from lorabench.graphs import CaptureError, GraphedPasses
+from lorabench.packing import Packer, choose_lengths
+from lorabench.passes import PackedPasses
+from lorabench.ranks import Ranks
+
+# Windows that the lengths of packs are chosen from.
+LOOKED_AT = 2000
+# Seconds to capture and to compile a length of pack, and the share of an uncompiled pass that compiling saves.
+# Measured on an H200, torch 2.11: 0.3-0.6 s; 3.4-6 s; 32.5 -> 20.9 ms and 25.4 -> 16.1 ms (Llama-2-7B, 384 and 256
+# tokens), 6.7 -> 5.1 ms (RoBERTa-large, 384).
+CAPTURE_S = 0.6
+COMPILE_S = 5.0
+COMPILED_SAVES = 0.25
+# Part of the free memory that activations may take.
+MEMORY_SHARE = 0.8
+
+
+class CapturedExecution(EagerExecution):
+    """Runs steps over packs.
+
+    Args:
+        passes: forward and backward of a pack.
+        gradients: the strategy's side, over `passes.flat`.
+        use_graphs: capture passes as CUDA graphs; without, they run as they are, on any device.
+        steps: optimizer steps of the whole run, for whether compiling pays.
+        checkpointing: which blocks recompute their activations: none, all, or as many as memory asks for.
+        say: tells the user what was decided.
+    """
+
+    def __init__(
+        self,
+        passes: PackedPasses,
+        gradients: Gradients,
+        data: PaddedCollator,
+        plan: StepPlan,
+        ranks: Ranks,
+        on_out_of_memory: OnOutOfMemory = "shrink",
+        *,
+        use_graphs: bool,
+        steps: int,
+        checkpointing: Checkpointing = "off",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory)
+        self._passes = passes
+        self._graphs = GraphedPasses(passes) if use_graphs else None
+        self._steps = steps
+        self._checkpointing: Checkpointing = checkpointing
+        self._say = say
+        self._packer: Packer | None = None
+
+    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> WindowPasses:
+        if self._packer is None or self._packer.texts != self.batch_size:
+            self._packer = self._prepare()
+        passes = self._passes
+        run = passes.run if self._graphs is None else self._graphs.run
+        passes.loss.zero_()
+        passes.total_weight.fill_(total_weight)
+        done = WindowPasses(passes.loss)
+        for micro_batch in micro_batches:
+            if micro_batch.real == 0:
+                continue  # nothing waits for this rank inside a pass
+            for pack in self._packer(micro_batch):
+                losses = run(pack if self._graphs is not None else pack.to(self._ranks.device))
+                done.counts.add(rows=len(pack.rows), tokens=pack.tokens, padded_tokens=pack.length)
+                done.rows.append(RowLosses(pack.rows, losses[: len(pack.rows)].clone()))
+        done.loss_share = passes.loss.clone()
+        return done
+
+    def _shrink(self, problem: str | None) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
+        self._packer = None
+        super()._shrink(problem)
+
+    def _prepare(self) -> Packer:
+        """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
+        lengths = self._data.data.lengths
+        totals = [
+            sum(lengths[row] for row in micro_batch.rows)
+            for window in islice(self._plan.epoch(0), LOOKED_AT)
+            for micro_batch in self._plan.deal(window, self.batch_size)
+        ]
+        passes, blocks = self._passes, len(self._passes.packed.blocks)
+        passes.compiled, passes.checkpointed = False, blocks if self._checkpointing == "on" else 0
+        chosen = choose_lengths(totals, max(lengths))
+        if self._graphs is not None:
+            self._graphs.release()
+            if self._checkpointing == "auto":
+                passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
+            runs_of_totals = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
+            try:
+                chosen, passes.compiled = self._weigh_compiling(totals, runs_of_totals)
+            except CaptureError as error:
+                self._say(f"packs run without graphs: capturing one failed ({error})")
+                self._graphs = None
+        return self._make_packer(chosen)
+
+    def _make_packer(self, lengths: Sequence[int]) -> Packer:
+        return Packer(self._data, lengths, self.batch_size, max(self._data.data.lengths))
+
+    def _blocks_to_checkpoint(self, packer: Packer) -> int:
+        """How many blocks must recompute their activations for the longest pack to fit into the free memory.
+
+        Measured by a forward pass of the shortest pack.
+        """
+        device, shortest, longest = self._ranks.device, packer.lengths[0], packer.lengths[-1]
+        torch.cuda.empty_cache()
+        held = self._passes.measure_activations(packer.example(shortest).to(device))
+        free, _ = torch.cuda.mem_get_info(device)
+        needed, blocks = held * longest / shortest, len(self._passes.packed.blocks)
+        count = blocks_to_recompute(needed, free, blocks)
+        if count:
+            self._say(
+                f"{count} of {blocks} blocks recompute their activations: a pack of {longest} tokens would hold "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            )
+        return count
+
+    def _weigh_compiling(self, totals: Sequence[int], runs_of_totals: float) -> tuple[list[int], bool]:
+        """The lengths of packs, and whether the run is long enough for what compiling saves to exceed what it takes.
+
+        Args:
+            totals: tokens of some of the run's micro-batches.
+            runs_of_totals: how many times as many the run has.
+        """
+        if self._graphs is None:
+            raise RuntimeError("only graphs are worth compiling for")
+        longest_text = max(self._data.data.lengths)
+        (usual,) = choose_lengths(totals, longest_text, most=1)
+        pass_s = self._graphs.time(self._make_packer([usual]).example(usual))
+        self._graphs.release()
+        packs = len(totals) * runs_of_totals
+        options = []
+        for compiles, token_s, length_s in (
+            (False, pass_s / usual, CAPTURE_S),
+            (True, (1 - COMPILED_SAVES) * pass_s / usual, CAPTURE_S + COMPILE_S),
+        ):
+            lengths = choose_lengths(totals, longest_text, length_s / token_s / runs_of_totals)
+            tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
+            options.append((tokens * runs_of_totals * token_s + length_s * len(lengths), lengths, compiles))
+        plain, compiled = options
+        _, lengths, compiles = min(options) if self._passes.can_compile else plain
+        self._say(
+            f"packs of {', '.join(map(str, lengths))} tokens, {'compiled' if compiles else 'not compiled'}: about "
+            f"{packs:.0f} passes would take {compiled[0]:.0f} s compiled, compiling included, and {plain[0]:.0f} s not"
+        )
+        return lengths, compiles
+
+
+def blocks_to_recompute(needed: float, free: float, blocks: int) -> int:
+    """How many of `blocks` must recompute their activations.
+
+    Args:
+        needed: bytes that the activations of all blocks take.
+        free: bytes that there are.
+    """
+    return min(blocks, max(0, math.ceil(blocks * (1 - MEMORY_SHARE * free / needed))))

@@ -1,0 +1,92 @@
+"""Which execution a run gets: captured where it can be, eager elsewhere, and why."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lorabench.batching import PaddedCollator, StepPlan
+from lorabench.captured import CapturedExecution
+from lorabench.classifier import SequenceClassifier
+from lorabench.errors import ConfigError
+from lorabench.execution import EagerExecution, Execution
+from lorabench.gradients import DataParallelGradients, build_gradients
+from lorabench.packed import PackedClassifier, try_packing
+from lorabench.passes import PackedPasses
+from lorabench.precision import DTYPES
+from lorabench.setting import Setting
+from lorabench.strategies import capture_obstacle
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An execution.
+
+    Attributes:
+        reason: why this one.
+        packed: the classifier over packs, for the captured one.
+    """
+
+    name: Literal["eager", "captured"]
+    reason: str
+    packed: PackedClassifier | None = None
+
+
+def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice:
+    """What `--execution` asks for, or allows.
+
+    Raises:
+        ConfigError: `captured` was asked for, and the model cannot be.
+    """
+    asked = setting.config.optim.execution
+    if asked == "eager":
+        return Choice("eager", "as asked for")
+    obstacle = capture_obstacle(setting.strategy, setting.ranks.device.type)
+    if obstacle is None:
+        autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
+        packed = try_packing(classifier, autocast)
+        if isinstance(packed, PackedClassifier):
+            how = "packed rows, CUDA graphs" if setting.ranks.device.type == "cuda" else "packed rows"
+            return Choice("captured", how, packed)
+        obstacle = packed
+    if asked == "captured":
+        raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
+    return Choice("eager", obstacle)
+
+
+def build_execution(
+    setting: Setting,
+    choice: Choice,
+    prepared: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: PaddedCollator,
+    plan: StepPlan,
+    steps: int,
+) -> Execution:
+    """The chosen execution, for prepared model and optimizer.
+
+    Args:
+        data: makes batches, or packs, of training rows.
+        steps: optimizer steps of the whole run.
+    """
+    config, ranks, accelerator = setting.config, setting.ranks, setting.accelerator
+    clip = config.optim.max_grad_norm
+    if choice.packed is None:
+        gradients = build_gradients(setting.strategy, accelerator, prepared, optimizer, clip, ranks)
+        return EagerExecution(prepared, gradients, data, plan, ranks, config.run.on_oom)
+    # Its own way to recompute activations works inside a graph.
+    base: Any = choice.packed.classifier.adapted.get_base_model()
+    base.gradient_checkpointing_disable()
+    passes = PackedPasses(choice.packed, scale_loss=accelerator.scaler.scale if accelerator.scaler else None)
+    return CapturedExecution(
+        passes,
+        DataParallelGradients(accelerator, passes.flat, optimizer, clip, ranks),
+        data,
+        plan,
+        ranks,
+        config.run.on_oom,
+        use_graphs=ranks.device.type == "cuda",
+        steps=steps,
+        checkpointing=config.model.gradient_checkpointing,
+        say=lambda line: print(f"execution  {line}", flush=True) if ranks.is_main else None,
+    )

@@ -1,0 +1,109 @@
+"""Passes as CUDA graphs, one per shape of pack.
+
+A step on short texts is some thousands of kernels, and launching them takes longer than running them. A graph is one
+launch. It computes at fixed addresses, so packs are copied into its inputs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorabench.packing import Pack
+from lorabench.passes import PackedPasses
+
+# Runs of a pass before it is captured: the first compiles and chooses kernels.
+WARM_UPS = 2
+# Passes that are timed together.
+TIMED = 5
+
+
+class CaptureError(RuntimeError):
+    """A pass does something that a graph cannot hold."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph with its inputs and its output."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Pack
+    losses: torch.Tensor
+
+
+class GraphedPasses:
+    """Passes as CUDA graphs, one per shape of pack; all share one memory pool, since they never run at once."""
+
+    def __init__(self, passes: PackedPasses) -> None:
+        self._passes = passes
+        self._graphs: dict[tuple[int, int], _Captured] = {}
+        self._pool: Any = None
+
+    def run(self, pack: Pack) -> torch.Tensor:
+        """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites.
+
+        Raises:
+            CaptureError: the first pass of this shape cannot be captured.
+        """
+        shape = (pack.length, len(pack.labels))
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture(pack)
+        captured = self._graphs[shape]
+        captured.inputs.copy_(pack.pinned())
+        captured.graph.replay()
+        return captured.losses
+
+    def time(self, pack: Pack) -> float:
+        """Seconds of a pass on the device; gradients, losses and dropout's random numbers stay as they were."""
+        device = self._passes.loss.device
+        random = torch.cuda.get_rng_state(device)
+        kept = [(tensor, tensor.clone()) for tensor in self._passes.accumulators]
+        self.run(pack)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(TIMED):
+            self.run(pack)
+        end.record()
+        torch.cuda.synchronize(device)
+        torch.cuda.set_rng_state(random, device)
+        for tensor, value in kept:
+            tensor.copy_(value)
+        return start.elapsed_time(end) / TIMED / 1e3
+
+    def release(self) -> None:
+        """Give back the graphs' memory; they are captured anew when they are needed."""
+        self._graphs.clear()
+        self._pool = None
+        torch.cuda.empty_cache()
+
+    def _capture(self, pack: Pack) -> _Captured:
+        passes, device = self._passes, self._passes.loss.device
+        inputs = pack.to(device)
+        kept = [(tensor, tensor.clone()) for tensor in passes.accumulators]
+        # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
+        random = torch.cuda.get_rng_state(device)
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                passes.run(inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads of NCCL may look at events meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                losses = passes.run(inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # The generator would wait for a capture that will not end.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise CaptureError(str(error).splitlines()[0]) from error
+        self._pool = self._pool or graph.pool()
+        torch.cuda.set_rng_state(random, device)
+        for tensor, value in kept:
+            tensor.copy_(value)
+        return _Captured(graph, inputs, losses)

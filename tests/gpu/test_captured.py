@@ -1,0 +1,268 @@
+"""Captured steps on a real GPU: against eager ones, with dropout, fp16's overflows, and a lack of memory.
+
+`python -m pytest tests/gpu/test_captured.py`; skipped without a GPU. Models are small and made here.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from lorabench import attention, captured, train
+from lorabench.batching import PaddedCollator, TokenizedRows
+from lorabench.classifier import SequenceClassifier
+from lorabench.config import LoraArgs, ModelConfig
+from lorabench.data import load_rows
+from lorabench.description import load_model_config
+from lorabench.graphs import GraphedPasses
+from lorabench.model import Placement, build_classifier
+from lorabench.packed import PackedClassifier, try_packing
+from lorabench.packing import make_pack
+from lorabench.passes import PackedPasses
+from lorabench.presets import resolve_defaults
+from lorabench.tokenizer import train_stand_in
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+SAMPLE = Path(__file__).resolve().parents[2] / "lorabench" / "sample" / "train.csv"
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": dict(
+        vocab_size=2048, hidden_size=512, intermediate_size=1376, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
+    ),
+    "roberta": dict(
+        vocab_size=2048, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    rows = load_rows("--input", SAMPLE, resolve_defaults("minilm", "sample").data)
+    for family, shape in SHAPES.items():
+        folders[family] = tmp_path_factory.mktemp(family)
+        torch.manual_seed(0)
+        train_stand_in(rows.texts, family, 2000).save_pretrained(folders[family])
+        config = AutoConfig.for_model(family, **shape)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(model: Path, output: Path, *flags: str, steps: int = 12) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A short run in this process; its record and its training lines."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    code = train.main(
+        [
+            *("--model", str(model), "--task", "sample", "--output-dir", str(output), "--max-steps", str(steps)),
+            *("--class-weights", "1,3", "--learning-rate", "1e-3", "--lora-dropout", "0", "--precision", "bf16"),
+            *("--base-dropout", "0", "--batch-size", "16", *flags),
+        ]
+    )
+    assert code == 0
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((output / "run.json").read_text()), [line for line in lines if line["event"] == "train"]
+
+
+def make_passes(
+    model: Path, dropout: float, precision: torch.dtype = torch.bfloat16
+) -> tuple[PackedPasses, PaddedCollator, SequenceClassifier]:
+    model_config = load_model_config(ModelConfig(model=str(model)), 2)
+    model_config.pad_token_id = model_config.pad_token_id or 2
+    placement = Placement(device=torch.device("cuda"), frozen_dtype=precision)
+    lora = LoraArgs(lora_r=4, lora_dropout=dropout)
+    classifier = build_classifier(ModelConfig(model=str(model)), lora, model_config, placement, 1).train()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in classifier.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter) * 0.02
+    packed = try_packing(classifier, None if precision == torch.float32 else precision)
+    assert isinstance(packed, PackedClassifier), packed
+    ids = [[3 + (11 * i + 5 * j) % 1900 for j in range(5 + 7 * i % 60)] for i in range(12)]
+    rows = PaddedCollator(TokenizedRows(ids, [i % 2 for i in range(12)], 0), (1.0, 3.0), model_config.pad_token_id)
+    return PackedPasses(packed), rows, classifier
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "size", "causal"), [(8, 8, 128, True), (8, 2, 64, True), (4, 4, 64, False)]
+)
+def test_attention_within_texts_is_that_of_a_block_mask(heads: int, key_heads: int, size: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    lengths = [5, 60, 1, 33, 100, 0, 32, 64]
+    segments = torch.repeat_interleave(torch.arange(9), torch.tensor([*lengths, 89])).cuda()
+    tokens, texts = len(segments), len(lengths)
+    shapes = [(tokens, n, size) for n in (heads, key_heads, key_heads)]
+    q, k, v = (torch.randn(s, device="cuda", dtype=torch.bfloat16).transpose(0, 1).requires_grad_() for s in shapes)
+    allowed = segments[:, None] == segments[None, :]
+    if causal:
+        allowed = allowed & torch.ones_like(allowed).tril()
+    group = heads // key_heads
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    wide = (exact[0], exact[1].repeat_interleave(group, 0), exact[2].repeat_interleave(group, 0))
+    expected = F.scaled_dot_product_attention(*(t[None] for t in wide), attn_mask=allowed)[0].transpose(0, 1)
+    gradient = torch.randn_like(expected) * (segments < texts)[:, None, None]
+    bounds, seed = attention.text_bounds(segments, texts), torch.zeros(1, dtype=torch.int64, device="cuda")
+    found = attention.attend_within_texts(q, k, v, bounds, seed, size**-0.5, causal, 0.0)
+    assert found[segments == texts].abs().max() == 0
+    real = segments < texts
+    assert (found[real] - expected[real]).norm() < 1e-2 * expected[real].norm()
+    wanted = torch.autograd.grad(expected, exact, gradient)
+    for mine, theirs in zip(torch.autograd.grad(found, (q, k, v), gradient.bfloat16()), wanted, strict=True):
+        assert (mine - theirs).norm() < 1e-2 * theirs.norm()
+
+
+def test_attention_dropout_is_the_same_in_both_passes() -> None:
+    """Of a linear function of the values, the gradient is the function: what was dropped there is dropped here."""
+    torch.manual_seed(0)
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor([40, 70, 18])).cuda()
+    q, k, v = (torch.randn(128, 4, 64, device="cuda", dtype=torch.float16).transpose(0, 1) for _ in range(3))
+    bounds = attention.text_bounds(segments, 2)
+    v.requires_grad_()
+    outputs = []
+    for number in (7, 7, 8):
+        seed = torch.tensor([number], device="cuda")
+        outputs.append(attention.attend_within_texts(q, k, v, bounds, seed, 0.125, False, 0.5))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    gradient = torch.randn_like(outputs[0]) * (segments < 2)[:, None, None]
+    (found,) = torch.autograd.grad(outputs[0], v, gradient)
+    assert (found * v).double().sum().item() == pytest.approx((gradient * outputs[0]).double().sum().item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("family", list(SHAPES))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_graph_replays_what_it_captured(family: str, compiled: bool, models: dict[str, Path]) -> None:
+    passes, rows, classifier = make_passes(models[family], dropout=0.0)
+    classifier.eval()
+    pack = make_pack(rows, range(8), 384, 10, longest=64)
+    expected = passes.run(pack.to(torch.device("cuda"))).clone()
+    gradient = passes.flat.buffer.clone()
+    passes.flat.buffer.zero_()
+    passes.compiled = compiled
+    graphs = GraphedPasses(passes)
+    other = make_pack(rows, range(4, 12), 384, 10, longest=64)
+    graphs.run(other)
+    assert passes.flat.buffer.norm() > 0
+    passes.flat.buffer.zero_()
+    found = graphs.run(pack)
+    assert (found - expected).abs().max() < 3e-2 * expected.abs().max()
+    assert (passes.flat.buffer - gradient).norm() < 5e-2 * gradient.norm()
+
+
+@pytest.mark.parametrize("checkpointed", [0, 3])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dropout_differs_between_replays_and_follows_the_seed(
+    compiled: bool, checkpointed: int, models: dict[str, Path]
+) -> None:
+    passes, rows, _ = make_passes(models["roberta"], dropout=0.3)
+    passes.compiled, passes.checkpointed = compiled, checkpointed
+    graphs = GraphedPasses(passes)
+    pack = make_pack(rows, range(8), 384, 8, longest=64)
+    torch.cuda.manual_seed(5)
+    first = [graphs.run(pack).clone() for _ in range(3)]
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
+    torch.cuda.manual_seed(5)
+    assert all(torch.equal(graphs.run(pack), losses) for losses in first)
+
+
+def test_recomputed_blocks_have_the_gradients_of_kept_ones(models: dict[str, Path]) -> None:
+    gradients = []
+    for checkpointed in (0, 4):
+        passes, rows, _ = make_passes(models["llama"], dropout=0.3)
+        passes.checkpointed = checkpointed
+        graphs = GraphedPasses(passes)
+        torch.cuda.manual_seed(5)
+        graphs.run(make_pack(rows, range(8), 384, 8, longest=64))
+        gradients.append(passes.flat.buffer.clone())
+    assert (gradients[1] - gradients[0]).norm() < 1e-2 * gradients[0].norm()
+
+
+def test_captured_training_follows_eager_training(models: dict[str, Path], tmp_path: Path) -> None:
+    """Over 50 steps, within a few times the difference between two eager runs that only batch differently."""
+    runs = {
+        name: run(models["llama"], tmp_path / name, *flags, steps=50)
+        for name, flags in {
+            "eager": ("--execution", "eager"),
+            "eager again": ("--execution", "eager", "--batch-size", "4", "--gradient-accumulation", "4"),
+            "captured": ("--execution", "captured"),
+            "split": ("--execution", "captured", "--batch-size", "4", "--gradient-accumulation", "4"),
+        }.items()
+    }
+    assert runs["captured"][0]["execution"] == "captured"
+    losses = {name: torch.tensor([line["loss"] for line in lines]) for name, (_, lines) in runs.items()}
+    noise = (losses["eager"] - losses["eager again"]).abs()
+    for name in ("captured", "split"):
+        difference = (losses["eager"] - losses[name]).abs()
+        assert difference.mean() < 4 * noise.mean() + 1e-3, (difference.mean(), noise.mean())
+    assert runs["captured"][0]["best"]["loss"] == pytest.approx(runs["eager"][0]["best"]["loss"], rel=2e-2)
+
+
+def test_fp16_skips_overflows_and_trains_on(models: dict[str, Path], tmp_path: Path) -> None:
+    record, lines = run(models["llama"], tmp_path / "run", "--precision", "fp16", "--execution", "captured", steps=30)
+    eager, eager_lines = run(
+        models["llama"], tmp_path / "eager", "--precision", "fp16", "--execution", "eager", steps=30
+    )
+    assert record["skipped_steps"] == eager["skipped_steps"]
+    assert lines[0]["loss"] == pytest.approx(eager_lines[0]["loss"], rel=1e-2)
+    assert lines[-1]["loss"] == pytest.approx(eager_lines[-1]["loss"], rel=0.1)
+
+
+def test_a_lack_of_memory_while_capturing_halves_the_packs(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = GraphedPasses._capture
+
+    def limited(self: GraphedPasses, pack: Any) -> Any:
+        if len(pack.labels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return capture(self, pack)
+
+    monkeypatch.setattr(GraphedPasses, "_capture", limited)
+    record, lines = run(models["llama"], tmp_path / "run", "--execution", "captured")
+    monkeypatch.undo()
+    _, whole = run(models["llama"], tmp_path / "whole", "--execution", "captured")
+    assert record["out_of_memory"] == [{"step": 1, "batch_size": 4, "gradient_accumulation": 4}]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in whole], rel=2e-2)
+
+
+def test_a_long_run_is_compiled_and_gives_the_same_losses(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plain = run(models["roberta"], tmp_path / "plain", "--execution", "captured")
+    monkeypatch.setattr(captured, "COMPILE_S", 0.0)
+    _, compiled = run(models["roberta"], tmp_path / "compiled", "--execution", "captured")
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], rel=2e-2)
+
+
+def test_a_pass_that_no_graph_can_hold_runs_without_one(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, expected = run(models["llama"], tmp_path / "captured", "--execution", "captured")
+    call = PackedClassifier.__call__
+
+    def waits_for_the_device(self: PackedClassifier, pack: Any) -> torch.Tensor:
+        logits = call(self, pack)
+        assert logits.sum().item() < 1e30
+        return logits
+
+    monkeypatch.setattr(PackedClassifier, "__call__", waits_for_the_device)
+    _, lines = run(models["llama"], tmp_path / "run", "--execution", "captured")
+    assert "packs run without graphs: capturing one failed" in capsys.readouterr().out
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-2)
