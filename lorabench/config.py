@@ -127,8 +127,8 @@ class OptimConfig:
     max_grad_norm: float = 0.3
     """Gradients are clipped to this global norm."""
     execution: ExecutionChoice = "auto"
-    """How steps run: `captured` packs texts without padding and replays CUDA graphs (one GPU and data parallel);
-    `eager` always works; `auto` captures where it can."""
+    """How steps run: `eager` always works; `captured` packs texts without padding and replays CUDA graphs (one GPU and
+    data parallel; experimental); `auto` is eager."""
     seed: int = 42
     """Seed of initialisation, dropout and the order of rows; the split has its own fixed seed."""
 

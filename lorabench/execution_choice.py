@@ -1,4 +1,4 @@
-"""Which execution a run gets: captured where it can be, eager elsewhere, and why."""
+"""Which execution a run gets, and why."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,16 +42,13 @@ def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice
     if asked == "eager":
         return Choice("eager", "as asked for")
     obstacle = capture_obstacle(setting.strategy, setting.ranks.device.type)
-    if obstacle is None:
-        autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
-        packed = try_packing(classifier, autocast)
-        if isinstance(packed, PackedClassifier):
-            how = "packed rows, CUDA graphs" if setting.ranks.device.type == "cuda" else "packed rows"
-            return Choice("captured", how, packed)
-        obstacle = packed
-    if asked == "captured":
-        raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
-    return Choice("eager", obstacle)
+    if asked == "auto":
+        return Choice("eager", obstacle or "`--execution captured` packs rows and replays CUDA graphs")
+    packed = obstacle or try_packing(classifier, None if setting.precision == "fp32" else DTYPES[setting.precision])
+    if isinstance(packed, PackedClassifier):
+        how = "packed rows, CUDA graphs" if setting.ranks.device.type == "cuda" else "packed rows"
+        return Choice("captured", how, packed)
+    raise ConfigError(f"--execution captured: {packed}; expected auto or eager")
 
 
 def build_execution(

@@ -138,7 +138,9 @@ def _predict(
     collate = PaddedCollator(tokens, (1.0,) * classes, pad_id(tokenizer))
     logits = torch.empty(len(rows), classes)
     is_half = compute_dtype != torch.float32
-    packed = try_packing(classifier, compute_dtype if is_half else None) if on_gpu else None
+    # As the run evaluated.
+    packs = on_gpu and config.optim.execution == "captured"
+    packed = try_packing(classifier, compute_dtype if is_half else None) if packs else None
     if isinstance(packed, PackedClassifier):
         with torch.no_grad():
             for run in evaluation_runs(tokens.lengths, 1, 0, EVALUATION_TOKENS):

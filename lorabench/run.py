@@ -188,8 +188,9 @@ def opening_lines(keeper: RecordKeeper) -> list[str]:
     optim = config["optim"]
     effective = optim["batch_size"] * optim["gradient_accumulation"] * record["world_size"]
     counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
+    four_bits = ", nf4" if model["quantize"] == "nf4" else ""
     lines = [
-        f"model      {model['name']} ({model['weights']} weights), {model['source']}",
+        f"model      {model['name']} ({model['weights']} weights{four_bits}), {model['source']}",
         f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
         f"strategy   {record['strategy']}, {record['world_size']} process(es), {record['precision']}",
         f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "

@@ -1,6 +1,6 @@
 """Every strategy on two NCCL ranks: the numbers of one process, memory that ends, runs that go on.
 
-`python -m pytest tests/gpu/test_strategies.py` (faster with `-n 6`: each test starts launches of its own).
+`python -m pytest tests/gpu/test_gpu_strategies.py` (faster with `-n 6`: each test starts launches of its own).
 """
 
 import json

@@ -1,6 +1,6 @@
 """Captured steps on a real GPU: against eager ones, with dropout, fp16's overflows, and a lack of memory.
 
-`python -m pytest tests/gpu/test_captured.py`; skipped without a GPU. Models are small and made here.
+`python -m pytest tests/gpu/test_gpu_captured.py`; skipped without a GPU. Models are small and made here.
 """
 
 import json
