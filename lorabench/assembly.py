@@ -209,7 +209,7 @@ def check_same_weights(classifier: torch.nn.Module, ranks: Ranks) -> None:
         ConfigError: a file differs from one machine to the next.
     """
     # Bits as whole numbers: their sum depends on no order of summation.
-    parameters = (parameter.detach().contiguous() for parameter in classifier.parameters())
+    parameters = (parameter.detach().contiguous().flatten() for parameter in classifier.parameters())
     sums = [int(parameter.view(torch.uint8).sum(dtype=torch.int64)) for parameter in parameters]
     if any(other != sums for other in ranks.gather(sums)):
         raise ConfigError("--model: the ranks loaded different weights; expected the same files on every machine")
@@ -253,7 +253,7 @@ def build_job(
         eval_batch_size=config.optim.eval_batch_size,
         class_weights=setting.class_weights,
         positive=setting.data.positive,
-        strategy=setting.strategy,
+        may_halve=setting.may_halve,
         ranks=setting.ranks,
         memory=memory,
         sink=sink,

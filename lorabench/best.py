@@ -16,7 +16,6 @@ from lorabench.job import Progress
 from lorabench.presets import is_synthetic
 from lorabench.setting import Setting
 from lorabench.sharding import whole_parameters
-from lorabench.strategies import splits_weights
 from lorabench.tokenizer import pad_id
 from lorabench.tracking import Record
 
@@ -116,7 +115,7 @@ class BestAdapter:
             subset,
             self._setting.config.optim.eval_batch_size,
             ranks,
-            splits_weights(self._setting.strategy),
+            self._setting.may_halve,
             packed=self._built.choice.packed,
         )
         difference = (logits - self._best_logits[rows]).abs().max().item()

@@ -74,10 +74,11 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
         return None, list(error.issues)
     if known["status"] == "completed":
         return None, [f"--resume: the run in {folder} is complete"]
-    issues = [
-        f"--resume: {difference}, and must not change"
-        for difference in changed_fields(RunConfig.from_json(known["config"]), setting.config)
-    ]
+    try:
+        differences = changed_fields(RunConfig.from_json(known["config"]), setting.config)
+    except (KeyError, TypeError) as error:
+        return None, [f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"]
+    issues = [f"--resume: {difference}, and must not change" for difference in differences]
     savepoint = read_newest_savepoint(folder)
     if savepoint is None:
         return None, issues

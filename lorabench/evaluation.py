@@ -7,6 +7,7 @@ import torch
 
 from lorabench.batching import MicroBatch, PaddedCollator, evaluation_batches
 from lorabench.errors import RunError
+from lorabench.execution import is_out_of_memory
 from lorabench.packed import PackedClassifier
 from lorabench.packing import EVALUATION_TOKENS, evaluation_runs, make_pack
 from lorabench.ranks import Ranks
@@ -20,18 +21,17 @@ def predict_logits(
     data: PaddedCollator,
     batch_size: int,
     ranks: Ranks,
-    sharded: bool = False,
+    may_halve: bool = True,
     between_batches: Callable[[], None] | None = None,
     packed: PackedClassifier | None = None,
 ) -> torch.Tensor:
     """Logits of every row of a split, exactly once, in its order, whatever the number of ranks.
 
     Each rank fills in its own rows of a table of zeros; the tables add up over ranks. A second column of counts
-    proves that every row was computed by exactly one rank. A batch that does not fit is halved, unless ranks compute
-    each batch together.
+    proves that every row was computed by exactly one rank.
 
     Args:
-        sharded: weights are split over ranks.
+        may_halve: whether a batch that does not fit is halved.
         packed: the model over packs; these are then filled up to a number of tokens, whatever the batch size.
         between_batches: called before each planned batch, the same number of times on every rank.
 
@@ -56,7 +56,7 @@ def predict_logits(
         for micro_batch in batches:
             if between_batches is not None:
                 between_batches()
-            _fill_or_halve(table, compute, micro_batch, may_halve=not sharded)
+            _fill_or_halve(table, compute, micro_batch, may_halve)
     table = ranks.sum(table).cpu()
     if not torch.equal(table[:, classes], torch.ones(len(table))):
         raise RunError(f"evaluation covered {int(table[:, classes].sum())} rows where the split has {len(table)}")
@@ -80,8 +80,8 @@ def _fill_or_halve(table: torch.Tensor, compute: Compute, micro_batch: MicroBatc
     try:
         _fill(table, compute, micro_batch)
         return
-    except torch.OutOfMemoryError:
-        if not may_halve or micro_batch.real <= 1:
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or not may_halve or micro_batch.real <= 1:
             raise
     # Out of the handler, whose traceback would hold on to the activations.
     torch.cuda.empty_cache()

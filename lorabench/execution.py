@@ -119,7 +119,9 @@ class EagerExecution:
         """Forward and backward of the window, or what the allocator said when they did not fit."""
         try:
             return self._run_passes(self._plan.deal(window, self.batch_size), self._data.total_weight(window)), None
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if not self._gradients.recoverable:
                 # The other ranks wait in a collective operation of a pass, and cannot be asked: this one leaves, and
                 # the launcher ends them.
@@ -158,6 +160,8 @@ class EagerExecution:
         gc.collect()
         if self._ranks.device.type == "cuda":
             torch.cuda.empty_cache()
+            # What is reported is the memory of the steps that were taken.
+            torch.cuda.reset_peak_memory_stats(self._ranks.device)
 
 
 @dataclass
@@ -188,6 +192,17 @@ class RandomState:
             torch.cuda.set_rng_state(self.cuda, device)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; libraries beside the allocator say so in errors of another class."""
+    said = (
+        "CUDA out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
 def out_of_memory_advice(error: str, sharded: bool, row_by_row: bool = False) -> str:
     """What to try, with the allocator's own first sentence.
 
@@ -199,8 +214,9 @@ def out_of_memory_advice(error: str, sharded: bool, row_by_row: bool = False) ->
     smaller = "a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss"
     if sharded:
         remedy = (
-            f"{smaller}; under a sharded strategy ranks cannot agree on one within a step), --gradient-checkpointing "
-            "on, more GPUs, or a configuration with CPU offload (zero3_offload.yaml, fsdp2_offload.yaml)"
+            f"{smaller}; under a sharded strategy ranks cannot agree on one within a step), a smaller "
+            "--eval-batch-size where it was an evaluation, --gradient-checkpointing on, more GPUs, or a configuration "
+            "with CPU offload (zero3_offload.yaml, fsdp2_offload.yaml)"
         )
     else:
         remedy = (

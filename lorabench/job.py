@@ -12,7 +12,6 @@ from lorabench.execution import Execution
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.packed import PackedClassifier
 from lorabench.ranks import Ranks
-from lorabench.strategies import Strategy
 from lorabench.tracking import Record, Sink
 
 
@@ -25,6 +24,7 @@ class Job:
         packed: the classifier over packs, where steps are captured; evaluation then packs too.
         schedule: learning rate schedule, stepped once per optimizer step.
         train_ids: the training rows' ids, for messages.
+        may_halve: whether an evaluation batch that does not fit is tried in halves.
         class_weights: one per class; all 1 without weighting.
         positive: index of the positive class; None for macro averages.
         report_scores: False for random weights, whose scores mean nothing; losses are still reported.
@@ -42,9 +42,9 @@ class Job:
     train_ids: Sequence[str]
     validation_data: PaddedCollator
     eval_batch_size: int
+    may_halve: bool
     class_weights: tuple[float, ...]
     positive: int | None
-    strategy: Strategy
     ranks: Ranks
     memory: MemoryMonitor
     sink: Sink

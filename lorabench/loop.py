@@ -14,7 +14,6 @@ from lorabench.evaluation import predict_logits
 from lorabench.job import Job, Progress
 from lorabench.scoring import Scores, score
 from lorabench.steps import train_epoch
-from lorabench.strategies import splits_weights
 from lorabench.tracking import Record
 
 
@@ -105,7 +104,7 @@ def evaluate(
 ) -> tuple[torch.Tensor, Scores]:
     """Logits [rows, classes] of a split in its own order, and their scores; the same on every rank."""
     logits = predict_logits(
-        job.model, data, job.eval_batch_size, job.ranks, splits_weights(job.strategy), between_batches, job.packed
+        job.model, data, job.eval_batch_size, job.ranks, job.may_halve, between_batches, job.packed
     )
     return logits, score(logits, data.data.labels, job.class_weights, job.positive)
 

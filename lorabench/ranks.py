@@ -97,14 +97,29 @@ def _build_host_group(spans_machines: bool) -> distributed.ProcessGroup:
 
 
 def interface_towards(address: str) -> str | None:
-    """The network interface from which this machine reaches `address`; None if there is no telling."""
+    """The network interface from which this machine reaches `address`; None if there is no telling.
+
+    A machine that maps its own name to the loopback would reach itself there, and no other machine: then the only
+    other interface is taken, if there is but one.
+    """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))  # a datagram socket only looks up the route
             own = probe.getsockname()[0]
     except OSError:
         return None
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == own for entry in addresses):
-            return name
-    return None
+    known = {
+        name: entry.address
+        for name, addresses in psutil.net_if_addrs().items()
+        for entry in addresses
+        if entry.family == socket.AF_INET
+    }
+    if is_loopback(own) and not is_loopback(address):
+        outward = [name for name, at in known.items() if not is_loopback(at)]
+        return outward[0] if len(outward) == 1 else None
+    return next((name for name, at in known.items() if at == own), None)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address stays on this machine whatever a machine's own name stands for."""
+    return address == "localhost" or address.startswith("127.")

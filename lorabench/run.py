@@ -116,6 +116,7 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
             # A run that fails keeps the evaluations that it had, and this rank's memory.
             keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
             keeper.record.update(steps=progress.step, memory=[memory.to_json(setting.ranks.rank)])
+            keeper.record.update(out_of_memory=progress.out_of_memory)
         best.check_movement(progress)
         adapter = best.restore()
         test = finish_test(setting, inputs, job, keeper.folder)
@@ -233,9 +234,7 @@ def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dic
     data = inputs.collators["test"]
     if rows.labels is not None:
         return evaluate(job, data)[1].to_json()
-    logits = predict_logits(
-        job.model, data, job.eval_batch_size, setting.ranks, splits_weights(setting.strategy), packed=job.packed
-    )
+    logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks, setting.may_halve, packed=job.packed)
     if setting.ranks.is_main:
         write_predictions(folder / TEST_PREDICTIONS_FILE, rows.ids, setting.data.labels, logits)
     return None

@@ -11,7 +11,7 @@ from lorabench.errors import ConfigError
 from lorabench.launch_request import read_launch_request
 from lorabench.precision import resolve_precision
 from lorabench.ranks import Ranks
-from lorabench.strategies import Strategy, capture_obstacle
+from lorabench.strategies import Strategy, capture_obstacle, splits_weights
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Setting:
     def shape_only(self) -> bool:
         """Random weights: memory and time are real, scores mean nothing, and no adapter is kept."""
         return self.config.model.weights == "random"
+
+    @property
+    def may_halve(self) -> bool:
+        """Whether a batch that does not fit is tried in halves: not where ranks compute each batch together."""
+        return self.config.run.on_oom == "shrink" and not splits_weights(self.strategy)
 
     @property
     def class_weights(self) -> tuple[float, ...]:

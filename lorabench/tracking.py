@@ -106,16 +106,22 @@ def open_tracker(choice: Tracker, run_dir: Path, config: Mapping[str, Mapping[st
     """
     if choice == "none":
         return TrackerSink(None)
-    if choice == "wandb":
-        tracker: GeneralTracker = _start_wandb(run_dir)
-    else:
-        from accelerate.tracking import TensorBoardTracker
-
-        tracker = TensorBoardTracker("tensorboard", logging_dir=str(run_dir))
-        tracker.start()
     flat = {f"{section}.{key}": value for section, fields in config.items() for key, value in fields.items()}
-    tracker.store_init_configuration({key: "none" if value is None else value for key, value in flat.items()})
+    try:
+        tracker = _start_wandb(run_dir) if choice == "wandb" else _start_tensorboard(run_dir)
+        tracker.store_init_configuration({key: "none" if value is None else value for key, value in flat.items()})
+    except Exception as error:  # whatever an outside service and its client can raise
+        print(f"--track {choice}: failed ({_first_line(error)}); going on without it", flush=True)
+        return TrackerSink(None)
     return TrackerSink(tracker)
+
+
+def _start_tensorboard(run_dir: Path) -> "GeneralTracker":
+    from accelerate.tracking import TensorBoardTracker
+
+    tracker = TensorBoardTracker("tensorboard", logging_dir=str(run_dir))
+    tracker.start()
+    return tracker
 
 
 def _start_wandb(run_dir: Path) -> "GeneralTracker":

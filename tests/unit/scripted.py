@@ -115,7 +115,7 @@ def make_job(recorder: Recorder, strengths: list[float], train_rows: int = 10, *
         model=Scripted(strengths), execution=ScriptedSteps([0.5]), schedule=Schedule(),
         plan=StepPlan(rows(train_rows).data.lengths, 2, 2, 1, 0, seed=1),
         train_ids=[f"id-{i}" for i in range(train_rows)], validation_data=rows(6),
-        eval_batch_size=4, class_weights=(1.0, 1.0), positive=1, strategy="single", ranks=OneRank(),
+        eval_batch_size=4, class_weights=(1.0, 1.0), positive=1, may_halve=True, ranks=OneRank(),
         memory=MemoryMonitor(CPU), sink=recorder, total_steps=9, logging_steps=1, best_metric="loss",
         early_stopping=None, report_scores=True, skips_overflow=False, save_best=recorder.save,
         save_checkpoint=recorder.save_checkpoint, stop_signal=lambda: None,

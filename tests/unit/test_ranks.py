@@ -31,10 +31,24 @@ def addresses(monkeypatch: pytest.MonkeyPatch, own: str, **interfaces: list[str]
         def getsockname(self) -> tuple[str, int]:
             return own, 1
 
-    table = {name: [SimpleNamespace(address=entry) for entry in entries] for name, entries in interfaces.items()}
+    table = {name: [entry_of(address) for address in entries] for name, entries in interfaces.items()}
     monkeypatch.setattr(socket, "socket", lambda *_: Probe())
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: table)
     return connected
+
+
+def entry_of(address: str) -> SimpleNamespace:
+    return SimpleNamespace(address=address, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+
+
+@pytest.mark.parametrize(("outward", "expected"), [(["eth0"], "eth0"), (["eth0", "ib0"], None)])
+def test_a_first_machine_whose_own_name_is_its_loopback_takes_the_only_way_out(
+    outward: list[str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian maps a host's own name to 127.0.1.1: there no other machine could meet it."""
+    known = {name: [f"10.0.{i}.5", "fe80::1"] for i, name in enumerate(outward)}
+    addresses(monkeypatch, "127.0.1.1", lo=["127.0.0.1", "::1"], **known)
+    assert interface_towards("node1") == expected
 
 
 def test_the_interface_of_the_route_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
