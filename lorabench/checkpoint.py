@@ -77,18 +77,32 @@ def save_adapter(
         (staging / "README.md").write_text(card, encoding="utf-8")
         for path in staging.rglob("*"):
             sync_path(path)
-        if target.exists():
-            shutil.rmtree(retired, ignore_errors=True)
-            target.rename(retired)
-        staging.rename(target)
+        swap_in(staging, target, retired)
         sync_path(run_dir)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         shutil.rmtree(staging, ignore_errors=True)
-        if retired.exists() and not target.exists():
-            retired.rename(target)
         raise RunError(f"the adapter could not be saved in {target}: {error}") from error
     shutil.rmtree(retired, ignore_errors=True)
     return target
+
+
+def swap_in(staging: Path, target: Path, retired: Path) -> None:
+    """Rename `staging` to `target`; a folder of that name is kept as `retired`, and gets its name back on failure.
+
+    Between two renames a kill leaves `retired` alone: whoever reads must look there too.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    if target.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+        target.rename(retired)
+    try:
+        staging.rename(target)
+    except OSError:
+        if retired.exists():
+            retired.rename(target)
+        raise
 
 
 def sync_path(path: Path) -> None:

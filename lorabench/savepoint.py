@@ -3,7 +3,7 @@
 `checkpoints/step-00000123/` holds the trained weights, optimizer, schedule, scaler and best adapter (`state.pt`), what
 the run has done so far (`progress.json`), and a manifest with the size and hash of each file. A folder is written
 under another name, synced and renamed, so one that is there is whole unless the disk damaged it, and the manifest
-tells.
+tells. One of the same step that was there before is set aside meanwhile, and read where a kill came in between.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from lorabench.checkpoint import sync_path
+from lorabench.checkpoint import swap_in, sync_path
 from lorabench.errors import RunError
 
 FOLDER = "checkpoints"
 _STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
-_PREFIX, _STAGING = "step-", ".writing-"
+_PREFIX, _STAGING, _REPLACED = "step-", ".writing-", ".replaced-"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Savepoint:
 
 
 def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -> Path:
-    """Write a savepoint, then remove all but the newest `keep`. Call on one rank.
+    """Write a savepoint, then remove all but the newest `keep`, and what killed saves left. Call on one rank.
 
     Raises:
         RunError: the disk does not take it; earlier savepoints are as they were.
@@ -48,10 +48,10 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
     parent = run_dir / FOLDER
     target = parent / f"{_PREFIX}{step:08d}"
     staging = parent / f"{_STAGING}{step:08d}"
-    replaced = parent / f".replaced-{step:08d}"
     try:
         parent.mkdir(exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
+        for half_written in parent.glob(f"{_STAGING}*"):
+            shutil.rmtree(half_written, ignore_errors=True)
         staging.mkdir()
         torch.save(savepoint.state, staging / _STATE)
         (staging / _PROGRESS).write_text(json.dumps(savepoint.progress), encoding="utf-8")
@@ -59,18 +59,16 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
         (staging / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for path in (*staging.iterdir(), staging):
             sync_path(path)
-        if target.exists():  # of the same step, before its evaluation
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.rename(replaced)
-        staging.rename(target)
+        # One of the same step is there where its evaluation came after it.
+        swap_in(staging, target, parent / f"{_REPLACED}{step:08d}")
         sync_path(parent)
-        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error
+    found = _folders(run_dir)
     # Those of later steps are damaged: a run that goes on has gone back behind them.
-    folders = [folder for folder in _folders(run_dir) if folder.name <= target.name]
-    for old in {*_folders(run_dir)} - {*folders[:keep]}:
+    newest = [folder for folder in found if folder.name.startswith(_PREFIX) and folder.name <= target.name]
+    for old in {*found} - {*newest[:keep]}:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -87,8 +85,10 @@ def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
 
 
 def _folders(run_dir: Path) -> list[Path]:
-    """Savepoints by name, the newest first."""
-    return sorted((run_dir / FOLDER).glob(f"{_PREFIX}*"), reverse=True)
+    """Savepoints, the newest first, each before one of its step that it was to replace."""
+    parent = run_dir / FOLDER
+    found = (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_REPLACED}*"))
+    return sorted(found, key=lambda folder: (folder.name.rpartition("-")[2], folder.name), reverse=True)
 
 
 def _read(folder: Path) -> Savepoint:

@@ -237,3 +237,124 @@ def test_every_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatc
     write(tmp_path, 2)
     assert set(log[:3]) == {"state.pt", "progress.json", "manifest.json"}
     assert log[3:] == [".writing-00000002", "renamed", "checkpoints"]
+
+
+# --- a savepoint of the same step, written again
+
+
+class Killed(BaseException):
+    """Ends a save without giving it a chance to clean up."""
+
+
+def fail_at_rename(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
+    rename, calls = Path.rename, 0
+
+    def failing(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+
+
+def rewrite(run_dir: Path, step: int) -> None:
+    """The step once more, after its evaluation, as a run of `--keep-checkpoints 1` does."""
+    savepoint = make(step)
+    write_savepoint(run_dir, step, Savepoint(savepoint.state, {**savepoint.progress, "evaluated": True}), keep=1)
+
+
+def is_evaluated(run_dir: Path) -> bool:
+    found = read_newest_savepoint(run_dir)
+    assert found is not None
+    return "evaluated" in found.progress
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_rename_that_fails_leaves_the_one_that_was_to_be_replaced(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 5, keep=1)
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="step 5 could not be saved"):
+        fail_at_rename(patch, count, OSError(5, "Input/output error"))
+        rewrite(tmp_path, 5)
+    assert names(tmp_path) == ["step-00000005"]
+    assert newest_step(tmp_path) == 5 and not is_evaluated(tmp_path)
+
+
+def kill_between_renames(run_dir: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        fail_at_rename(patch, 2, Killed())
+        rewrite(run_dir, step)
+    assert f".replaced-{step:08d}" in names(run_dir) and f"step-{step:08d}" not in names(run_dir)
+
+
+def test_a_kill_between_the_renames_leaves_the_one_that_was_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 5, keep=1)
+    kill_between_renames(tmp_path, monkeypatch, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert newest_step(tmp_path) == 5 and not is_evaluated(tmp_path)
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_the_save_after_a_kill_between_the_renames_leaves_only_its_own(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 5, keep=1)
+    kill_between_renames(tmp_path, monkeypatch, 5)
+    rewrite(tmp_path, step)
+    assert names(tmp_path) == [f"step-{step:08d}"]
+    assert newest_step(tmp_path) == step and is_evaluated(tmp_path)
+
+
+def test_a_save_that_fails_after_a_kill_between_the_renames_leaves_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 5, keep=1)
+    kill_between_renames(tmp_path, monkeypatch, 5)
+    with monkeypatch.context() as patch, pytest.raises(RunError):
+        fail_at_rename(patch, 1, OSError(5, "Input/output error"))
+        rewrite(tmp_path, 5)
+    assert newest_step(tmp_path) == 5 and not is_evaluated(tmp_path)
+
+
+def test_the_new_one_comes_before_the_one_set_aside_which_serves_if_it_is_damaged(tmp_path: Path) -> None:
+    """Killed after the renames, before what was replaced was removed."""
+    write(tmp_path, 4, 5)
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "step-00000005", tmp_path / "aside")
+    rewrite(tmp_path, 5)
+    (tmp_path / "aside").rename(folder / ".replaced-00000005")
+    assert is_evaluated(tmp_path)
+    flip(folder / "step-00000005")
+    with pytest.warns(UserWarning, match="/step-00000005: damaged"):
+        found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress == make(5).progress
+
+
+# --- what killed saves left
+
+
+def test_what_killed_saves_left_is_removed(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    for name in (".writing-00000002", ".replaced-00000001", ".writing-00000003"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "state.pt").write_bytes(b"half")
+    write(tmp_path, 4)
+    assert names(tmp_path) == ["step-00000001", "step-00000004"]
+
+
+def test_half_written_ones_give_their_room_back_before_the_next_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "checkpoints" / ".writing-00000002").mkdir()
+    seen: list[str] = []
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda *arguments: (seen.extend(names(tmp_path)), save(*arguments))[1])
+    write(tmp_path, 3)
+    assert seen == [".writing-00000003", "step-00000001"]
