@@ -7,14 +7,14 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
 from lorabench.batching import MicroBatch, PaddedCollator, StepPlan, Window
 from lorabench.config import OnOutOfMemory
 from lorabench.errors import RankError, RunError
-from lorabench.gradients import Gradients
+from lorabench.gradients import Gradients, RecoverableGradients
 from lorabench.meters import Throughput
 from lorabench.ranks import Ranks
 from lorabench.scoring import weighted_losses
@@ -152,7 +152,8 @@ class EagerExecution:
         Raises:
             RunError: that is not wanted, or not possible.
         """
-        self._gradients.discard()
+        # With others `_try_passes` has raised.
+        cast(RecoverableGradients, self._gradients).discard()
         if not self._may_shrink or self.batch_size == 1:
             said = "on another rank" if problem is None else problem
             raise RunError(out_of_memory_advice(said, sharded=False, row_by_row=self.batch_size == 1))

@@ -6,9 +6,14 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 
+from lorabench.errors import RunError
 from lorabench.flat import FlatGradients
+from lorabench.precision import overflow_advice
 from lorabench.ranks import Ranks
 from lorabench.strategies import Strategy, is_deepspeed
+
+# What DeepSpeed's loss scaler says when one more overflow would have it go below its smallest scale.
+_SCALE_AT_MINIMUM = "Current loss scale already at minimum"
 
 
 class Gradients(Protocol):
@@ -16,6 +21,7 @@ class Gradients(Protocol):
 
     Attributes:
         recoverable: a window whose passes failed on one rank can be run again: nothing crosses ranks before `reduce`.
+            These are `RecoverableGradients`.
     """
 
     recoverable: bool
@@ -33,8 +39,16 @@ class Gradients(Protocol):
         ...
 
     def step(self) -> torch.Tensor:
-        """Clip, update, zero. Returns the global gradient norm before clipping."""
+        """Clip, update, zero. Returns the global gradient norm before clipping.
+
+        Raises:
+            RunError: DeepSpeed's loss scaler has given up.
+        """
         ...
+
+
+class RecoverableGradients(Gradients, Protocol):
+    """Gradients of a window that can be run again."""
 
     def discard(self) -> None:
         """Forget what the window has accumulated, without an update."""
@@ -130,9 +144,6 @@ class ShardedGradients:
         self._optimizer.zero_grad(set_to_none=True)
         return norm.full_tensor()
 
-    def discard(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-
 
 class DeepSpeedGradients:
     """DeepSpeed's engine, which owns clipping, update and the reduction.
@@ -162,13 +173,15 @@ class DeepSpeedGradients:
         """Done in the backward passes."""
 
     def step(self) -> torch.Tensor:
-        self._engine.step()
+        try:
+            self._engine.step()
+        except Exception as error:  # DeepSpeed has no class for it
+            if _SCALE_AT_MINIMUM not in str(error):
+                raise
+            raise RunError(overflow_advice("step after step, down to DeepSpeed's smallest loss scale")) from error
         # A tensor, or a plain `inf` where fp16 overflowed.
         norm = self._engine.get_global_grad_norm()
         return torch.as_tensor(norm, dtype=torch.float32, device=self._engine.device)
-
-    def discard(self) -> None:
-        self._engine.zero_grad()
 
 
 def build_gradients(

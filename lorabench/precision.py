@@ -1,4 +1,4 @@
-"""Which dtype a run computes in."""
+"""Which dtype a run computes in, and what to do where fp16 cannot hold the gradients."""
 
 import os
 from typing import Literal
@@ -47,3 +47,12 @@ def _launcher_precision() -> Precision:
     if named == "fp16":
         return "fp16"
     return "bf16" if named == "bf16" else "auto"
+
+
+def overflow_advice(when: str) -> str:
+    """What to try after fp16 overflowed at every step.
+
+    Args:
+        when: at which steps.
+    """
+    return f"fp16 overflowed {when}, whatever the loss scale; use --precision bf16 or fp32"

@@ -9,6 +9,7 @@ from lorabench.batching import Window
 from lorabench.errors import RunError
 from lorabench.execution import StepOutcome
 from lorabench.job import Job, Progress
+from lorabench.precision import overflow_advice
 from lorabench.tracking import Record
 
 # Steps whose results stay on the device before they are read: reading waits for the device and crosses ranks.
@@ -128,10 +129,7 @@ def count_skipped(job: Job, progress: Progress, item: Pending, norm: float) -> N
     progress.skipped_steps += 1
     progress.skipped_in_a_row += 1
     if progress.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-        raise RunError(
-            f"fp16 overflowed in {progress.skipped_in_a_row} steps in a row up to step {item.step}, whatever the loss "
-            "scale; use --precision bf16 or fp32"
-        )
+        raise RunError(overflow_advice(f"in {progress.skipped_in_a_row} steps in a row up to step {item.step}"))
 
 
 def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) -> Record:

@@ -55,7 +55,7 @@ class BeforeClipping:
         self.whole: list[torch.Tensor] = []
         self.recoverable = inner.recoverable
         self.forward_context, self.backward = inner.forward_context, inner.backward
-        self.reduce, self.discard = inner.reduce, inner.discard
+        self.reduce = inner.reduce
 
     def step(self) -> torch.Tensor:
         gradients = [p.grad for p in self._parameters]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import OneRank
 
+from lorabench.errors import RunError
 from lorabench.gradients import (
     DataParallelGradients,
     DeepSpeedGradients,
@@ -211,8 +212,6 @@ def test_fsdp_crosses_ranks_in_the_last_pass_only_and_its_average_becomes_a_sum(
             gradients.backward(model(torch.tensor([[1.0, 0.0, 2.0]])).sum(), last)
     assert model.calls == [False, False, True] and not gradients.recoverable
     assert grad_of(model.weight).tolist() == [[9.0, 0.0, 18.0]]
-    gradients.discard()
-    assert model.weight.grad is None
 
 
 # --- DeepSpeed
@@ -240,9 +239,6 @@ class Engine:
     def step(self) -> None:
         self.calls.append(("step",))
 
-    def zero_grad(self) -> None:
-        self.calls.append(("zero",))
-
     def get_global_grad_norm(self) -> Any:
         return self._norm
 
@@ -264,14 +260,42 @@ def test_deepspeed_is_told_the_boundary_and_divides_by_nothing() -> None:
         ("step",),
     ]
     assert norm.item() == 2.5 and not gradients.recoverable
-    gradients.discard()
-    assert engine.calls[-1] == ("zero",)
 
 
 @pytest.mark.parametrize("norm", [float("inf"), torch.tensor(float("inf")), torch.tensor(2.0, dtype=torch.float16)])
 def test_deepspeeds_norm_becomes_a_float32_tensor_whatever_it_is(norm: Any) -> None:
     found = DeepSpeedGradients(Engine(0.3, norm), world_size=1, max_grad_norm=0.3).step()
     assert found.dtype == torch.float32 and found.item() == float(norm)
+
+
+class Overflowing(Engine):
+    """Every step overflows fp16, and DeepSpeed's own loss scaler hears of it."""
+
+    def __init__(self) -> None:
+        super().__init__(clipping=0.3, norm=float("inf"))
+        scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler")
+        self._scaler = scaler.DynamicLossScaler(
+            init_scale=1, scale_window=1000, min_scale=1, delayed_shift=1, consecutive_hysteresis=False
+        )
+
+    def step(self) -> None:
+        self._scaler.update_scale(True)
+
+
+def test_deepspeeds_loss_scale_at_its_minimum_ends_the_run_with_the_advice_of_every_strategy() -> None:
+    gradients = DeepSpeedGradients(Overflowing(), world_size=2, max_grad_norm=0.3)
+    with pytest.raises(RunError, match=r"^fp16 overflowed .*DeepSpeed.*; use --precision bf16 or fp32$") as raised:
+        gradients.step()
+    assert "loss scale already at minimum" in str(raised.value.__cause__)
+
+
+def test_any_other_error_of_deepspeeds_engine_is_not_taken_for_an_overflow() -> None:
+    class Broken(Engine):
+        def step(self) -> None:
+            raise RuntimeError("Current loss scale is not a number")
+
+    with pytest.raises(RuntimeError, match=r"^Current loss scale is not a number$"):
+        DeepSpeedGradients(Broken(clipping=0.3), world_size=2, max_grad_norm=0.3).step()
 
 
 def test_another_clipping_in_deepspeeds_engine_is_refused() -> None:
