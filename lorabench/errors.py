@@ -1,4 +1,4 @@
-"""The two ways a run can end badly, and their exit codes.
+"""How a run can end badly, and the exit codes that say so.
 
 A launcher (`accelerate launch`, `torchrun`) replaces the code of the training process by its own non-zero one.
 """

@@ -1,4 +1,4 @@
-"""Memory and time of this process. Local numbers only: what happens across ranks is said in `distributed`."""
+"""Memory and time of this process. Local numbers only: what happens across ranks is said in `ranks`."""
 
 import resource
 import socket
