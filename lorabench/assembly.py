@@ -23,6 +23,7 @@ from lorabench.precision import DTYPES
 from lorabench.presets import task_preset
 from lorabench.quantization import hold_plainly
 from lorabench.ranks import Ranks
+from lorabench.results import GB
 from lorabench.setting import Setting
 from lorabench.strategies import is_deepspeed, splits_weights
 from lorabench.tokenizer import load_tokenizer, pad_id
@@ -216,8 +217,9 @@ def check_same_weights(classifier: torch.nn.Module, ranks: Ranks) -> None:
 
 
 def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
-    """The flag; under `auto`, whether the frozen weights take more than half of some rank's GPU. A collective call.
+    """The flag; under `auto`, whether the frozen weights take more than half of what some rank may have of its GPU.
 
+    A collective call.
     All ranks decide alike: with sharded weights, recomputing on some of them only would have those wait for ever.
     """
     choice = setting.config.model.gradient_checkpointing
@@ -226,6 +228,9 @@ def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
     is_tight = False
     if setting.ranks.device.type == "cuda":
         _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
+        limit = setting.config.run.gpu_memory_limit
+        if limit is not None:
+            capacity = min(capacity, limit * GB)
         is_tight = frozen_bytes > CHECKPOINTING_SHARE * capacity
     return setting.ranks.any(is_tight)
 
