@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorabench import distributed, sharding
 from lorabench.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
 from lorabench.classifier import ParameterCounts, SequenceClassifier, count_parameters
 from lorabench.config import RunConfig
@@ -17,23 +16,17 @@ from lorabench.execution_choice import Choice, build_execution, choose_execution
 from lorabench.footprint import WeightCount
 from lorabench.job import Job
 from lorabench.meters import MemoryMonitor
-from lorabench.model import Placement, build_classifier
-from lorabench.optim import build_optimizer, build_schedule, total_steps
+from lorabench.model import build_classifier
+from lorabench.optim import build_schedule, total_steps
 from lorabench.precision import DTYPES
+from lorabench.preparation import place_model, prepare, use_checkpointing
 from lorabench.presets import task_preset
-from lorabench.quantization import hold_plainly
-from lorabench.ranks import Ranks
-from lorabench.results import GB
 from lorabench.setting import Setting
-from lorabench.strategies import is_deepspeed, splits_weights
 from lorabench.tokenizer import load_tokenizer, pad_id
 from lorabench.tracking import Record, Sink
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-# Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
-CHECKPOINTING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
     frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
     checkpointing = use_checkpointing(setting, frozen_bytes)
-    placement = _place(setting, frozen_dtype, checkpointing)
+    placement = place_model(setting, frozen_dtype, checkpointing)
     classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
@@ -165,74 +158,6 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         checkpointing=checkpointing,
         total_steps=steps,
     )
-
-
-def _place(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
-    splits = splits_weights(setting.strategy)
-    return Placement(
-        device=setting.ranks.device,
-        frozen_dtype=frozen_dtype,
-        trainable_dtype=distributed.trainable_dtype(setting.strategy, setting.precision),
-        # 4-bit weights are quantised where they are used, and small.
-        load_on_cpu=splits and setting.config.model.quantize == "none",
-        checkpointing=checkpointing,
-        # FSDP shards no tensors of whole numbers.
-        quant_storage=frozen_dtype if setting.strategy == "FSDP2" else torch.uint8,
-        regathers=splits,
-    )
-
-
-def prepare(setting: Setting, classifier: SequenceClassifier) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Hand the classifier to the strategy, and build its optimizer over the parameters that the strategy holds.
-
-    Returns:
-        The model that computes, and accelerate's optimizer.
-    """
-    accelerator, ranks, optim = setting.accelerator, setting.ranks, setting.config.optim
-    fused = ranks.device.type == "cuda"
-    if is_deepspeed(setting.strategy):
-        return accelerator.prepare(classifier, build_optimizer(classifier, optim, fused))
-    if ranks.spans_machines:
-        check_same_weights(classifier, ranks)
-    if setting.strategy == "FSDP2":
-        hold_plainly(classifier)
-        sharding.shard(classifier, classifier.body, distributed.fsdp_plugin(accelerator), ranks.device)
-    # In evaluation mode accelerate adds autocast, and not DistributedDataParallel: gradients cross ranks in one piece.
-    prepared = accelerator.prepare_model(classifier, device_placement=False, evaluation_mode=True)
-    optimizer = accelerator.prepare_optimizer(build_optimizer(classifier, optim, fused), device_placement=False)
-    return prepared, optimizer
-
-
-def check_same_weights(classifier: torch.nn.Module, ranks: Ranks) -> None:
-    """Refuse machines that loaded different weights: nothing later would even them out. A collective call.
-
-    Raises:
-        ConfigError: a file differs from one machine to the next.
-    """
-    # Bits as whole numbers: their sum depends on no order of summation.
-    parameters = (parameter.detach().contiguous().flatten() for parameter in classifier.parameters())
-    sums = [int(parameter.view(torch.uint8).sum(dtype=torch.int64)) for parameter in parameters]
-    if any(other != sums for other in ranks.gather(sums)):
-        raise ConfigError("--model: the ranks loaded different weights; expected the same files on every machine")
-
-
-def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
-    """The flag; under `auto`, whether the frozen weights take more than half of what some rank may have of its GPU.
-
-    A collective call.
-    All ranks decide alike: with sharded weights, recomputing on some of them only would have those wait for ever.
-    """
-    choice = setting.config.model.gradient_checkpointing
-    if choice != "auto":
-        return choice == "on"
-    is_tight = False
-    if setting.ranks.device.type == "cuda":
-        _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
-        limit = setting.config.run.gpu_memory_limit
-        if limit is not None:
-            capacity = min(capacity, limit * GB)
-        is_tight = frozen_bytes > CHECKPOINTING_SHARE * capacity
-    return setting.ranks.any(is_tight)
 
 
 def build_job(

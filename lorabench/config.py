@@ -50,7 +50,7 @@ class ModelConfig:
     """Attention kernels; `auto` leaves the choice to transformers."""
     gradient_checkpointing: Checkpointing = "auto"
     """Recompute activations in the backward pass: less memory, more time. `auto`: on where the frozen weights take
-    more than half of the GPU's memory."""
+    more than half of the GPU's memory, or of --gpu-memory-limit."""
     base_dropout: float | None = None
     """Dropout inside the frozen model while training, in [0, 1); default: its own (0.1 in BERT and RoBERTa)."""
     trust_remote_code: bool = False

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from toys import CPU, OneRank
 
-from lorabench.assembly import check_same_weights, use_checkpointing
 from lorabench.config import Checkpointing, ModelConfig, RunConfig, RunOptions
 from lorabench.errors import ConfigError
+from lorabench.preparation import check_same_weights, use_checkpointing
 from lorabench.ranks import Ranks
 from lorabench.results import GB
 

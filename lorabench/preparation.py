@@ -1,0 +1,86 @@
+"""What a strategy asks of the model: where it is built, whether it recomputes activations, and how it is wrapped."""
+
+import torch
+
+from lorabench import distributed, sharding
+from lorabench.classifier import SequenceClassifier
+from lorabench.errors import ConfigError
+from lorabench.model import Placement
+from lorabench.optim import build_optimizer
+from lorabench.quantization import hold_plainly
+from lorabench.ranks import Ranks
+from lorabench.results import GB
+from lorabench.setting import Setting
+from lorabench.strategies import is_deepspeed, splits_weights
+
+# Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
+CHECKPOINTING_SHARE = 0.5
+
+
+def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
+    """The flag; under `auto`, whether the frozen weights take more than half of what some rank may have of its GPU.
+
+    A collective call. All ranks decide alike: with sharded weights, recomputing on some of them only would have those
+    wait for ever.
+    """
+    choice = setting.config.model.gradient_checkpointing
+    if choice != "auto":
+        return choice == "on"
+    is_tight = False
+    if setting.ranks.device.type == "cuda":
+        _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
+        limit = setting.config.run.gpu_memory_limit
+        if limit is not None:
+            capacity = min(capacity, limit * GB)
+        is_tight = frozen_bytes > CHECKPOINTING_SHARE * capacity
+    return setting.ranks.any(is_tight)
+
+
+def place_model(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
+    """Where and in which dtypes the strategy wants the model to be built."""
+    splits = splits_weights(setting.strategy)
+    return Placement(
+        device=setting.ranks.device,
+        frozen_dtype=frozen_dtype,
+        trainable_dtype=distributed.trainable_dtype(setting.strategy, setting.precision),
+        # 4-bit weights are quantised where they are used, and small.
+        load_on_cpu=splits and setting.config.model.quantize == "none",
+        checkpointing=checkpointing,
+        # FSDP shards no tensors of whole numbers.
+        quant_storage=frozen_dtype if setting.strategy == "FSDP2" else torch.uint8,
+        regathers=splits,
+    )
+
+
+def prepare(setting: Setting, classifier: SequenceClassifier) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Hand the classifier to the strategy, and build its optimizer over the parameters that the strategy holds.
+
+    Returns:
+        The model that computes, and accelerate's optimizer.
+    """
+    accelerator, ranks, optim = setting.accelerator, setting.ranks, setting.config.optim
+    fused = ranks.device.type == "cuda"
+    if is_deepspeed(setting.strategy):
+        return accelerator.prepare(classifier, build_optimizer(classifier, optim, fused))
+    if ranks.spans_machines:
+        check_same_weights(classifier, ranks)
+    if setting.strategy == "FSDP2":
+        hold_plainly(classifier)
+        sharding.shard(classifier, classifier.body, distributed.fsdp_plugin(accelerator), ranks.device)
+    # In evaluation mode accelerate adds autocast, and not DistributedDataParallel: gradients cross ranks in one piece.
+    prepared = accelerator.prepare_model(classifier, device_placement=False, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(build_optimizer(classifier, optim, fused), device_placement=False)
+    return prepared, optimizer
+
+
+def check_same_weights(classifier: torch.nn.Module, ranks: Ranks) -> None:
+    """Refuse machines that loaded different weights: nothing later would even them out. A collective call.
+
+    Raises:
+        ConfigError: a file differs from one machine to the next.
+    """
+    # Bits as whole numbers: their sum depends on no order of summation.
+    parameters = (parameter.detach().contiguous().flatten() for parameter in classifier.parameters())
+    sums = [int(parameter.view(torch.uint8).sum(dtype=torch.int64)) for parameter in parameters]
+    if any(other != sums for other in ranks.gather(sums)):
+        raise ConfigError("--model: the ranks loaded different weights; expected the same files on every machine")
