@@ -122,7 +122,7 @@ def enter(name: str, workload: Workload) -> Entry:
                 raise ConfigError("this version of the package has no --execution")
             return LorabenchContestant(work, *flags)
 
-    weight_bytes = workload.inputs.base_parameters * DTYPES[held].itemsize
+    weight_bytes = workload.inputs.weights.total * DTYPES[held].itemsize
     return Entry(name, make, words, dtype, weight_bytes, memory)
 
 

@@ -30,7 +30,7 @@ def summarise(
     windows = workload.windows(steps * max([len(entry.timing.windows) for entry in entries] or [0]))
     tokens = workload.tokens(windows) / len(windows) if windows else None
     rate = rate_name(workload.precision, rates)
-    parameters = workload.inputs.base_parameters
+    parameters = workload.inputs.weights.total
     floor = floor_seconds(parameters, tokens, rates[rate]) if tokens is not None else None
     config = workload.config
     record = {

@@ -142,6 +142,11 @@ class StepPlan:
         """Windows of an epoch, the short last one included."""
         return -(-len(self.lengths) // self.effective_batch)
 
+    def rows_until(self, step: int) -> int:
+        """Rows of the first `step` windows of a run, over all ranks."""
+        epochs, windows = divmod(step, self.steps_per_epoch)
+        return epochs * len(self.lengths) + min(windows * self.effective_batch, len(self.lengths))
+
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Window]:
         """The windows of an epoch (from 0), each row once; without the `first` ones, where a run goes on mid-epoch."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths)).tolist()

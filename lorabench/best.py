@@ -105,8 +105,8 @@ class BestAdapter:
             return None
         ranks, adapted = self._setting.ranks, self._built.classifier.adapted
         folder = self._folder / checkpoint.ADAPTER_FOLDER
-        if ranks.is_main:
-            checkpoint.check_saved(folder, self._best)
+        saved = self._best
+        ranks.on_main(lambda: checkpoint.check_saved(folder, saved))
         with whole_parameters(self._setting.strategy, self._built.classifier, modify=True):
             checkpoint.load_state(adapted, self._best)
         rows, subset = self._longest_rows()
@@ -125,11 +125,11 @@ class BestAdapter:
         return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
 
     def _write(self, record: Record) -> None:
-        if self._setting.ranks.is_main and self._best is not None:
-            checkpoint.save_adapter(
-                self._folder, self._built.classifier.adapted, self._best, self._inputs.tokenizer, self._card(record)
-            )
-        self._setting.ranks.wait()
+        state, card = self._best, self._card(record)
+        if state is None:
+            raise RuntimeError("there is no best adapter to write")
+        adapted, tokenizer = self._built.classifier.adapted, self._inputs.tokenizer
+        self._setting.ranks.on_main(lambda: checkpoint.save_adapter(self._folder, adapted, state, tokenizer, card))
 
     def _read(self) -> dict[str, torch.Tensor]:
         with whole_parameters(self._setting.strategy, self._built.classifier):

@@ -72,9 +72,9 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
         known = read_run(folder)
     except ConfigError as error:
         return None, list(error.issues)
-    if known["status"] == "completed":
-        return None, [f"--resume: the run in {folder} is complete"]
     try:
+        if known["status"] == "completed":
+            return None, [f"--resume: the run in {folder} is complete"]
         differences = changed_fields(RunConfig.from_json(known["config"]), setting.config)
     except (KeyError, TypeError) as error:
         return None, [f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"]
@@ -124,35 +124,37 @@ class Continuation:
         Raises:
             RunError: the disk does not take it; earlier checkpoints are as they were.
         """
-        progress, setting = self._progress, self._setting
+        setting = self._setting
         if self._saved == self._position():
             return
         ranks = setting.ranks.gather(self._rank_state())
         training = read_state(setting.strategy, setting.accelerator, self._built.classifier, self._built.optimizer)
-        if setting.ranks.is_main:
-            state = {
-                "training": training,
-                "best": self._best.state(),
-                "schedule": self._built.schedule.state_dict(),
-                "random": [rank.pop("random") for rank in ranks],
-            }
-            values = {name: getattr(progress, name) for name in _SCALARS}
-            facts = {
-                "format": STATE_FORMAT,
-                "effective_batch": self._built.plan.effective_batch,
-                "train_rows": self._train_rows,
-                "wall_seconds": self._keeper.wall_seconds(),
-                "ranks": ranks,
-            }
-            write_savepoint(
-                self._keeper.folder, progress.step, Savepoint(state, {**values, **facts}),
-                keep=setting.config.run.keep_checkpoints,
-            )  # fmt: skip
+        setting.ranks.on_main(lambda: self._write(training, ranks))
         self._saved = self._position()
-        setting.ranks.wait()
+
+    def _write(self, training: dict[str, Any], ranks: list[dict[str, Any]]) -> None:
+        progress = self._progress
+        state = {
+            "training": training,
+            "best": self._best.state(),
+            "schedule": self._built.schedule.state_dict(),
+            "random": [rank.pop("random") for rank in ranks],
+        }
+        values = {name: getattr(progress, name) for name in _SCALARS}
+        facts = {
+            "format": STATE_FORMAT,
+            "effective_batch": self._built.plan.effective_batch,
+            "train_rows": self._train_rows,
+            "wall_seconds": self._keeper.wall_seconds(),
+            "ranks": ranks,
+        }
+        write_savepoint(
+            self._keeper.folder, progress.step, Savepoint(state, {**values, **facts}),
+            keep=self._setting.config.run.keep_checkpoints,
+        )  # fmt: skip
 
     def restore(self, savepoint: Savepoint) -> None:
-        """Put back a checkpoint. A collective call; nothing random may be drawn between it and the next step."""
+        """Put back a checkpoint, and empty it. A collective call; nothing random may be drawn until the next step."""
         known, state = savepoint.progress, savepoint.state
         setting, built = self._setting, self._built
         write_state(setting.strategy, setting.accelerator, built.classifier, built.optimizer, state["training"])
@@ -168,6 +170,7 @@ class Continuation:
         self._keeper.add_wall_seconds(known["wall_seconds"])
         self._restore_rank(known["ranks"], state["random"])
         self._saved = self._position()
+        state.clear()  # three times the adapter, which the run holds itself from here on
 
     def _position(self) -> tuple[int, int]:
         """Steps taken and evaluations done: an epoch's last step is saved once more when it has been evaluated."""

@@ -10,6 +10,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from lorabench.config import RunConfig
 from lorabench.errors import ConfigError
 from lorabench.launch_request import LaunchRequest
+from lorabench.network import choose_interface
 from lorabench.precision import DTYPES, resolve_precision
 from lorabench.results import GB
 from lorabench.sharding import is_offloaded
@@ -22,6 +23,7 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
     Raises:
         ConfigError: another world size, engine, device or precision is running than was asked for.
     """
+    choose_interface()
     use_cuda = torch.cuda.is_available() and not request.cpu
     if use_cuda:
         _take_device(config.run.gpu_memory_limit)
@@ -51,10 +53,11 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
 def _take_device(memory_limit_gb: float | None) -> None:
     """This rank's GPU, by its number on this machine, and how much of its memory the run may have."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if local_rank >= torch.cuda.device_count():
+    asked, seen = max(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), local_rank + 1), torch.cuda.device_count()
+    if asked > seen:  # every rank sees it, so that the first one can say it
         raise ConfigError(
-            f"local rank {local_rank} has no GPU of its own: the launch asked for more processes on this machine "
-            f"than the {torch.cuda.device_count()} that it sees"
+            f"the launch asked for {asked} processes on this machine, more than the {seen} GPU(s) that it sees; "
+            "expected one GPU for each, as with --num_processes"
         )
     # Before the process group exists, or every rank would open a context on the first GPU.
     torch.cuda.set_device(local_rank)

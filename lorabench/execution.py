@@ -7,7 +7,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch
 
@@ -18,6 +18,8 @@ from lorabench.gradients import Gradients, RecoverableGradients
 from lorabench.meters import Throughput
 from lorabench.ranks import Ranks
 from lorabench.scoring import weighted_losses
+
+Phase = Literal["load", "train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class EagerExecution:
             if not self._gradients.recoverable:
                 # The other ranks wait in a collective operation of a pass, and cannot be asked: this one leaves, and
                 # the launcher ends them.
-                raise RankError(out_of_memory_advice(str(error), sharded=True)) from error
+                raise RankError(out_of_memory_advice(str(error), "train", sharded=True)) from error
             # Kept as text: the traceback would hold on to the activations of the passes that failed.
             return None, str(error)
 
@@ -156,13 +158,12 @@ class EagerExecution:
         cast(RecoverableGradients, self._gradients).discard()
         if not self._may_shrink or self.batch_size == 1:
             said = "on another rank" if problem is None else problem
-            raise RunError(out_of_memory_advice(said, sharded=False, row_by_row=self.batch_size == 1))
+            one = self.batch_size == 1
+            raise RunError(out_of_memory_advice(said, "train", False, row_by_row=one, may_shrink=self._may_shrink))
         self.batch_size = -(-self.batch_size // 2)
         gc.collect()
         if self._ranks.device.type == "cuda":
             torch.cuda.empty_cache()
-            # What is reported is the memory of the steps that were taken.
-            torch.cuda.reset_peak_memory_stats(self._ranks.device)
 
 
 @dataclass
@@ -196,32 +197,39 @@ class RandomState:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; libraries beside the allocator say so in errors of another class."""
     said = (
-        "CUDA out of memory",
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "CUDNN_STATUS_ALLOC_FAILED",
-        "CUDA error: out of memory",
+        *("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+        *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate"),
     )
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
-def out_of_memory_advice(error: str, sharded: bool, row_by_row: bool = False) -> str:
+def out_of_memory_advice(
+    error: str, phase: Phase, sharded: bool, row_by_row: bool = False, may_shrink: bool = True
+) -> str:
     """What to try, with the allocator's own first sentence.
 
     Args:
-        sharded: weights are split over ranks already.
-        row_by_row: micro-batches are of one row already.
+        phase: in which it happened.
+        sharded: ranks share weights, gradients or optimizer state, and so every step.
+        row_by_row: batches are of one row already.
+        may_shrink: `--on-oom shrink`, where it does something.
     """
-    said = (error.strip() or "no details").splitlines()[0].removesuffix(".")
-    smaller = "a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss"
+    remedies = []
+    if not may_shrink:
+        remedies.append("--on-oom shrink")
+    if phase == "train" and not row_by_row:
+        why = "; under a sharded strategy ranks cannot agree on one within a step" if sharded else ""
+        remedies.append(
+            f"a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss{why})"
+        )
+    if phase == "eval" and not row_by_row:
+        remedies.append("a smaller --eval-batch-size")
+    if phase == "train":
+        remedies.append("--gradient-checkpointing on")
+    remedies.append("--quantize nf4")
     if sharded:
-        remedy = (
-            f"{smaller}; under a sharded strategy ranks cannot agree on one within a step), a smaller "
-            "--eval-batch-size where it was an evaluation, --gradient-checkpointing on, more GPUs, or a configuration "
-            "with CPU offload (zero3_offload.yaml, fsdp2_offload.yaml)"
-        )
+        remedies.append("more GPUs, or weights in host memory (zero3_offload.yaml, fsdp2_offload.yaml)")
     else:
-        remedy = (
-            f"{'' if row_by_row else f'--on-oom shrink, {smaller}), '}--gradient-checkpointing on, --quantize nf4, or "
-            "weights split over GPUs (zero3.yaml, fsdp2.yaml)"
-        )
-    return f"out of GPU memory: {said}. Try {remedy}"
+        remedies.append("weights split over GPUs (zero3.yaml, fsdp2.yaml)")
+    said = (error.strip() or "no details").splitlines()[0].removesuffix(".")
+    return f"out of GPU memory: {said}. Try {', '.join(remedies[:-1])}, or {remedies[-1]}"

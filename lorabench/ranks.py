@@ -1,17 +1,19 @@
 """The only ways in which numbers cross ranks. Every reported number names the one it went through."""
 
 import os
-import socket
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
-import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import distributed
 
-from lorabench.errors import PeerLostError
+from lorabench.errors import ConfigError, PeerLostError, RunError
+
+Result = TypeVar("Result")
+# What gloo says when the other end of a connection is gone.
+BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote worker crashing")
 
 
 class Ranks:
@@ -25,13 +27,12 @@ class Ranks:
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
         self.rank = accelerator.process_index
         self.world_size = accelerator.num_processes
         self.device = accelerator.device
         self.is_main = accelerator.is_main_process
         self.spans_machines = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size) < self.world_size
-        self._host_group = _build_host_group(self.spans_machines) if self.world_size > 1 else None
+        self._host_group = _build_host_group() if self.world_size > 1 else None
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Elementwise sum over ranks, on every rank: losses and counts."""
@@ -40,7 +41,8 @@ class Ranks:
     def sum_in_place(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same, into `tensor`: gradients."""
         if self.world_size > 1:
-            distributed.all_reduce(tensor)
+            with _peers_noticed():
+                distributed.all_reduce(tensor)
         return tensor
 
     def sum_numbers(self, values: Sequence[float]) -> list[float]:
@@ -64,62 +66,82 @@ class Ranks:
         if self._host_group is None:
             return flag
         votes = torch.tensor([int(flag)])
-        try:
+        with _peers_noticed():
             distributed.all_reduce(votes, op=distributed.ReduceOp.MAX, group=self._host_group)
-        except RuntimeError as error:  # gloo's only kind
-            raise PeerLostError("another rank has ended, and this one cannot go on without it") from error
         return bool(votes.item())
 
     def gather(self, value: Any) -> list[Any]:
-        """One small picklable value from each rank, by rank, on every rank."""
-        return [value] if self.world_size == 1 else gather_object([value])
+        """One picklable value from each rank, by rank, on every rank; from host to host."""
+        if self._host_group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with _peers_noticed():
+            distributed.all_gather_object(values, value, group=self._host_group)
+        return values
 
     def from_main(self, value: Any) -> Any:
-        """The first rank's picklable value, on every rank."""
-        return value if self.world_size == 1 else broadcast_object_list([value])[0]
+        """The first rank's picklable value, on every rank; from host to host."""
+        if self._host_group is None:
+            return value
+        values = [value]
+        with _peers_noticed():
+            distributed.broadcast_object_list(values, src=0, group=self._host_group)
+        return values[0]
+
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """What `action` returns on the first rank, which alone runs it, on every rank: for files.
+
+        Raises:
+            RunError: on every rank, where it raised that or `OSError` on the first.
+        """
+        result, problem = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except (RunError, OSError) as error:
+                problem = str(error)
+        result, problem = self.from_main((result, problem))
+        if problem is not None:
+            raise RunError(problem)
+        return result
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """What `action` returns here, which every rank runs, with no collective call in it.
+
+        Raises:
+            ConfigError: on every rank, where it raised that on one.
+        """
+        result, issues = None, None
+        try:
+            result = action()
+        except ConfigError as error:
+            issues = error.issues
+        found = next(filter(None, self.gather(issues)), None)
+        if found is not None:
+            raise ConfigError(found)
+        return cast(Result, result)
 
     def wait(self) -> None:
         """Until every rank is here."""
-        self._accelerator.wait_for_everyone()
+        if self._host_group is not None:
+            with _peers_noticed():
+                distributed.barrier(group=self._host_group)
 
 
-def _build_host_group(spans_machines: bool) -> distributed.ProcessGroup:
+@contextmanager
+def _peers_noticed() -> Iterator[None]:
+    """A broken connection means that another rank is gone; gloo has no error of its own for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in BROKEN):
+            raise
+        raise PeerLostError("another rank has ended, and this one cannot go on without it") from error
+
+
+def _build_host_group() -> distributed.ProcessGroup:
     """A gloo group beside the device's own one."""
-    if spans_machines:
-        interface = interface_towards(os.environ.get("MASTER_ADDR", ""))
-        # Left alone, gloo takes the interface of the host's own name, which many systems map to the loopback.
-        if interface is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     group = distributed.new_group(backend="gloo")
     if not isinstance(group, distributed.ProcessGroup):
         raise RuntimeError("this rank is not in a group of all ranks")
     return group
-
-
-def interface_towards(address: str) -> str | None:
-    """The network interface from which this machine reaches `address`; None if there is no telling.
-
-    A machine that maps its own name to the loopback would reach itself there, and no other machine: then the only
-    other interface is taken, if there is but one.
-    """
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # a datagram socket only looks up the route
-            own = probe.getsockname()[0]
-    except OSError:
-        return None
-    known = {
-        name: entry.address
-        for name, addresses in psutil.net_if_addrs().items()
-        for entry in addresses
-        if entry.family == socket.AF_INET
-    }
-    if is_loopback(own) and not is_loopback(address):
-        outward = [name for name, at in known.items() if not is_loopback(at)]
-        return outward[0] if len(outward) == 1 else None
-    return next((name for name, at in known.items() if at == own), None)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address stays on this machine whatever a machine's own name stands for."""
-    return address == "localhost" or address.startswith("127.")

@@ -8,31 +8,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
+from lorabench.announcement import TEST_PREDICTIONS_FILE, draw, opening_lines, show_results
 from lorabench.assembly import Inputs, build, build_job, prepare_inputs
 from lorabench.best import BestAdapter
 from lorabench.config import RunConfig
 from lorabench.continuation import Continuation, find_savepoint
-from lorabench.curves import draw_curves
 from lorabench.data import TaskData
-from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
+from lorabench.errors import ConfigError
 from lorabench.evaluation import predict_logits
-from lorabench.execution import out_of_memory_advice
+from lorabench.failures import recorded
 from lorabench.job import Job, Progress
 from lorabench.loop import evaluate, train
 from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.predict import write_predictions
-from lorabench.presets import task_preset
 from lorabench.record import RecordKeeper, measurements, model_facts, opening
-from lorabench.report import summary_lines, table_row
-from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_metrics, read_run
+from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_run
 from lorabench.savepoint import Savepoint
 from lorabench.setting import Setting, enter_launch
 from lorabench.signals import StopSignal
-from lorabench.strategies import splits_weights
-from lorabench.table import render_terminal
 from lorabench.tracking import (
     Fanout,
     MetricsSink,
@@ -43,9 +36,6 @@ from lorabench.tracking import (
     open_tracker,
 )
 
-CURVES_FILE = "curves.png"
-TEST_PREDICTIONS_FILE = "test_predictions.csv"
-
 
 def execute(config: RunConfig, data: TaskData) -> Path:
     """Run to the end; every rank calls this. Returns the folder with the results.
@@ -55,36 +45,13 @@ def execute(config: RunConfig, data: TaskData) -> Path:
         RunError: the run failed later; `run.json` says so.
     """
     setting = enter_launch(config, data)
-    inputs = prepare_inputs(setting)
+    inputs = setting.ranks.together(lambda: prepare_inputs(setting))
     folder = create_folder(setting)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
     keeper = RecordKeeper(folder, setting.ranks.rank, first_record(setting, inputs, folder, savepoint))
     if setting.ranks.is_main:
         print("\n".join(opening_lines(keeper)), flush=True)
-    try:
-        train_and_finish(setting, inputs, keeper, savepoint)
-    except RunInterrupted as error:
-        message = f"{error} after step {keeper.record['steps']}{how_to_go_on(folder)}"
-        keeper.fail("interrupted", message, every_rank=True)
-        if setting.ranks.is_main:
-            print(message, flush=True)
-        raise
-    except KeyboardInterrupt:
-        keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
-        raise
-    except torch.OutOfMemoryError as error:
-        message = out_of_memory_advice(str(error), splits_weights(setting.strategy))
-        keeper.fail("failed", message, every_rank=False)
-        raise RankError(message) from error
-    except (RankError, PeerLostError) as error:
-        keeper.fail("failed", str(error), every_rank=False)
-        raise
-    except (ConfigError, RunError) as error:
-        keeper.fail("failed", str(error), every_rank=True)
-        raise
-    except Exception as error:
-        keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)
-        raise
+    train_and_finish(setting, inputs, keeper, savepoint)
     keeper.complete()
     if setting.ranks.is_main:
         draw(keeper)
@@ -97,13 +64,13 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
     """Build, train, prove that the saved adapter is the trained one, and score the test rows with it."""
     memory = MemoryMonitor(setting.ranks.device)
     progress = Progress(Stopwatch(setting.ranks.device))
-    with memory.phase("load"):
+    with recorded(setting, keeper, loading=True), memory.phase("load"):
         built = build(setting, inputs)
     keeper.update(model=model_facts(keeper.record["model"], built), execution=built.choice.name)
     if setting.ranks.is_main:
         print(f"execution  {built.choice.name}: {built.choice.reason}", flush=True)
     best = BestAdapter(setting, inputs, built, keeper.folder)
-    with open_sinks(setting, keeper, built.total_steps) as sink:
+    with open_sinks(setting, keeper, built.total_steps) as sink, recorded(setting, keeper):
         stop = StopSignal()
         state = Continuation(setting, inputs, built, best, keeper, progress, memory)
         job = build_job(setting, inputs, built, memory, sink, best.save, state.save, stop)
@@ -116,7 +83,7 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
             # A run that fails keeps the evaluations that it had, and this rank's memory.
             keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
             keeper.record.update(steps=progress.step, memory=[memory.to_json(setting.ranks.rank)])
-            keeper.record.update(out_of_memory=progress.out_of_memory)
+            keeper.record.update(out_of_memory=progress.out_of_memory, skipped_steps=progress.skipped_steps)
         best.check_movement(progress)
         adapter = best.restore()
         test = finish_test(setting, inputs, job, keeper.folder)
@@ -133,12 +100,10 @@ def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Save
     if not setting.config.run.resume:
         return record
     step = 0 if savepoint is None else savepoint.progress["step"]
-    known = None
+    setting.ranks.on_main(lambda: cut_metrics(folder / METRICS_FILE, step, evaluated_steps(savepoint)))
     if setting.ranks.is_main:
-        cut_metrics(folder / METRICS_FILE, step, evaluated_steps(savepoint))
         print(f"resume     from step {step}{'' if savepoint else ', since there is no whole checkpoint'}", flush=True)
-        known = read_run(folder)
-    known = setting.ranks.from_main(known)
+    known = setting.ranks.on_main(lambda: read_run(folder))
     resumed = [*known.get("resumed", []), {"at": record["started_at"], "step": step}]
     kept = {name: savepoint.progress[name] for name in ("before", "best", "history")} if savepoint else {}
     return {**record, **kept, "started_at": known["started_at"], "resumed": resumed}
@@ -150,11 +115,6 @@ def evaluated_steps(savepoint: Savepoint | None) -> set[int]:
         return set()
     before = {0} if savepoint.progress["before"] is not None else set()
     return before | {record["step"] for record in savepoint.progress["history"]}
-
-
-def how_to_go_on(folder: Path) -> str:
-    """What to do after a stop."""
-    return f"; the same command with --output-dir {folder} --resume goes on"
 
 
 def create_folder(setting: Setting) -> Path:
@@ -182,35 +142,6 @@ def create_folder(setting: Setting) -> Path:
     return folder
 
 
-def opening_lines(keeper: RecordKeeper) -> list[str]:
-    """What is about to run, in a few lines; all of it is in `run.json`."""
-    record = keeper.record
-    config, data, model = record["config"], record["data"], record["model"]
-    optim = config["optim"]
-    effective = optim["batch_size"] * optim["gradient_accumulation"] * record["world_size"]
-    counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
-    four_bits = ", nf4" if model["quantize"] == "nf4" else ""
-    lines = [
-        f"model      {model['name']} ({model['weights']} weights{four_bits}), {model['source']}",
-        f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
-        f"strategy   {record['strategy']}, {record['world_size']} process(es), {record['precision']}",
-        f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
-        f"{record['world_size']} rank(s)",
-        f"results    {keeper.folder}",
-    ]
-    if data["class_weights"] is not None:
-        weights = ", ".join(
-            f"{label}: {weight:.4f}" for label, weight in zip(data["labels"], data["class_weights"], strict=True)
-        )
-        lines.insert(2, f"weights    {weights}")
-    cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
-    if cut:
-        parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
-        lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
-    note = task_preset(data["task"]).note
-    return lines if note is None else [*lines, f"note       {note}"]
-
-
 @contextmanager
 def open_sinks(setting: Setting, keeper: RecordKeeper, total_steps: int) -> Iterator[Sink]:
     """`metrics.jsonl`, the tracker and the terminal, on the first rank only."""
@@ -235,28 +166,6 @@ def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dic
     if rows.labels is not None:
         return evaluate(job, data)[1].to_json()
     logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks, setting.may_halve, packed=job.packed)
-    if setting.ranks.is_main:
-        write_predictions(folder / TEST_PREDICTIONS_FILE, rows.ids, setting.data.labels, logits)
+    path = folder / TEST_PREDICTIONS_FILE
+    setting.ranks.on_main(lambda: write_predictions(path, rows.ids, setting.data.labels, logits))
     return None
-
-
-def draw(keeper: RecordKeeper) -> None:
-    """`curves.png`; a run is no failure for the lack of it."""
-    try:
-        draw_curves(keeper.record, read_metrics(keeper.folder / METRICS_FILE), keeper.folder / CURVES_FILE)
-    except OSError as error:
-        print(f"{keeper.folder / CURVES_FILE}: could not be written ({error})", flush=True)
-
-
-def show_results(keeper: RecordKeeper) -> None:
-    """Summary, table and the paths of what was written."""
-    folder, record = keeper.folder, keeper.record
-    print()
-    print("\n".join(summary_lines(record)))
-    print()
-    render_terminal([table_row(record)], Console())
-    print()
-    if record["model"]["weights"] == "random":
-        print("random weights: no adapter was saved, since it would fit no real model")
-    names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
-    print("\n".join(f"wrote {folder / name}" for name in names if (folder / name).exists()), flush=True)

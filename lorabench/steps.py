@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lorabench.batching import Window
-from lorabench.errors import RunError
+from lorabench.errors import PeerLostError, RankError, RunError
 from lorabench.execution import StepOutcome
 from lorabench.job import Job, Progress
 from lorabench.precision import overflow_advice
@@ -46,7 +46,12 @@ def train_epoch(job: Job, progress: Progress) -> bool:
     epoch, first = divmod(progress.step, job.plan.steps_per_epoch)
     for window in job.plan.epoch(epoch, first):
         learning_rate = job.schedule.get_last_lr()[0]
-        outcome = job.execution.step(window)
+        try:
+            outcome = job.execution.step(window)
+        except RunError as error:
+            if not isinstance(error, RankError | PeerLostError):
+                drain(job, progress, pending)  # every rank is here
+            raise
         progress.throughput.merge(outcome.counts)
         job.schedule.step()
         progress.step += 1
@@ -144,7 +149,7 @@ def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) 
         "loss": sum(progress.losses) / len(progress.losses),
         "grad_norm": grad_norm,
         "learning_rate": item.learning_rate,
-        "examples_per_second": progress.throughput.rows * job.ranks.world_size / seconds,
+        "examples_per_second": job.plan.rows_until(item.step) / seconds,
         "seconds_per_step": seconds / progress.step,
         "memory_gb": memory,
     }

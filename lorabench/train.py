@@ -1,6 +1,7 @@
 """Fine-tune a classifier with LoRA: `accelerate launch [--config_file X.yaml] -m lorabench.train --model llama3-8b`.
 
-For one process, `python -m lorabench.train` does. Exit codes: 0 completed, 1 failed, 2 bad input, 130 interrupted.
+For one process, `python -m lorabench.train` does. Exit codes: 0 completed, 1 failed, 2 bad input; 143 and 130 stopped
+by SIGTERM and SIGINT.
 """
 
 import logging
@@ -14,7 +15,7 @@ from pathlib import Path
 from lorabench.arguments import PROGRAM, is_first_on_host, parse_run_config, report_config_error
 from lorabench.config import ModelConfig
 from lorabench.data import load_task
-from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RunError, RunInterrupted
+from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RankError, RunError, RunInterrupted
 from lorabench.hardware import check_driver
 from lorabench.hub import prefer_cache_if_unreachable
 from lorabench.presets import MODELS
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return report_config_error(error, PROGRAM)
     except RunError as error:
-        print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
+        if is_first_on_host() or isinstance(error, RankError):
+            print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
         return EXIT_RUN_FAILED
     except RunInterrupted as error:
         if is_first_on_host():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +51,9 @@ class Rank:
 
     def from_main(self, value: Any) -> Any:
         return self.told if self.rank else value
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        return action() if self.is_main else None
 
     def wait(self) -> None:
         pass

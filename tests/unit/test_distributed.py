@@ -340,11 +340,22 @@ def test_one_process_runs_alone_and_its_reductions_change_nothing() -> None:
 
 
 @pytest.mark.usefixtures("fresh_state")
+def test_every_rank_refuses_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank, which has a GPU, too: it is the one that speaks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match=r"asked for 8 processes on this machine, more than the 2 GPU\(s\)"):
+        build_accelerator(RunConfig(), asked(8))
+
+
+@pytest.mark.usefixtures("fresh_state")
 def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ConfigError, match=r"local rank 2 has no GPU of its own.* than the 2 that it sees"):
+    with pytest.raises(ConfigError, match=r"asked for 3 processes on this machine, more than the 2 GPU\(s\)"):
         build_accelerator(RunConfig(), asked(3))
 
 

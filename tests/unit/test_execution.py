@@ -14,7 +14,13 @@ from toys import ALLOCATOR_SAYS, CPU, WEIGHTS, BagOfWords, Cramped, OneRank, toy
 from lorabench.batching import PaddedCollator, StepPlan, Window
 from lorabench.config import OnOutOfMemory
 from lorabench.errors import RankError, RunError
-from lorabench.execution import EagerExecution, RandomState, StepOutcome, out_of_memory_advice
+from lorabench.execution import (
+    EagerExecution,
+    RandomState,
+    StepOutcome,
+    is_out_of_memory,
+    out_of_memory_advice,
+)
 from lorabench.gradients import build_gradients
 from lorabench.meters import Throughput
 from lorabench.ranks import Ranks
@@ -316,9 +322,34 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 @pytest.mark.parametrize("sharded", [True, False])
 def test_advice_quotes_the_allocators_first_line_only(sharded: bool) -> None:
     said = "\nCUDA out of memory. Tried to allocate 2.00 GiB.\nPYTORCH_ALLOC_CONF and a long story"
-    assert out_of_memory_advice(said, sharded).startswith(f"out of GPU memory: {ALLOCATOR_SAYS} Try ")
-    assert out_of_memory_advice(" ", sharded).startswith("out of GPU memory: no details. Try ")
-    assert ("offload" in out_of_memory_advice(said, sharded)) == sharded
+    assert out_of_memory_advice(said, "train", sharded).startswith(f"out of GPU memory: {ALLOCATOR_SAYS} Try ")
+    assert out_of_memory_advice(" ", "train", sharded).startswith("out of GPU memory: no details. Try ")
+    assert ("offload" in out_of_memory_advice(said, "train", sharded)) == sharded
+
+
+def test_advice_names_only_what_can_help() -> None:
+    for sharded in (True, False):
+        loading = out_of_memory_advice("", "load", sharded)
+        assert "batch" not in loading and "--on-oom" not in loading and "--quantize nf4" in loading
+        evaluating = out_of_memory_advice("", "eval", sharded)
+        assert "--eval-batch-size" in evaluating and "--batch-size" not in evaluating
+        assert "--gradient-checkpointing" not in evaluating
+    assert "--on-oom shrink" in out_of_memory_advice("", "train", False, may_shrink=False)
+    assert "--batch-size" not in out_of_memory_advice("", "train", False, row_by_row=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("shapes"), False),
+    ],
+)
+def test_libraries_that_run_out_of_memory_say_so_in_their_own_way(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
 
 
 def test_random_state_of_another_kind_of_device_is_left_alone() -> None:

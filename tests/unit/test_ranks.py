@@ -1,81 +1,15 @@
 """How the hosts of a launch over several machines find each other."""
 
-import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 
 from lorabench import ranks
-from lorabench.errors import PeerLostError
-from lorabench.ranks import Ranks, interface_towards
-
-
-def addresses(monkeypatch: pytest.MonkeyPatch, own: str, **interfaces: list[str]) -> list[Any]:
-    """This machine reaches everything from `own`; what was connected to is returned."""
-    connected: list[Any] = []
-
-    class Probe:
-        def __enter__(self) -> "Probe":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def connect(self, address: Any) -> None:
-            connected.append(address)
-
-        def getsockname(self) -> tuple[str, int]:
-            return own, 1
-
-    table = {name: [entry_of(address) for address in entries] for name, entries in interfaces.items()}
-    monkeypatch.setattr(socket, "socket", lambda *_: Probe())
-    monkeypatch.setattr(psutil, "net_if_addrs", lambda: table)
-    return connected
-
-
-def entry_of(address: str) -> SimpleNamespace:
-    return SimpleNamespace(address=address, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
-
-
-@pytest.mark.parametrize(("outward", "expected"), [(["eth0"], "eth0"), (["eth0", "ib0"], None)])
-def test_a_first_machine_whose_own_name_is_its_loopback_takes_the_only_way_out(
-    outward: list[str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Debian maps a host's own name to 127.0.1.1: there no other machine could meet it."""
-    known = {name: [f"10.0.{i}.5", "fe80::1"] for i, name in enumerate(outward)}
-    addresses(monkeypatch, "127.0.1.1", lo=["127.0.0.1", "::1"], **known)
-    assert interface_towards("node1") == expected
-
-
-def test_the_interface_of_the_route_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    connected = addresses(monkeypatch, "10.0.0.5", lo=["127.0.0.1"], eth0=["192.168.1.5"], ib0=["10.0.0.5", "fe80::1"])
-    assert interface_towards("10.0.0.1") == "ib0"
-    assert [address for address, _ in connected] == ["10.0.0.1"]
-
-
-def test_an_address_that_no_interface_has_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    addresses(monkeypatch, "10.0.0.9", lo=["127.0.0.1"], eth0=["10.0.0.5"])
-    assert interface_towards("10.0.0.1") is None
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
-def test_machines_that_are_processes_of_one_host_meet_on_its_loopback(address: str) -> None:
-    found = interface_towards(address)
-    assert found is not None
-    assert "127.0.0.1" in [entry.address for entry in psutil.net_if_addrs()[found]]
-
-
-def test_a_name_that_cannot_be_resolved_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise socket.gaierror("Name or service not known")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert interface_towards("no-such-host.invalid") is None
-
+from lorabench.errors import ConfigError, PeerLostError, RunError
+from lorabench.ranks import Ranks
 
 # --- a peer that is gone
 
@@ -84,7 +18,7 @@ def test_a_question_that_a_lost_rank_cannot_answer_says_so(monkeypatch: pytest.M
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(ranks, "_build_host_group", lambda spans_machines: object())
+    monkeypatch.setattr(ranks, "_build_host_group", lambda: object())
     monkeypatch.setattr(ranks.distributed, "all_reduce", broken)
     with pytest.raises(PeerLostError, match="another rank has ended"):
         Ranks(launched(2)).any(False)
@@ -112,23 +46,47 @@ def test_a_launch_spans_machines_when_fewer_ranks_are_here_than_there_are(
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    asked: list[bool] = []
-    monkeypatch.setattr(ranks, "_build_host_group", lambda spans_machines: asked.append(spans_machines))
+    asked: list[int] = []
+    monkeypatch.setattr(ranks, "_build_host_group", lambda: asked.append(1))
     assert Ranks(launched(world_size)).spans_machines is spans
-    assert asked == [spans]
+    assert asked == [1]
 
 
-@pytest.mark.parametrize(
-    ("spans", "chosen", "expected"), [(True, None, "ib0"), (True, "eth7", "eth7"), (False, None, None)]
-)
-def test_gloo_takes_that_interface_unless_one_was_chosen(
-    spans: bool, chosen: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment = {"MASTER_ADDR": "10.0.0.1", **({} if chosen is None else {"GLOO_SOCKET_IFNAME": chosen})}
-    monkeypatch.setattr(ranks.os, "environ", environment)
-    monkeypatch.setattr(ranks, "interface_towards", {"10.0.0.1": "ib0"}.__getitem__)
-    monkeypatch.setattr(ranks.distributed, "new_group", lambda backend: seen.append((backend, dict(environment))))
-    seen: list[tuple[str, dict[str, str]]] = []
-    with pytest.raises(RuntimeError, match="not in a group"):
-        ranks._build_host_group(spans)
-    assert seen[0][0] == "gloo" and seen[0][1].get("GLOO_SOCKET_IFNAME") == expected
+class Gathered:
+    """Ranks of a launch in one process: what the others hand in is given."""
+
+    def __init__(self, is_main: bool, others: list[Any]) -> None:
+        self.is_main = is_main
+        self._others = others
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, *self._others]
+
+    def from_main(self, value: Any) -> Any:
+        return value if self.is_main else self._others[0]
+
+
+def test_what_the_first_rank_alone_cannot_write_ends_the_run_on_all() -> None:
+    def full() -> None:
+        raise OSError("No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        Ranks.on_main(cast(Any, Gathered(True, [])), full)
+    other = Gathered(False, [(None, "No space left on device")])
+    ran: list[int] = []
+    with pytest.raises(RunError, match="No space left"):
+        Ranks.on_main(cast(Any, other), lambda: ran.append(1))
+    assert ran == [], "the others do not write"
+    assert Ranks.on_main(cast(Any, Gathered(False, [("read", None)])), full) == "read"
+
+
+def test_bad_input_that_one_rank_finds_is_refused_by_all() -> None:
+    def bad() -> int:
+        raise ConfigError(["--train-file x: no such file", "--seed -1"])
+
+    with pytest.raises(ConfigError) as caught:
+        Ranks.together(cast(Any, Gathered(True, [None])), bad)
+    assert caught.value.issues == ("--train-file x: no such file", "--seed -1")
+    with pytest.raises(ConfigError, match="no such file"):
+        Ranks.together(cast(Any, Gathered(True, [("--train-file x: no such file",)])), lambda: 1)
+    assert Ranks.together(cast(Any, Gathered(True, [None])), lambda: 7) == 7

@@ -1,0 +1,53 @@
+"""How a run ended before its time goes into its record, whichever rank it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
+from lorabench.execution import is_out_of_memory, out_of_memory_advice
+from lorabench.record import RecordKeeper
+from lorabench.setting import Setting
+
+
+@contextmanager
+def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> Iterator[None]:
+    """Records how the block fails, before anything around it is closed: a tracker may take long, and a launcher that
+    has seen another rank end does not wait.
+
+    Args:
+        loading: the block loads the model.
+
+    Raises:
+        RankError: memory ran out; says what to try.
+    """
+    try:
+        yield
+    except RunInterrupted as error:
+        message = f"{error} after step {keeper.record['steps']}{how_to_go_on(keeper.folder)}"
+        keeper.fail("interrupted", message, every_rank=True)
+        if setting.ranks.is_main:
+            print(message, flush=True)
+        raise
+    except KeyboardInterrupt:
+        keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
+        raise
+    except (RankError, PeerLostError) as error:
+        keeper.fail("failed", str(error), every_rank=False)
+        raise
+    except (ConfigError, RunError) as error:
+        keeper.fail("failed", str(error), every_rank=True)
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            sharded = setting.strategy not in ("single", "DDP")
+            message = out_of_memory_advice(str(error), "load" if loading else "eval", sharded)
+            keeper.fail("failed", message, every_rank=False)
+            raise RankError(message) from error
+        keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)
+        raise
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do after a stop."""
+    return f"; the same command with --output-dir {folder} --resume goes on"
