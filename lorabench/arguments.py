@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from lorabench.config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, RunOptions, find_issues
+from lorabench.config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, RunOptions
+from lorabench.config_checks import find_issues
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 from lorabench.presets import MODELS, TASKS, resolve_defaults, unknown_names
 
