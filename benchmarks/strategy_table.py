@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import comparing  # noqa: E402
 import tiny  # noqa: E402
 
-CPU_CONFIGS = "cpu_2ranks,zero1,zero2,zero3,zero3_offload,fsdp2"
+CPU_CONFIGS = ",".join(comparing.STRATEGIES)
 NCCL_CONFIGS = "ddp,zero1,zero2,zero3,zero3_offload,fsdp2,fsdp2_offload"
 # Of logits in a fresh process on the CPU, which reads the weights as they were saved.
 RELOAD_TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 5e-2}

@@ -7,6 +7,7 @@ ranks and batches, accumulation, and a short last window. No dropout, so that al
 import json
 import math
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ process or two ranks; raises AssertionError, with what was printed, if it fails.
 RANKS = 2
 TRAINING_ROWS, VALIDATION_ROWS, EPOCHS = 37, 11, 2
 EFFECTIVE_BATCH = 16
+
+STRATEGIES = {
+    "cpu_2ranks": "DDP", "zero1": "DeepSpeed ZeRO-1", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3",
+    "zero3_offload": "DeepSpeed ZeRO-3", "fsdp2": "FSDP2",
+}  # fmt: skip
+"""Names of the strategies that a CPU can execute, by launch file."""
+TOLERANCE = 1e-4  # relative, of float32 sums in another order
+MISSING_COMPILER = shutil.which("g++") is None
 
 SCORE_KEYS = ("loss", "f1", "precision", "recall", "accuracy", "rows")
 
@@ -69,6 +78,36 @@ def launch_on_cpu(config: str, program: Sequence[str]) -> None:
     # The YAML names its DeepSpeed file from the project's folder.
     result = launch(["--config_file", CONFIGS / f"{config}.yaml"], program, ROOT, hidden)
     assert result.returncode == 0, explain(result)
+
+
+def compare_on_cpu(
+    configs: Iterable[str], models: Sequence[Path], base: Path, **changes: object
+) -> dict[tuple[str, str], Comparison]:
+    """What `compare_strategies` finds on gloo ranks, by launch file and model; prints the table.
+
+    Launch files of DeepSpeed are left out where its operator cannot be built.
+    """
+    possible = [config for config in configs if not (MISSING_COMPILER and config.startswith("zero"))]
+    found = compare_strategies(launch_on_cpu, "cpu", possible, models, base, **changes)
+    print(f"\n\n{markdown_table(found, reload_tolerance=TOLERANCE)}\n")
+    return {(item.config, item.model): item for item in found}
+
+
+def assert_run_of_one_process(found: Comparison) -> dict[str, Any]:
+    """The run of two ranks is that of one process, under the strategy of its launch file. Returns its record."""
+    assert found.failure is None
+    record = found.record
+    assert record is not None
+    launched = (record["strategy"], record["world_size"], record["status"])
+    assert launched == (STRATEGIES[found.config], RANKS, "completed")
+    assert record["steps"] == EPOCHS * 3, "two windows of sixteen rows and one of five, in each epoch"
+    assert found.loss <= TOLERANCE
+    assert found.grad_norm <= TOLERANCE
+    assert found.scores <= TOLERANCE
+    assert found.adapter <= 1e-4
+    assert [entry["rank"] for entry in record["memory"]] == [0, 1] and min(found.memory_gb) > 0.1
+    assert found.reload <= TOLERANCE
+    return record
 
 
 def compare_strategies(
