@@ -61,7 +61,7 @@ class BestAdapter:
         """What a checkpoint has to keep of it; None before the first evaluation."""
         if self._best is None:
             return None
-        return {"adapter": self._best, "logits": self._best_logits}
+        return {"adapter": self._best, "logits": self._best_logits, "layout": self._layout()}
 
     def load_state(self, state: Mapping[str, Any] | None, record: Record | None) -> None:
         """Inverse of `state`. A collective call.
@@ -74,7 +74,9 @@ class BestAdapter:
         """
         if state is None or record is None:
             return
-        self._best, self._best_logits = state["adapter"], state["logits"]
+        self._best = state["adapter"]
+        # Other batches round in other places, in half precision by more than a fault would.
+        self._best_logits = state["logits"] if state["layout"] == self._layout() else None
         self._write(record)
 
     def check_movement(self, progress: Progress) -> None:
@@ -91,38 +93,49 @@ class BestAdapter:
                 f"{len(unmoved)} trainable tensors did not change in training ({', '.join(unmoved[:3])}, ...)"
             )
 
-    def restore(self) -> dict[str, float | str] | None:
+    def restore(self) -> dict[str, float | str | None] | None:
         """Put the best adapter back, and prove that the file holds it. A collective call.
 
         Returns:
             The record's `adapter`: its folder and the largest difference between validation logits before saving and
-            after reloading; None where no adapter was kept.
+            after reloading (None where the run went on with other evaluation batches since); None where no adapter was
+            kept.
 
         Raises:
             RunError: the file differs from what was in memory, or the reloaded adapter gives other logits.
         """
-        if self._best is None or self._best_logits is None:
+        if self._best is None:
             return None
-        ranks, adapted = self._setting.ranks, self._built.classifier.adapted
-        folder = self._folder / checkpoint.ADAPTER_FOLDER
-        saved = self._best
-        ranks.on_main(lambda: checkpoint.check_saved(folder, saved))
+        folder, best = self._folder / checkpoint.ADAPTER_FOLDER, self._best
+        self._setting.ranks.on_main(lambda: checkpoint.check_saved(folder, best))
         with whole_parameters(self._setting.strategy, self._built.classifier, modify=True):
-            checkpoint.load_state(adapted, self._best)
+            checkpoint.load_state(self._built.classifier.adapted, best)
+        difference = None if self._best_logits is None else self._compare(self._best_logits)
+        return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
+
+    def _compare(self, expected: torch.Tensor) -> float:
+        """Largest difference of the model's logits now from those of the best evaluation, on some of its batches."""
         rows, subset = self._longest_rows()
         logits = predict_logits(
             self._built.prepared,
             subset,
             self._setting.config.optim.eval_batch_size,
-            ranks,
+            self._setting.ranks,
             self._setting.may_halve,
             packed=self._built.choice.packed,
         )
-        difference = (logits - self._best_logits[rows]).abs().max().item()
+        difference = (logits - expected[rows]).abs().max().item()
         tolerance = RELOAD_TOLERANCE[self._setting.precision]
         if not difference <= tolerance:
             raise RunError(f"the reloaded adapter's logits differ by {difference:.2g}, more than {tolerance:g}")
-        return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
+        return difference
+
+    def _layout(self) -> list[int | str]:
+        """What the batches of an evaluation, and so the rounding of its logits, depend on."""
+        setting = self._setting
+        return [
+            setting.ranks.world_size, setting.config.optim.eval_batch_size, setting.strategy, self._built.choice.name,
+        ]  # fmt: skip
 
     def _write(self, record: Record) -> None:
         state, card = self._best, self._card(record)

@@ -247,6 +247,20 @@ def test_an_adapter_newer_than_the_checkpoint_is_set_right(make_flags: MakeFlags
     assert_same_run(run_dir, reference)
 
 
+def test_a_best_adapter_of_other_evaluation_batches_is_checked_by_its_file_alone(
+    make_flags: MakeFlags, tmp_path: Path
+) -> None:
+    """Its logits were of batches that come no more; what training finds after the change is compared as ever."""
+    run_dir = tmp_path / "run"
+    worsening = {"learning_rate": 0.3, "epochs": 2}
+    ended = resuming.run(make_flags(run_dir, **worsening), At("step", EPOCH + 5, signal.SIGTERM))
+    assert ended.code == 143, ended
+    ended = resuming.run(resumed(make_flags(run_dir, **worsening, eval_batch_size=3)))
+    assert ended.code == 0, ended
+    assert record(run_dir)["best"]["step"] == EPOCH, "the second epoch must be worse"
+    assert record(run_dir)["adapter"] == {"folder": "adapter", "reload_difference": None}
+
+
 def test_patience_carries_over(make_flags: MakeFlags, tmp_path: Path) -> None:
     run_dir, reference = tmp_path / "run", tmp_path / "reference"
     changes = {"learning_rate": 0.3, "epochs": 8, "early_stopping": 2}
