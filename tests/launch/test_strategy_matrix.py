@@ -7,9 +7,7 @@ import pytest
 from comparing import STRATEGIES, Comparison
 
 MODELS = ("tiny-llama", "tiny-bert")
-EVERY_CASE = [
-    pytest.param(config, model, id=f"{config}-{model}") for config in comparing.STRATEGIES for model in MODELS
-]
+EVERY_CASE = [pytest.param(config, model, id=f"{config}-{model}") for config in STRATEGIES for model in MODELS]
 
 
 @pytest.fixture(scope="module")
