@@ -131,7 +131,10 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
     checkpointing = use_checkpointing(setting, frozen_bytes)
     placement = place_model(setting, frozen_dtype, checkpointing)
-    classifier = build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
+    # A machine whose files are not whole must not leave the others waiting.
+    classifier = ranks.together(
+        lambda: build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
+    )
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
     counts = count_parameters(classifier.adapted)

@@ -38,7 +38,8 @@ def find_issues(config: RunConfig) -> list[str]:
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(quantization_issues(config))
-    issues.extend(_output_dir_issues(config.run.output_dir, config.run.resume))
+    if config.run.output_dir is None or looks_into_output_dir():
+        issues.extend(output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)
 
 
@@ -61,22 +62,30 @@ def quantization_issues(config: RunConfig) -> list[str]:
     return list(issues)
 
 
-def _output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
+def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
+    """What is wrong with the folder of the results, as this process sees it."""
+    if folder is None:
+        return ["--resume: expected --output-dir with the folder of the run that is to go on"] if resume else []
     if resume:
-        if folder is None:
-            return ["--resume: expected --output-dir with the folder of the run that is to go on"]
-        # On another machine than the first rank's the folder need not be there.
-        has_run = os.environ.get("RANK", "0") != "0" or (folder / "run.json").is_file()
+        has_run = (folder / "run.json").is_file()
         return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-    # One rank of each machine looks: one that refused alone would leave the other machines waiting for it. Nothing is
-    # written before all ranks have met, so none of them can come too late.
-    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0" or not os.path.exists(folder):
+    if not os.path.exists(folder):
         return []
     if not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]
     if any(folder.iterdir()):
         return [f"--output-dir {folder}: in use; expected a new or empty folder, or --resume to go on"]
     return []
+
+
+def looks_into_output_dir() -> bool:
+    """Whether this process looks before all have met: the first rank, where all are on one machine.
+
+    A late one would find what the first has written already. On several machines the folder need not be everywhere,
+    and a machine that refused alone would leave the others waiting for it: there the first rank looks later, for all.
+    """
+    ranks, here, rank = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"))
+    return rank == 0 and ranks <= max(here, 1)
 
 
 def class_weight_issues(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from lorabench.announcement import TEST_PREDICTIONS_FILE, draw, opening_lines, s
 from lorabench.assembly import Inputs, build, build_job, prepare_inputs
 from lorabench.best import BestAdapter
 from lorabench.config import RunConfig
+from lorabench.config_checks import output_dir_issues
 from lorabench.continuation import Continuation, find_savepoint
 from lorabench.data import TaskData
 from lorabench.errors import ConfigError
@@ -121,10 +122,10 @@ def create_folder(setting: Setting) -> Path:
     """The output folder, named and made by the first rank. A collective call.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made, or is in use, or has no run to go on with; on every rank.
     """
     config = setting.config
-    problem = None
+    problems: list[str] = []
     folder = config.run.output_dir
     if folder is None:
         name = f"{Path(config.model.model).name}-{Path(config.data.task).name}"
@@ -132,13 +133,15 @@ def create_folder(setting: Setting) -> Path:
         folder = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}-{stamp}"
     if setting.ranks.is_main:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()  # a folder that exists may still refuse files
+            problems = output_dir_issues(folder, config.run.resume)
+            if not problems:
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()  # a folder that exists may still refuse files
         except OSError as error:
-            problem = f"--output-dir {folder}: {error.strerror or error}"
-    folder, problem = setting.ranks.gather((folder, problem))[0]
-    if problem:
-        raise ConfigError(problem)
+            problems = [f"--output-dir {folder}: {error.strerror or error}"]
+    folder, problems = setting.ranks.from_main((folder, problems))
+    if problems:
+        raise ConfigError(problems)
     return folder
 
 
