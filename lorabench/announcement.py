@@ -13,8 +13,12 @@ CURVES_FILE = "curves.png"
 TEST_PREDICTIONS_FILE = "test_predictions.csv"
 
 
-def opening_lines(keeper: RecordKeeper) -> list[str]:
-    """What is about to run, in a few lines; all of it is in `run.json`."""
+def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
+    """What is about to run, in a few lines; all of it is in `run.json`.
+
+    Args:
+        device: what the ranks compute on: a launch file for GPUs runs on the CPU where there are none.
+    """
     record = keeper.record
     config, data, model = record["config"], record["data"], record["model"]
     optim = config["optim"]
@@ -24,7 +28,7 @@ def opening_lines(keeper: RecordKeeper) -> list[str]:
     lines = [
         f"model      {model['name']} ({model['weights']} weights{four_bits}), {model['source']}",
         f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
-        f"strategy   {record['strategy']}, {record['world_size']} process(es), {record['precision']}",
+        f"strategy   {record['strategy']}, {record['world_size']} process(es) on {device}, {record['precision']}",
         f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
         f"{record['world_size']} rank(s)",
         f"results    {keeper.folder}",

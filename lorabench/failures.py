@@ -32,9 +32,13 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
     except KeyboardInterrupt:
         keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
         raise
-    except (RankError, PeerLostError) as error:
+    except RankError as error:
         keeper.fail("failed", str(error), every_rank=False)
         raise
+    except PeerLostError as error:
+        message = f"{error}{how_to_go_on(keeper.folder)}"
+        keeper.fail("failed", message, every_rank=False)
+        raise PeerLostError(message) from error
     except (ConfigError, RunError) as error:
         keeper.fail("failed", str(error), every_rank=True)
         raise

@@ -63,12 +63,16 @@ class Ranks:
         Raises:
             PeerLostError: another rank has ended.
         """
+        return self.any_each([flag])[0]
+
+    def any_each(self, flags: Sequence[bool]) -> list[bool]:
+        """The same for several flags at once."""
         if self._host_group is None:
-            return flag
-        votes = torch.tensor([int(flag)])
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.int32)
         with _peers_noticed():
             distributed.all_reduce(votes, op=distributed.ReduceOp.MAX, group=self._host_group)
-        return bool(votes.item())
+        return votes.bool().tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """One picklable value from each rank, by rank, on every rank; from host to host."""

@@ -51,7 +51,8 @@ def execute(config: RunConfig, data: TaskData) -> Path:
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
     keeper = RecordKeeper(folder, setting.ranks.rank, first_record(setting, inputs, folder, savepoint))
     if setting.ranks.is_main:
-        print("\n".join(opening_lines(keeper)), flush=True)
+        device = {"cuda": "GPU", "cpu": "the CPU"}[setting.ranks.device.type]
+        print("\n".join(opening_lines(keeper, device)), flush=True)
     train_and_finish(setting, inputs, keeper, savepoint)
     keeper.complete()
     if setting.ranks.is_main:

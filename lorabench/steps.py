@@ -1,6 +1,7 @@
 """The optimizer steps of an epoch, and reading what they left on the device."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,10 @@ from lorabench.job import Job, Progress
 from lorabench.precision import overflow_advice
 from lorabench.tracking import Record
 
-# Steps whose results stay on the device before they are read: reading waits for the device and crosses ranks.
+# Steps, and seconds, that results stay on the device before they are read: reading waits for the device and crosses
+# ranks.
 DRAIN_STEPS = 16
+DRAIN_S = 2.0
 # The loss scale starts at 2^16 and halves with each skipped step: after this many it is far below 1.
 MOST_SKIPPED_IN_A_ROW = 40
 # Rows that a message names before it only counts them.
@@ -42,6 +45,7 @@ def train_epoch(job: Job, progress: Progress) -> bool:
     job.model.train()
     pending: list[Pending] = []
     stopping = False
+    drained_at = time.monotonic()
     progress.watch.start()
     epoch, first = divmod(progress.step, job.plan.steps_per_epoch)
     for window in job.plan.epoch(epoch, first):
@@ -56,10 +60,12 @@ def train_epoch(job: Job, progress: Progress) -> bool:
         job.schedule.step()
         progress.step += 1
         pending.append(Pending(progress.step, window, learning_rate, outcome))
-        stopping = job.ranks.any(job.stop_signal() is not None)
+        late = time.monotonic() - drained_at >= DRAIN_S
+        stopping, late = job.ranks.any_each([job.stop_signal() is not None, late])
         done = progress.step >= job.total_steps
-        if len(pending) >= DRAIN_STEPS or done or stopping:
+        if len(pending) >= DRAIN_STEPS or done or stopping or late:
             drain(job, progress, pending)
+            drained_at = time.monotonic()
         if done or stopping:
             break
     drain(job, progress, pending)
@@ -138,7 +144,10 @@ def count_skipped(job: Job, progress: Progress, item: Pending, norm: float) -> N
 
 
 def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) -> Record:
-    """One line of training: the mean loss since the last line, the norm before clipping, speed and memory."""
+    """One line of training: the mean loss since the last line, the norm before clipping, speed and memory.
+
+    Speed is that of all steps so far, those included that were taken while this one waited to be read.
+    """
     seconds = progress.watch.read()
     figures = job.memory.read()
     memory = figures["reserved_gb"] if figures["reserved_gb"] is not None else figures["rss_gb"]
@@ -149,7 +158,7 @@ def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) 
         "loss": sum(progress.losses) / len(progress.losses),
         "grad_norm": grad_norm,
         "learning_rate": item.learning_rate,
-        "examples_per_second": job.plan.rows_until(item.step) / seconds,
+        "examples_per_second": job.plan.rows_until(progress.step) / seconds,
         "seconds_per_step": seconds / progress.step,
         "memory_gb": memory,
     }

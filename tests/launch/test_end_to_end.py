@@ -150,7 +150,7 @@ def test_the_adapter_of_two_ranks_was_proved_by_reloading(two_ranks: Path) -> No
 
 def test_the_terminal_speaks_once(two_ranks: Path) -> None:
     text = (two_ranks.parent / "stdout.txt").read_text()
-    assert text.count("strategy   DDP, 2 process(es), fp32") == 1
+    assert text.count("strategy   DDP, 2 process(es) on the CPU, fp32") == 1
     assert text.count("step       16 rows = 2 x 4 accumulated x 2 rank(s)") == 1
     assert text.count("before training: validation") == 1
     assert "CPU1:" in text and "CPU2:" in text

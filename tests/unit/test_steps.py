@@ -1,11 +1,13 @@
 """What is read off the device after the steps: losses by step, rows that spoil one, skipped steps, smaller batches."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from scripted import Recorder, ScriptedSteps, make_job, rows, run
 from toys import CPU, OneRank
 
+from lorabench import steps
 from lorabench.batching import StepPlan
 from lorabench.errors import RunError
 from lorabench.job import Progress
@@ -30,6 +32,32 @@ def test_long_epochs_are_recorded_step_by_step() -> None:
     losses = [1.0 + i for i in range(count)]
     run(make_job(recorder, [0.0], count, plan=plan, total_steps=count, execution=ScriptedSteps(losses)))
     assert [(r["step"], r["loss"]) for r in recorder.of("train")] == [(i + 1, 1.0 + i) for i in range(count)]
+
+
+def test_speed_is_the_same_for_all_steps_that_were_read_together() -> None:
+    """Of 4, 4 and 2 rows: rows per second times seconds per step is a step's mean number of rows so far."""
+    recorder = Recorder()
+    run(make_job(recorder, [0.0]))
+    per_step = [line["examples_per_second"] * line["seconds_per_step"] for line in recorder.of("train")]
+    assert per_step == pytest.approx([10 / 3] * 9)
+
+
+@pytest.mark.parametrize(("wait_s", "read_after"), [(1e9, [0] * 8 + [9]), (0.0, list(range(1, 10)))])
+def test_slow_steps_are_read_before_many_have_gathered(
+    wait_s: float, read_after: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "DRAIN_S", wait_s)
+    recorder, seen = Recorder(), []
+
+    class Watched(OneRank):
+        def any_each(self, flags: Sequence[bool]) -> list[bool]:
+            seen.append(len(recorder.of("train")))
+            return super().any_each(flags)
+
+    count = 36  # nine steps in one epoch
+    plan = StepPlan(rows(count).data.lengths, 2, 2, 1, 0, seed=1)
+    run(make_job(recorder, [0.0], count, plan=plan, total_steps=9, ranks=Watched()))
+    assert [*seen[1:], len(recorder.of("train"))] == read_after
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

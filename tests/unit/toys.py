@@ -1,5 +1,6 @@
 """Small stand-ins that a step, an epoch or an evaluation can run on without a launch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,10 @@ class OneRank:
     def any(self, flag: bool) -> bool:
         answer, self.elsewhere = self.elsewhere[:1], self.elsewhere[1:]
         return flag or any(answer)
+
+    def any_each(self, flags: Sequence[bool]) -> list[bool]:
+        first, *others = flags
+        return [self.any(first), *others]
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
