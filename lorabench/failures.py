@@ -8,6 +8,7 @@ from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, Ru
 from lorabench.execution import is_out_of_memory, out_of_memory_advice
 from lorabench.record import RecordKeeper
 from lorabench.setting import Setting
+from lorabench.strategies import is_sharded
 
 
 @contextmanager
@@ -44,8 +45,8 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            sharded = setting.strategy not in ("single", "DDP")
-            message = out_of_memory_advice(str(error), "load" if loading else "eval", sharded)
+            phase = "load" if loading else "eval"
+            message = out_of_memory_advice(str(error), phase, is_sharded(setting.strategy))
             keeper.fail("failed", message, every_rank=False)
             raise RankError(message) from error
         keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)

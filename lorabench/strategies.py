@@ -13,9 +13,14 @@ def is_deepspeed(strategy: Strategy) -> bool:
     return strategy in ZERO_STAGES.values()
 
 
+def is_sharded(strategy: Strategy) -> bool:
+    """Whether ranks share weights, gradients or optimizer state, and so meet within every step."""
+    return strategy not in ("single", "DDP")
+
+
 def capture_obstacle(strategy: Strategy, device: str) -> str | None:
     """Why steps cannot be captured as CUDA graphs on this kind of device, in a few words; None where they can."""
-    if strategy not in ("single", "DDP"):
+    if is_sharded(strategy):
         return f"{strategy} exchanges weights or gradients inside a step"
     return None if device == "cuda" else "there is no CUDA GPU"
 
