@@ -108,7 +108,6 @@ class Built:
         prepared: the model as the strategy wraps it.
         optimizer: the optimizer, likewise.
         choice: which execution, and why.
-        checkpointing: whether activations are recomputed.
         total_steps: optimizer steps of the run.
     """
 
@@ -120,7 +119,6 @@ class Built:
     schedule: Any
     plan: StepPlan
     counts: ParameterCounts
-    checkpointing: bool
     total_steps: int
 
 
@@ -154,11 +152,12 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         prepared=prepared,
         optimizer=optimizer,
         choice=choice,
-        execution=build_execution(setting, choice, prepared, optimizer, inputs.collators["train"], plan, steps),
+        execution=build_execution(
+            setting, choice, prepared, optimizer, inputs.collators["train"], plan, steps, checkpointing
+        ),
         schedule=build_schedule(optimizer, config.optim, steps),
         plan=plan,
         counts=counts,
-        checkpointing=checkpointing,
         total_steps=steps,
     )
 

@@ -17,11 +17,11 @@ from lorabench.ranks import Ranks
 
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
-# Seconds to capture and to compile a length of pack, and the share of an uncompiled pass that compiling saves.
-# Measured on an H200, torch 2.11: 0.3-0.6 s; 3.4-6 s; 32.5 -> 20.9 ms and 25.4 -> 16.1 ms (Llama-2-7B, 384 and 256
-# tokens), 6.7 -> 5.1 ms (RoBERTa-large, 384).
+# Seconds to capture a length of pack, and to compile the blocks for all lengths, and the share of an uncompiled pass
+# that compiling saves. Measured on an H200, torch 2.11: 0.3-0.6 s; 32.5 -> 20.9 ms and 25.4 -> 16.1 ms (Llama-2-7B,
+# 384 and 256 tokens), 6.7 -> 5.1 ms (RoBERTa-large, 384).
 CAPTURE_S = 0.6
-COMPILE_S = 5.0
+COMPILE_S = 10.0
 COMPILED_SAVES = 0.25
 # Part of the free memory that activations may take.
 MEMORY_SHARE = 0.8
@@ -58,8 +58,14 @@ class CapturedExecution(EagerExecution):
         self._graphs = GraphedPasses(passes) if use_graphs else None
         self._steps = steps
         self._checkpointing: Checkpointing = checkpointing
+        passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._packer: Packer | None = None
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any block recomputes its activations."""
+        return self._passes.checkpointed > 0
 
     def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> WindowPasses:
         if self._packer is None or self._packer.texts != self.batch_size:
@@ -93,12 +99,13 @@ class CapturedExecution(EagerExecution):
             for window in islice(self._plan.epoch(0), LOOKED_AT)
             for micro_batch in self._plan.deal(window, self.batch_size)
         ]
-        passes, blocks = self._passes, len(self._passes.packed.blocks)
-        passes.compiled, passes.checkpointed = False, blocks if self._checkpointing == "on" else 0
-        chosen = choose_lengths(totals, max(lengths))
+        passes = self._passes
+        passes.compiled = False
+        chosen = choose_lengths(totals, max(lengths), passes.packed.longest_pack(max(lengths)))
         if self._graphs is not None:
             self._graphs.release()
             if self._checkpointing == "auto":
+                passes.checkpointed = 0  # to measure what all blocks would hold
                 passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
             runs_of_totals = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
             try:
@@ -139,18 +146,20 @@ class CapturedExecution(EagerExecution):
         if self._graphs is None:
             raise RuntimeError("only graphs are worth compiling for")
         longest_text = max(self._data.data.lengths)
-        (usual,) = choose_lengths(totals, longest_text, most=1)
+        longest_pack = self._passes.packed.longest_pack(longest_text)
+        (usual,) = choose_lengths(totals, longest_text, longest_pack, most=1)
         pass_s = self._graphs.time(self._make_packer([usual]).example(usual))
         self._graphs.release()
         packs = len(totals) * runs_of_totals
         options = []
-        for compiles, token_s, length_s in (
-            (False, pass_s / usual, CAPTURE_S),
-            (True, (1 - COMPILED_SAVES) * pass_s / usual, CAPTURE_S + COMPILE_S),
+        for compiles, token_s, compile_s in (
+            (False, pass_s / usual, 0.0),
+            (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILE_S),
         ):
-            lengths = choose_lengths(totals, longest_text, length_s / token_s / runs_of_totals)
+            lengths = choose_lengths(totals, longest_text, longest_pack, CAPTURE_S / token_s / runs_of_totals)
             tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
-            options.append((tokens * runs_of_totals * token_s + length_s * len(lengths), lengths, compiles))
+            seconds = tokens * runs_of_totals * token_s + CAPTURE_S * len(lengths) + compile_s
+            options.append((seconds, lengths, compiles))
         plain, compiled = options
         _, lengths, compiles = min(options) if self._passes.can_compile else plain
         self._say(

@@ -123,8 +123,8 @@ class OptimConfig:
     max_grad_norm: float = 0.3
     """Gradients are clipped to this global norm."""
     execution: ExecutionChoice = "auto"
-    """How steps run: `eager` always works; `captured` packs texts without padding and replays CUDA graphs (one GPU and
-    data parallel; experimental); `auto` is eager."""
+    """How steps run: `captured` packs texts without padding and replays CUDA graphs (one GPU, data parallel); `eager`
+    always works; `auto` is captured where that is possible."""
     seed: int = 42
     """Seed of initialisation, dropout and the order of rows; the split has its own fixed seed."""
 

@@ -9,7 +9,7 @@ from lorabench.batching import MicroBatch, PaddedCollator, evaluation_batches
 from lorabench.errors import RunError
 from lorabench.execution import is_out_of_memory
 from lorabench.packed import PackedClassifier
-from lorabench.packing import EVALUATION_TOKENS, evaluation_runs, make_pack
+from lorabench.packing import evaluation_runs, make_pack
 from lorabench.ranks import Ranks
 
 # Logits of the rows of a batch, those that only stand in included.
@@ -49,7 +49,7 @@ def predict_logits(
         batches = evaluation_batches(lengths, batch_size, ranks.world_size, ranks.rank)
         compute = partial(_compute_padded, model, data, ranks.device)
     else:
-        batches = evaluation_runs(lengths, ranks.world_size, ranks.rank, EVALUATION_TOKENS)
+        batches = evaluation_runs(lengths, ranks.world_size, ranks.rank, packed.longest_pack(max(lengths)))
         compute = partial(_compute_packed, packed, data, ranks.device)
     table = torch.zeros(len(data.data), classes + 1, device=ranks.device)
     with torch.no_grad():

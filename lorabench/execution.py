@@ -63,6 +63,11 @@ class Execution(Protocol):
 
     batch_size: int
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed in the backward pass; settled by the first step."""
+        ...
+
     def step(self, window: Window) -> StepOutcome:
         """One optimizer step over a window, with nothing read from the device. A collective call."""
         ...
@@ -77,6 +82,7 @@ class EagerExecution:
         data: makes batches of training rows.
         plan: deals a window's rows to ranks and micro-batches.
         on_out_of_memory: "shrink" runs a window again in halved micro-batches, on all ranks, where the strategy can.
+        recomputes: whether the model recomputes activations in the backward pass.
     """
 
     def __init__(
@@ -87,7 +93,9 @@ class EagerExecution:
         plan: StepPlan,
         ranks: Ranks,
         on_out_of_memory: OnOutOfMemory = "shrink",
+        recomputes: bool = False,
     ) -> None:
+        self._recomputes = recomputes
         self._model = model
         self._gradients = gradients
         self._data = data
@@ -95,6 +103,11 @@ class EagerExecution:
         self._ranks = ranks
         self._may_shrink = on_out_of_memory == "shrink"
         self.batch_size = plan.batch_size
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the model recomputes activations in the backward pass."""
+        return self._recomputes
 
     def step(self, window: Window) -> StepOutcome:
         """One optimizer step.

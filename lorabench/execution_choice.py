@@ -42,12 +42,12 @@ def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice
     if asked == "eager":
         return Choice("eager", "as asked for")
     obstacle = capture_obstacle(setting.strategy, setting.ranks.device.type)
-    if asked == "auto":
-        return Choice("eager", obstacle or "`--execution captured` packs rows and replays CUDA graphs")
     packed = obstacle or try_packing(classifier, None if setting.precision == "fp32" else DTYPES[setting.precision])
     if isinstance(packed, PackedClassifier):
         how = "packed rows, CUDA graphs" if setting.ranks.device.type == "cuda" else "packed rows"
         return Choice("captured", how, packed)
+    if asked == "auto":
+        return Choice("eager", packed)
     raise ConfigError(f"--execution captured: {packed}; expected auto or eager")
 
 
@@ -59,18 +59,20 @@ def build_execution(
     data: PaddedCollator,
     plan: StepPlan,
     steps: int,
+    checkpointing: bool,
 ) -> Execution:
     """The chosen execution, for prepared model and optimizer.
 
     Args:
         data: makes batches, or packs, of training rows.
         steps: optimizer steps of the whole run.
+        checkpointing: whether the model recomputes activations; the captured execution chooses anew.
     """
     config, ranks, accelerator = setting.config, setting.ranks, setting.accelerator
     clip = config.optim.max_grad_norm
     if choice.packed is None:
         gradients = build_gradients(setting.strategy, accelerator, prepared, optimizer, clip, ranks)
-        return EagerExecution(prepared, gradients, data, plan, ranks, config.run.on_oom)
+        return EagerExecution(prepared, gradients, data, plan, ranks, config.run.on_oom, recomputes=checkpointing)
     # Its own way to recompute activations works inside a graph.
     base: Any = choice.packed.classifier.adapted.get_base_model()
     base.gradient_checkpointing_disable()

@@ -4,6 +4,8 @@ A step on short texts is some thousands of kernels, and launching them takes lon
 launch. It computes at fixed addresses, so packs are copied into its inputs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,19 +57,14 @@ class GraphedPasses:
 
     def time(self, pack: Pack) -> float:
         """Seconds of a pass on the device; gradients, losses and dropout's random numbers stay as they were."""
-        device = self._passes.loss.device
-        random = torch.cuda.get_rng_state(device)
-        kept = [(tensor, tensor.clone()) for tensor in self._passes.accumulators]
-        self.run(pack)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(TIMED):
+        with self._left_as_it_was():
             self.run(pack)
-        end.record()
-        torch.cuda.synchronize(device)
-        torch.cuda.set_rng_state(random, device)
-        for tensor, value in kept:
-            tensor.copy_(value)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(TIMED):
+                self.run(pack)
+            end.record()
+            end.synchronize()
         return start.elapsed_time(end) / TIMED / 1e3
 
     def release(self) -> None:
@@ -79,31 +76,40 @@ class GraphedPasses:
     def _capture(self, pack: Pack) -> _Captured:
         passes, device = self._passes, self._passes.loss.device
         inputs = pack.to(device)
-        kept = [(tensor, tensor.clone()) for tensor in passes.accumulators]
-        # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
-        random = torch.cuda.get_rng_state(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                passes.run(inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
         graph = torch.cuda.CUDAGraph()
-        try:
-            # Threads of NCCL may look at events meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                losses = passes.run(inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # The generator would wait for a capture that will not end.
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
-            raise CaptureError(str(error).splitlines()[0]) from error
+        # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
+        with self._left_as_it_was():
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    passes.run(inputs)
+            torch.cuda.current_stream(device).wait_stream(side)
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
+            try:
+                # Threads of NCCL may look at events meanwhile.
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    losses = passes.run(inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                # The generator would wait for a capture that will not end.
+                generator = torch.cuda.default_generators[torch.cuda.current_device()]
+                generator.graphsafe_set_state(generator.clone_state())
+                raise CaptureError(str(error).splitlines()[0]) from error
         self._pool = self._pool or graph.pool()
-        torch.cuda.set_rng_state(random, device)
-        for tensor, value in kept:
-            tensor.copy_(value)
         return _Captured(graph, inputs, losses)
+
+    @contextmanager
+    def _left_as_it_was(self) -> Iterator[None]:
+        """Passes inside, also ones that fail, leave gradients, losses and dropout's random numbers as they were."""
+        device = self._passes.loss.device
+        random = torch.cuda.get_rng_state(device)
+        kept = [(tensor, tensor.clone()) for tensor in self._passes.accumulators]
+        try:
+            yield
+        finally:
+            torch.cuda.set_rng_state(random, device)
+            for tensor, value in kept:
+                tensor.copy_(value)

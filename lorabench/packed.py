@@ -11,7 +11,7 @@ from torch import nn
 from lorabench import attention
 from lorabench.batching import TokenizedRows
 from lorabench.classifier import SequenceClassifier
-from lorabench.packing import Pack, make_pack
+from lorabench.packing import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, make_pack
 
 # Attention kernels that take a mask of their own; flash attention does not.
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -65,13 +65,21 @@ class PackedClassifier:
             with self.attending(pack):
                 return self._logits(pack, attention.text_bounds(pack.segments, len(pack.labels)))
 
+    def longest_pack(self, longest_text: int) -> int:
+        """How many tokens a pack of several texts may have, where no text has more than `longest_text`."""
+        device = next(self.classifier.parameters()).device
+        return LONGEST_PACK if self._needs_no_mask(longest_text, device) else LONGEST_MASKED_PACK
+
     def _fits_tiles(self, pack: Pack) -> bool:
-        """Whether every text is so short that attention needs no mask."""
+        return self._needs_no_mask(pack.longest, pack.segments.device)
+
+    def _needs_no_mask(self, longest_text: int, device: torch.device) -> bool:
+        """Whether texts are so short that attention within them is one tile each."""
         config = self._base.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        sees_all = self._window is None or pack.longest <= self._window
+        sees_all = self._window is None or longest_text <= self._window
         dtype = self.autocast or self._body.dtype
-        return sees_all and attention.fits(pack.longest, size, dtype, pack.segments.device)
+        return sees_all and attention.fits(longest_text, size, dtype, device)
 
     @contextmanager
     def attending(self, pack: Pack) -> Iterator[None]:

@@ -13,18 +13,18 @@ import torch
 
 from lorabench.batching import MicroBatch, TokenizedRows, longest_first
 
-# Packs longer than this are split: attention under a block mask costs the square of the length.
+# Packs of more tokens are split. Attention under a block mask costs the square of the length; matrix products of so
+# many tokens run at their full rate either way.
 LONGEST_PACK = 4096
+LONGEST_MASKED_PACK = 1024
 # Lengths are multiples of this. Matrix products do not take longer with every row, but sooner than with every 128: of
 # Llama-2-7B's, on an H200, 256, 288, 320 and 384 tokens take 10.4, 12.2, 14.1 and 14.7 ms.
 TILE = 32
 # Lengths that are prepared for, and the share of packs that may have to be split in two for want of a longer one.
-MOST_LENGTHS = 4
+MOST_LENGTHS = 8
 RARE = 0.01
 # Attention kernels want rows of a mask to start at multiples of 16 bytes.
 MASK_ALIGNMENT = 8
-# Tokens of one evaluation pass.
-EVALUATION_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,12 @@ def make_pack(
 
 
 def choose_lengths(
-    totals: Sequence[int], longest_text: int, price: float = 0.0, tile: int = TILE, most: int = MOST_LENGTHS
+    totals: Sequence[int],
+    longest_text: int,
+    longest_pack: int = LONGEST_PACK,
+    price: float = 0.0,
+    tile: int = TILE,
+    most: int = MOST_LENGTHS,
 ) -> list[int]:
     """Pack lengths for micro-batches of `totals` tokens, rising.
 
@@ -153,9 +158,10 @@ def choose_lengths(
     Args:
         totals: tokens of each micro-batch.
         longest_text: tokens of the longest text, which must fit.
+        longest_pack: no length is larger, but for a text that is.
         price: what one more length costs, in tokens computed for nothing over all of `totals`.
     """
-    rounded = np.minimum(np.sort(_round_up(np.asarray(totals), tile)), _round_up(LONGEST_PACK, tile))
+    rounded = np.minimum(np.sort(_round_up(np.asarray(totals), tile)), _round_up(longest_pack, tile))
     common = rounded[: max(1, int(np.ceil(len(rounded) * (1 - RARE))))]
     needed, counts = np.unique(common, return_counts=True)
     largest = max(int(needed[-1]), int(_round_up(longest_text, tile)))

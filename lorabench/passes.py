@@ -127,7 +127,8 @@ class PackedPasses:
                 if not (recomputes or self.compiled):
                     continue
                 forward: Any = _checkpointed(block.forward) if recomputes else block.forward
-                block.forward = torch.compile(forward, dynamic=False) if self.compiled else forward
+                # For any number of tokens: code of its own for each length saves less than compiling it takes.
+                block.forward = torch.compile(forward, dynamic=True) if self.compiled else forward
                 changed.append(block)
             yield
         finally:

@@ -88,7 +88,9 @@ def predict_command(
         )
     if not os.path.isdir(base_of(adapter)):
         prefer_cache_if_unreachable()
-    logits = _predict(adapter, config, precision, len(labels), rows, batch_size, trust_remote_code)
+    # As the run evaluated.
+    packs = record.get("execution") == "captured"
+    logits = _predict(adapter, config, precision, len(labels), rows, batch_size, packs, trust_remote_code)
     write_predictions(output_file, rows.ids, labels, logits)
     return len(rows)
 
@@ -110,15 +112,20 @@ def _predict(
     classes: int,
     rows: Rows,
     batch_size: int,
+    packs: bool,
     trust_remote_code: bool,
 ) -> torch.Tensor:
-    """Logits of `rows`, [rows, classes]: on the GPU in the run's precision if there is one, else in float32."""
+    """Logits of `rows`, [rows, classes]: on the GPU in the run's precision if there is one, else in float32.
+
+    Args:
+        packs: on a GPU, pack rows rather than pad them, where the model allows it; the batch size is without effect.
+    """
     # Heavy imports, only once the input is known to be good.
     from lorabench.batching import PaddedCollator, evaluation_batches, tokenize
     from lorabench.checkpoint import load_adapter
     from lorabench.model import load_trained_classifier
     from lorabench.packed import PackedClassifier, try_packing
-    from lorabench.packing import EVALUATION_TOKENS, evaluation_runs, make_pack
+    from lorabench.packing import evaluation_runs, make_pack
     from lorabench.precision import DTYPES
     from lorabench.tokenizer import pad_id
 
@@ -138,12 +145,10 @@ def _predict(
     collate = PaddedCollator(tokens, (1.0,) * classes, pad_id(tokenizer))
     logits = torch.empty(len(rows), classes)
     is_half = compute_dtype != torch.float32
-    # As the run evaluated.
-    packs = on_gpu and config.optim.execution == "captured"
-    packed = try_packing(classifier, compute_dtype if is_half else None) if packs else None
+    packed = try_packing(classifier, compute_dtype if is_half else None) if on_gpu and packs else None
     if isinstance(packed, PackedClassifier):
         with torch.no_grad():
-            for run in evaluation_runs(tokens.lengths, 1, 0, EVALUATION_TOKENS):
+            for run in evaluation_runs(tokens.lengths, 1, 0, packed.longest_pack(max(tokens.lengths))):
                 logits[run.rows] = packed(make_pack(collate, run.rows).to(device)).cpu()
         return logits
     with torch.no_grad(), torch.autocast(device.type, dtype=compute_dtype, enabled=is_half):

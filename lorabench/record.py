@@ -145,7 +145,7 @@ def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
         "base_parameters": counts.base,
         "trainable_parameters": counts.trainable,
         "trainable_percent": counts.trainable_percent,
-        "gradient_checkpointing": built.checkpointing,
+        "gradient_checkpointing": built.execution.recomputes,
     }
 
 

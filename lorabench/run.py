@@ -86,6 +86,7 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
             keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
             keeper.record.update(steps=progress.step, memory=[memory.to_json(setting.ranks.rank)])
             keeper.record.update(out_of_memory=progress.out_of_memory, skipped_steps=progress.skipped_steps)
+            keeper.record["model"]["gradient_checkpointing"] = built.execution.recomputes
         best.check_movement(progress)
         adapter = best.restore()
         test = finish_test(setting, inputs, job, keeper.folder)

@@ -2,13 +2,16 @@
 
 NCCL refuses two ranks of one host on one GPU. With `NCCL_HOSTID` each rank believes that it is on a host of its own,
 so N one-process "machines" share the GPU. Traffic goes over loopback: this proves numbers and memory, not speed.
+With a GPU for each rank it is one launch, as a user's.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,7 +30,7 @@ def launch_ranks(
     world_size: int,
     arguments: Sequence[str],
     launch_options: Sequence[str] = (),
-    timeout_s: float = 300,
+    timeout_s: float = 200,
     program: Sequence[str] = ("-m", "lorabench.train"),
 ) -> None:
     """Run the entrypoint on `world_size` ranks to its end.
@@ -49,42 +52,42 @@ def run_ranks(
     world_size: int,
     arguments: Sequence[str],
     launch_options: Sequence[str] = (),
-    timeout_s: float = 300,
+    timeout_s: float = 200,
     program: Sequence[str] = ("-m", "lorabench.train"),
 ) -> tuple[list[int], list[str]]:
-    """Exit codes and outputs of all ranks, one GPU each if there are enough, else all on the first.
+    """Exit codes and outputs of all launchers: one if there is a GPU for each rank, else one per rank on one GPU.
 
     Raises:
         subprocess.TimeoutExpired: a rank did not end in time; all are killed.
     """
-    port = free_port()
-    processes = []
-    for rank in range(world_size):
-        gpu = rank if torch.cuda.device_count() >= world_size else 0
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONPATH": python_path()}
-        machines: list[str] = []
-        if world_size > 1:
-            environment.update(NCCL_HOSTID=f"machine{rank}", NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
-            machines = [
-                *(() if "--config_file" in launch_options else ("--multi_gpu",)),
-                *("--num_machines", str(world_size), "--machine_rank", str(rank)),
-                *("--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
-            ]
-        command = [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--num_processes", str(world_size), *machines, *launch_options),
-            *(*program, *arguments),
-        ]
-        processes.append(
-            subprocess.Popen(
-                command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
+    launches = [["--num_processes", str(world_size)]]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    if world_size == 1:
+        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    elif "--config_file" not in launch_options:
+        launches[0].append("--multi_gpu")
+    if torch.cuda.device_count() < world_size:
+        environment.update(NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
+        machines = ["--num_machines", str(world_size), "--main_process_ip", "127.0.0.1"]
+        machines += ["--main_process_port", str(free_port())]
+        launches = [[*launches[0], *machines, "--machine_rank", str(rank)] for rank in range(world_size)]
+    else:
+        launches[0] += ["--main_process_port", str(free_port())]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", *launch, *launch_options, *program, *arguments],
+            env={**environment, **({"NCCL_HOSTID": f"machine{rank}"} if len(launches) > 1 else {})},
+            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )
+        for rank, launch in enumerate(launches)
+    ]  # fmt: skip
     try:
         outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            # Its ranks too, where it did not end by itself.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return [process.returncode for process in processes], outputs
 
 

@@ -25,6 +25,7 @@ from lorabench.model import Placement, build_classifier
 from lorabench.packed import PackedClassifier, try_packing
 from lorabench.packing import make_pack
 from lorabench.passes import PackedPasses
+from lorabench.predict import predict_command
 from lorabench.presets import resolve_defaults
 from lorabench.tokenizer import train_stand_in
 
@@ -212,6 +213,34 @@ def test_captured_training_follows_eager_training(models: dict[str, Path], tmp_p
         difference = (losses["eager"] - losses[name]).abs()
         assert difference.mean() < 4 * noise.mean() + 1e-3, (difference.mean(), noise.mean())
     assert runs["captured"][0]["best"]["loss"] == pytest.approx(runs["eager"][0]["best"]["loss"], rel=2e-2)
+
+
+def test_auto_is_captured_and_predicts_as_padded_rows_would(models: dict[str, Path], tmp_path: Path) -> None:
+    record, _ = run(models["roberta"], tmp_path / "run")
+    assert record["execution"] == "captured"
+    probabilities = {}
+    for execution in ("captured", "eager"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "execution": execution}))
+        output = tmp_path / f"{execution}.jsonl"
+        assert predict_command(tmp_path / "run", SAMPLE, output) > 500
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        found = [[value for key, value in line.items() if key.startswith("probability_")] for line in lines]
+        probabilities[execution] = torch.tensor(found)
+    assert (probabilities["captured"] - probabilities["eager"]).abs().max() < 2e-2
+
+
+def test_4_bit_weights_are_captured(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    flags = ("--quantize", "nf4", "--execution")
+    captured_run, lines = run(models["llama"], tmp_path / "captured", *flags, "captured")
+    assert "run without graphs" not in capsys.readouterr().out
+    _, eager_lines = run(models["llama"], tmp_path / "eager", *flags, "eager")
+    assert captured_run["model"]["quantize"] == "nf4"
+    losses, expected = ([line["loss"] for line in found] for found in (lines, eager_lines))
+    assert losses[0] == pytest.approx(expected[0], rel=2e-2)
+    assert losses == pytest.approx(expected, rel=0.1)
 
 
 def test_fp16_skips_overflows_and_trains_on(models: dict[str, Path], tmp_path: Path) -> None:

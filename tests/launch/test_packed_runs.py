@@ -127,3 +127,9 @@ def test_auto_says_why_it_runs_eagerly(make_flags: MakeFlags, tmp_path: Path) ->
     assert ended.code == 0, ended
     assert "execution  eager: there is no CUDA GPU" in ended.stdout
     assert record(tmp_path / "run")["execution"] == "eager"
+
+
+def test_auto_takes_steps_over_packs_where_nothing_stands_against_it(make_flags: MakeFlags, tmp_path: Path) -> None:
+    ended = resuming.run(make_flags(tmp_path / "run", execution="auto"), fault=PackOnCpu())
+    assert ended.code == 0, ended
+    assert record(tmp_path / "run")["execution"] == "captured"

@@ -118,7 +118,7 @@ def test_rows_that_do_not_fit_one_pack_are_split_with_the_same_step(
 ) -> None:
     outcomes = []
     for longest in (4096, 64):
-        monkeypatch.setattr("lorabench.packing.LONGEST_PACK", longest)
+        monkeypatch.setattr("lorabench.packed.LONGEST_MASKED_PACK", longest)
         monkeypatch.setattr("lorabench.packing.TILE", 32)
         execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (16, 1))
         outcomes.append(execution.step(next(iter(plan.epoch(0)))))

@@ -1,5 +1,6 @@
 """A packed text gets the logits and gradients of its padded row, whatever it is packed with."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_packed_evaluation_gives_the_logits_of_padded_evaluation(
     family: str, tokens: int, models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed, rows = models[family]
-    monkeypatch.setattr("lorabench.evaluation.EVALUATION_TOKENS", tokens)
+    monkeypatch.setattr("lorabench.packed.LONGEST_MASKED_PACK", tokens)
     ranks: Any = OneRank()
     padded = predict_logits(packed.classifier, rows, 4, ranks)
     asked: list[int] = []
@@ -263,3 +264,26 @@ def test_blocks_are_the_largest_list_of_one_kind(tmp_path: Path) -> None:
     assert len(blocks) == 2
     with pytest.raises(LookupError):
         find_blocks(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("checkpointed", [0, 1])
+def test_blocks_are_compiled_once_for_all_lengths(
+    checkpointed: int, models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And change no number; on the CPU the compiler's own code is left out, which takes long."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    classifier = tiny.build_tiny(tiny.save_tiny(tmp_path, "llama")).train()
+    tiny.stir_adapter(classifier)
+    passes, rows = PackedPasses(PackedClassifier(classifier)), models["llama"][1]
+    passes.checkpointed = checkpointed
+    frames = []
+    for texts, length in ((2, 104), (3, 136), (1, 72)):
+        pack = make_pack(rows, range(texts), length, 4)
+        found = []
+        for passes.compiled in (False, True):
+            passes.flat.buffer.zero_()
+            found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+        frames.append(torch._dynamo.utils.counters["frames"]["ok"])
+    assert frames[0] > 0 and len(set(frames)) == 1, frames
