@@ -10,6 +10,7 @@ from torch import nn
 
 from lorabench import attention
 from lorabench.batching import TokenizedRows
+from lorabench.blocks import find_blocks
 from lorabench.classifier import SequenceClassifier
 from lorabench.packing import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, make_pack
 
@@ -29,6 +30,9 @@ class PackedClassifier:
     Args:
         autocast: dtype of the computation; None for the weights' own.
 
+    Raises:
+        LookupError: the model is no stack of blocks.
+
     Attributes:
         blocks: the model's transformer blocks, in order.
         embeddings: the module that turns token ids into the first hidden states.
@@ -39,7 +43,10 @@ class PackedClassifier:
         self.autocast = autocast
         self._base: Any = classifier.adapted.get_base_model()
         self._body: Any = classifier.body
-        owner, self.blocks = find_blocks(self._body)
+        found = find_blocks(self._body)
+        if found is None:
+            raise LookupError(f"{type(self._body).__name__} has no list of blocks")
+        owner, self.blocks = found
         self.embeddings: nn.Module = self._body.get_input_embeddings()
         self._pools_last = classifier.pools_last_token
         self._first: torch.Tensor | None = None
@@ -161,23 +168,6 @@ def block_mask(
             allowed = allowed & (back < window)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
-
-
-def find_blocks(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The transformer blocks of a model's body, and the module that runs them.
-
-    Raises:
-        LookupError: no list of modules of one kind is there.
-    """
-    found = [
-        (owner, blocks)
-        for owner in body.modules()
-        for blocks in owner.children()
-        if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1
-    ]
-    if not found:
-        raise LookupError(f"{type(body).__name__} has no list of blocks")
-    return max(found, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
 def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> PackedClassifier | str:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from lorabench.blocks import find_blocks
 from lorabench.strategies import Strategy
 
 
@@ -29,7 +30,7 @@ def shard(model: nn.Module, body: nn.Module, plugin: FullyShardedDataParallelPlu
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     offload = CPUOffloadPolicy() if is_offloaded(plugin) and device.type != "cpu" else OffloadPolicy()
-    for unit in (*transformer_blocks(body), *embeddings(body)):
+    for unit in units(body):
         fully_shard(unit, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward), offload_policy=offload)
     fully_shard(model, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward), offload_policy=offload)
     whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
@@ -43,16 +44,12 @@ def is_offloaded(plugin: FullyShardedDataParallelPlugin) -> bool:
     return isinstance(offload, CPUOffloadPolicy) or offload is True
 
 
-def transformer_blocks(body: nn.Module) -> list[nn.Module]:
-    """The layers that a transformer is a stack of: its longest list of modules."""
-    stacks = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(stacks, key=len)) if stacks else []
-
-
-def embeddings(body: nn.Module) -> list[nn.Module]:
-    """The token embedding, where the architecture names it."""
+def units(body: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, and the token embedding where the architecture names it."""
+    found = find_blocks(body)
+    blocks: list[nn.Module] = [] if found is None else list(found[1])
     table = body.get_input_embeddings() if isinstance(body, PreTrainedModel) else None
-    return [table] if isinstance(table, nn.Module) else []
+    return [*blocks, table] if isinstance(table, nn.Module) else blocks
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
 from lorabench.evaluation import predict_logits
-from lorabench.packed import PackedClassifier, block_mask, find_blocks, try_packing
+from lorabench.packed import PackedClassifier, block_mask, try_packing
 from lorabench.packing import make_pack
 from lorabench.passes import PackedPasses
 
@@ -250,20 +250,18 @@ def test_attention_without_a_block_mask_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_that_mixes_texts_is_refused(tmp_path: Path) -> None:
     classifier = build(tmp_path, "bert")
-    block = find_blocks(classifier.adapted.get_base_model().bert)[1][0]
+    block = classifier.adapted.get_base_model().bert.encoder.layer[0]
     block.register_forward_hook(lambda module, arguments, output: output + output.mean(dim=1, keepdim=True))
     reason = try_packing(classifier)
     assert isinstance(reason, str)
     assert "other logits" in reason
 
 
-def test_blocks_are_the_largest_list_of_one_kind(tmp_path: Path) -> None:
-    base = build(tmp_path, "roberta").adapted.get_base_model()
-    owner, blocks = find_blocks(base.roberta)
-    assert owner is base.roberta.encoder
-    assert len(blocks) == 2
-    with pytest.raises(LookupError):
-        find_blocks(nn.Linear(2, 2))
+def test_a_model_that_is_no_stack_of_blocks_is_refused(tmp_path: Path) -> None:
+    classifier = build(tmp_path, "bert")
+    classifier.adapted.get_base_model().bert.encoder.layer = nn.Sequential()
+    reason = try_packing(classifier)
+    assert reason == "BertForSequenceClassification takes no packs (LookupError: BertModel has no list of blocks)"
 
 
 @pytest.mark.parametrize("checkpointed", [0, 1])

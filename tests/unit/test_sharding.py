@@ -14,11 +14,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lorabench.sharding import (
-    embeddings,
     is_offloaded,
     shard,
     split_like,
-    transformer_blocks,
+    units,
     whole_parameters,
     whole_tensor,
 )
@@ -40,9 +39,8 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("name", tiny.SHAPES)
 def test_units_are_the_transformers_layers_and_its_token_embedding(name: str, bodies: dict[str, Any]) -> None:
     body = bodies[name].body
-    blocks = transformer_blocks(body)
+    *blocks, table = units(body)
     assert [type(block).__name__ for block in blocks] == [BLOCKS[name]] * 2
-    (table,) = embeddings(body)
     assert isinstance(table, nn.Embedding) and table.num_embeddings == tiny.EMBEDDINGS
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}
     adapter = [parameter for key, parameter in body.named_parameters() if "lora_" in key]
@@ -50,15 +48,8 @@ def test_units_are_the_transformers_layers_and_its_token_embedding(name: str, bo
     assert not inside & {id(parameter) for parameter in table.parameters()}
 
 
-def test_the_longest_list_of_modules_is_the_stack() -> None:
-    model = nn.Module()
-    model.experts = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
-    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(1, 1)) for _ in range(3)])
-    assert transformer_blocks(model) == list(model.layers)
-
-
 def test_a_model_without_layers_or_a_named_embedding_is_one_unit() -> None:
-    assert transformer_blocks(nn.Linear(2, 2)) == [] and embeddings(nn.Linear(2, 2)) == []
+    assert units(nn.Linear(2, 2)) == []
 
 
 @pytest.mark.parametrize(
