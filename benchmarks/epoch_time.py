@@ -2,7 +2,7 @@
 
     python benchmarks/epoch_time.py --model llama2-7b --train-file train.csv --output epoch_time.json
 
-lorabench runs whole, through `lorabench.train`, in a process of its own. Its wall time is that of `run.json`, from the
+lorabench runs whole, as `python -m lorabench.train`. Its figures are those of `run.json`. The wall time is from the
 process's start to the end, without the construction of the model: imports, data, compilation, every evaluation (one
 more than the reference: before training) and saving count. The time to the first optimizer step counts everything.
 
@@ -11,21 +11,17 @@ extrapolated from both, with nothing added for its start and for saving. Models 
 """
 
 import argparse
-import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.options import has_execution, run_flags, shared_parser, use_device
-from benchmarks.patching import after_call
 from lorabench.config import RunConfig
 from lorabench.environment import environment
 from lorabench.errors import EXIT_RUN_FAILED, ConfigError, RunError
@@ -34,16 +30,12 @@ from lorabench.table import UNKNOWN
 from lorabench.train import quiet_libraries
 
 SCHEMA_VERSION = 1
-WATCHED = "--watched"
-MOMENTS_FILE = "moments.json"
+ROOT = Path(__file__).resolve().parents[1]
 WARMUP_STEPS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == [WATCHED]:
-        return run_watched(Path(words[1]), words[2:])
-    options = parse(words)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     quiet_libraries()
     use_device(options)
     flags = [*run_flags(options, options.model, options.batch_size), "--epochs", str(options.epochs)]
@@ -87,82 +79,37 @@ def time_lorabench(options: argparse.Namespace, flags: Sequence[str]) -> dict[st
     with tempfile.TemporaryDirectory(prefix="epoch-time-") as temporary:
         folder = options.run_dir or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, "--watched", str(folder), *flags, "--output-dir", str(folder / "run")]
+        command = [sys.executable, "-m", "lorabench.train", *flags, "--output-dir", str(folder / "run")]
+        paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+        variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         log = folder / "log.txt"
         with log.open("wb") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-        if code != 0:
+            ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=variables, check=False)
+        if ended.returncode != 0:
             printed = log.read_text(encoding="utf-8", errors="replace")
-            raise RunError(f"lorabench exited with {code}:\n{printed[-4000:]}")
-        moments = json.loads((folder / MOMENTS_FILE).read_text(encoding="utf-8"))
-        return lorabench_figures(read_run(folder / "run"), moments, execution)
+            raise RunError(f"lorabench exited with {ended.returncode}:\n{printed[-4000:]}")
+        return lorabench_figures(read_run(folder / "run"), execution)
 
 
-def run_watched(folder: Path, flags: Sequence[str]) -> int:
-    """`lorabench.train` in this process, with a look at the clock where `run.json` has no figure. Returns its code.
-
-    Writes, in seconds: how long the construction of the model took, and when, counted from the process's start, the
-    first step began and when it was through on the device.
-    """
-    from lorabench import assembly, run, train
-
-    started = psutil.Process().create_time()
-    moments: dict[str, float] = {}
-
-    def note_construction(classifier: Any, began: float) -> None:
-        synchronize()
-        moments["model_construction_seconds"] = time.time() - began
-
-    def watch_first_step(built: Any, began: float) -> None:
-        step = built.execution.step
-
-        def first_step(*arguments: Any, **keywords: Any) -> Any:
-            moments["first_step_began_seconds"] = time.time() - started
-            outcome = step(*arguments, **keywords)
-            synchronize()
-            moments["first_step_seconds"] = time.time() - started
-            built.execution.step = step
-            return outcome
-
-        built.execution.step = first_step
-
-    with (
-        after_call(assembly, "build_classifier", note_construction),
-        after_call(run, "build", watch_first_step),
-    ):
-        code = train.main(flags)
-    write_json_atomic(folder / MOMENTS_FILE, moments)
-    return code
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one in use."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def lorabench_figures(run: Mapping[str, Any], moments: Mapping[str, float], execution: str | None) -> dict[str, Any]:
+def lorabench_figures(run: Mapping[str, Any], execution: str | None) -> dict[str, Any]:
     """What is reported of a whole run.
 
     Args:
         run: its `run.json`.
-        moments: see `run_watched`.
         execution: the flag; None where the package has none.
     """
-    construction = moments["model_construction_seconds"]
     memory = run["memory"][0]["phases"]["train"]
     return {
         "execution": execution,
         "precision": run["precision"],
         "steps": run["steps"],
         "evaluations": 1 + len(run["history"]),
-        "wall_seconds": run["wall_seconds"] - construction,
+        "wall_seconds": run["wall_seconds"] - run["model_construction_seconds"],
         "wall_seconds_with_construction": run["wall_seconds"],
         "train_seconds": run["train_seconds"],
         "ms_per_step": 1e3 * run["train_seconds"] / run["steps"],
-        **moments,
+        "model_construction_seconds": run["model_construction_seconds"],
+        "first_step_seconds": run["first_step_seconds"],
         "allocated_gb": memory["allocated_gb"],
         "reserved_gb": memory["reserved_gb"],
         "losses": [record["loss"] for record in run["history"]],

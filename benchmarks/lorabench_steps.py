@@ -68,7 +68,7 @@ class LorabenchContestant:
         with self._launch.active():
             setting = enter_launch(config, workload.data)
             # Before the rest is built, which may lay weights out anew.
-            with after_call(assembly, "build_classifier", lambda model, _: fill_weights(model, config.optim.seed)):
+            with after_call(assembly, "build_classifier", lambda model: fill_weights(model, config.optim.seed)):
                 built = assembly.build(setting, inputs)
             if "captured" in flags and type(built.execution) is EagerExecution:
                 raise ConfigError("this run falls back to eager")

@@ -1,6 +1,5 @@
 """Looking into a run from outside: one function of the package, wrapped for a while."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -8,14 +7,13 @@ from typing import Any
 
 
 @contextmanager
-def after_call(module: ModuleType, name: str, then: Callable[[Any, float], None]) -> Iterator[None]:
-    """Inside, `then` sees each result of the module's function, and when (`time.time`) the call began."""
+def after_call(module: ModuleType, name: str, then: Callable[[Any], None]) -> Iterator[None]:
+    """Inside, `then` sees each result of the module's function."""
     function = getattr(module, name)
 
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
-        began = time.time()
         result = function(*arguments, **keywords)
-        then(result, began)
+        then(result)
         return result
 
     setattr(module, name, wrapper)

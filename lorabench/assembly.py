@@ -15,7 +15,7 @@ from lorabench.execution import Execution
 from lorabench.execution_choice import Choice, build_execution, choose_execution
 from lorabench.footprint import WeightCount
 from lorabench.job import Job
-from lorabench.meters import MemoryMonitor
+from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.model import build_classifier
 from lorabench.optim import build_schedule, total_steps
 from lorabench.precision import DTYPES
@@ -109,6 +109,8 @@ class Built:
         optimizer: the optimizer, likewise.
         choice: which execution, and why.
         total_steps: optimizer steps of the run.
+        construction_seconds: wall seconds until the classifier stood on every rank: weights loaded or drawn, and
+            quantised; adapter added. What the strategy then does with it is not in them.
     """
 
     classifier: SequenceClassifier
@@ -120,6 +122,7 @@ class Built:
     plan: StepPlan
     counts: ParameterCounts
     total_steps: int
+    construction_seconds: float
 
 
 def build(setting: Setting, inputs: Inputs) -> Built:
@@ -129,10 +132,13 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
     checkpointing = use_checkpointing(setting, frozen_bytes)
     placement = place_model(setting, frozen_dtype, checkpointing)
+    watch = Stopwatch(ranks.device)
+    watch.start()
     # A machine whose files are not whole must not leave the others waiting.
     classifier = ranks.together(
         lambda: build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
     )
+    watch.stop()
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
     counts = count_parameters(classifier.adapted)
@@ -159,6 +165,7 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         plan=plan,
         counts=counts,
         total_steps=steps,
+        construction_seconds=watch.seconds,
     )
 
 

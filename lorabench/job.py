@@ -71,6 +71,8 @@ class Progress:
         epoch_losses: training losses since the last evaluation.
         skipped_steps: steps that fp16 overflowed and that changed nothing.
         out_of_memory: where a lack of memory halved the batch: step, batch_size and gradient_accumulation from there.
+        first_step_seconds: wall seconds from the start of this process until its first step was through on the device,
+            with all that had to be done before; a run that goes on in another process counts anew. None until then.
     """
 
     watch: Stopwatch
@@ -83,4 +85,5 @@ class Progress:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     out_of_memory: list[dict[str, int]] = field(default_factory=list)
+    first_step_seconds: float | None = None
     throughput: Throughput = field(default_factory=Throughput)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 
 from lorabench.results import GB
@@ -80,9 +81,21 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def process_seconds() -> float:
+    """Wall seconds since this process started."""
+    return time.time() - psutil.Process().create_time()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @dataclass
 class Stopwatch:
-    """Seconds of training: started and stopped around windows of steps, so evaluation and saving do not count.
+    """Seconds of some work: of training, started and stopped around windows of steps, so that evaluation and saving do
+    not count; or of the model's construction.
 
     The device is synchronised at both edges, and nowhere between.
     """
@@ -92,24 +105,20 @@ class Stopwatch:
     _started: float | None = None
 
     def start(self) -> None:
-        self._synchronize()
+        synchronize(self.device)
         self._started = time.perf_counter()
 
     def stop(self) -> None:
         """Does nothing if the watch is not running."""
         if self._started is None:
             return
-        self._synchronize()
+        synchronize(self.device)
         self.seconds += time.perf_counter() - self._started
         self._started = None
 
     def read(self) -> float:
         """Seconds so far, without a synchronisation: a running watch may be ahead of the device."""
         return self.seconds + (time.perf_counter() - self._started if self._started is not None else 0.0)
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 @dataclass

@@ -7,14 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from lorabench.assembly import Built, Inputs
 from lorabench.description import model_source
 from lorabench.environment import environment
 from lorabench.errors import ConfigError
 from lorabench.job import Progress
-from lorabench.meters import MemoryMonitor
+from lorabench.meters import MemoryMonitor, process_seconds
 from lorabench.presets import is_synthetic
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.setting import Setting
@@ -37,7 +35,6 @@ class RecordKeeper:
         self.folder = folder
         self.record = record
         self._rank = rank
-        self._started = psutil.Process().create_time()
         self._seconds_before = 0.0
         self.update()
 
@@ -49,7 +46,7 @@ class RecordKeeper:
 
     def wall_seconds(self) -> float:
         """Seconds since the process started, those before an interruption included."""
-        return self._seconds_before + time.time() - self._started
+        return self._seconds_before + process_seconds()
 
     def add_wall_seconds(self, seconds: float) -> None:
         """Count the seconds that the run had taken before it was interrupted."""
@@ -111,6 +108,8 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
         "execution": None,
+        "model_construction_seconds": None,
+        "first_step_seconds": None,
         "model": {
             "name": config.model.model,
             "source": model_source(config.model),

@@ -68,7 +68,11 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
     progress = Progress(Stopwatch(setting.ranks.device))
     with recorded(setting, keeper, loading=True), memory.phase("load"):
         built = build(setting, inputs)
-    keeper.update(model=model_facts(keeper.record["model"], built), execution=built.choice.name)
+    keeper.update(
+        model=model_facts(keeper.record["model"], built),
+        model_construction_seconds=built.construction_seconds,
+        execution=built.choice.name,
+    )
     if setting.ranks.is_main:
         print(f"execution  {built.choice.name}: {built.choice.reason}", flush=True)
     best = BestAdapter(setting, inputs, built, keeper.folder)
@@ -84,7 +88,8 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
         finally:
             # A run that fails keeps the evaluations that it had, and this rank's memory.
             keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
-            keeper.record.update(steps=progress.step, memory=[memory.to_json(setting.ranks.rank)])
+            keeper.record.update(steps=progress.step, first_step_seconds=progress.first_step_seconds)
+            keeper.record.update(memory=[memory.to_json(setting.ranks.rank)])
             keeper.record.update(out_of_memory=progress.out_of_memory, skipped_steps=progress.skipped_steps)
             keeper.record["model"]["gradient_checkpointing"] = built.execution.recomputes
         best.check_movement(progress)

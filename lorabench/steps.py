@@ -10,6 +10,7 @@ from lorabench.batching import Window
 from lorabench.errors import PeerLostError, RankError, RunError
 from lorabench.execution import StepOutcome
 from lorabench.job import Job, Progress
+from lorabench.meters import process_seconds, synchronize
 from lorabench.precision import overflow_advice
 from lorabench.tracking import Record
 
@@ -56,6 +57,9 @@ def train_epoch(job: Job, progress: Progress) -> bool:
             if not isinstance(error, RankError | PeerLostError):
                 drain(job, progress, pending)  # every rank is here
             raise
+        if progress.first_step_seconds is None:
+            synchronize(job.ranks.device)  # this once
+            progress.first_step_seconds = process_seconds()
         progress.throughput.merge(outcome.counts)
         job.schedule.step()
         progress.step += 1

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 TOP_KEYS = {
     "schema_version", "status", "error", "config", "environment", "model", "data", "before", "best", "history",
-    "train_seconds", "wall_seconds", "steps", "examples_per_second", "tokens_per_second", "padding_percent", "memory",
+    "train_seconds", "wall_seconds", "model_construction_seconds", "first_step_seconds", "steps",
+    "examples_per_second", "tokens_per_second", "padding_percent", "memory",
 }  # fmt: skip
 SCORE_KEYS = {"precision", "recall", "f1", "accuracy", "loss", "rows"}
 PHASES = {"load", "train", "eval"}
@@ -115,6 +116,7 @@ def test_the_record_has_the_keys_of_its_schema(two_ranks: Path) -> None:
         assert scores.keys() >= SCORE_KEYS and scores["rows"] == 11
     assert record["config"]["optim"]["batch_size"] == 2
     assert 0 < record["train_seconds"] < record["wall_seconds"]
+    assert 0 < record["model_construction_seconds"] < record["first_step_seconds"] < record["wall_seconds"]
     assert 0 < record["padding_percent"] < 100
 
 

@@ -103,6 +103,10 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_nothing_had_happened(
     assert [item["step"] for item in last["resumed"]] == [24]
     assert last["train_seconds"] > before["ranks"][0]["seconds"] > 0
     assert last["wall_seconds"] > before["wall_seconds"] > before["ranks"][0]["seconds"]
+    own = last["wall_seconds"] - before["wall_seconds"]
+    for process, seconds in ((first, first["wall_seconds"]), (last, own)):
+        assert 0 < process["model_construction_seconds"] < process["first_step_seconds"] < seconds
+    assert last["first_step_seconds"] != first["first_step_seconds"]
     assert last["examples_per_second"] * last["train_seconds"] == pytest.approx(3 * 37)
 
 

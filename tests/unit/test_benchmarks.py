@@ -19,6 +19,7 @@ from benchmarks.lorabench_steps import LorabenchContestant
 from benchmarks.reference import TrainerContestant, group_by_length, trainer_recipe
 from benchmarks.workload import Workload, load_workload, longest
 from lorabench.batching import Window
+from lorabench.errors import RunError
 
 BATCH = 4
 
@@ -248,17 +249,20 @@ def test_a_run_is_extrapolated_from_steps_and_evaluations() -> None:
     assert figures["wall_seconds"] == pytest.approx(350)
 
 
-def test_a_watched_run_tells_when_it_took_its_first_step(flags: list[str], tmp_path: Path) -> None:
-    with LaunchState().active():
-        code = epoch_time.run_watched(tmp_path, [*flags, "--epochs", "1", "--output-dir", str(tmp_path / "run")])
-    assert code == 0
-    moments = json.loads((tmp_path / epoch_time.MOMENTS_FILE).read_text(encoding="utf-8"))
+def test_the_whole_run_is_told_from_its_record(flags: list[str], tmp_path: Path) -> None:
+    options: Any = SimpleNamespace(execution="eager", run_dir=tmp_path)
+    figures = epoch_time.time_lorabench(options, [*flags, "--epochs", "1"])
     run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    assert 0 < moments["first_step_began_seconds"] < moments["first_step_seconds"] < run["wall_seconds"]
-    figures = epoch_time.lorabench_figures(run, moments, None)
-    assert figures["steps"] == 12
-    assert figures["wall_seconds"] == pytest.approx(run["wall_seconds"] - moments["model_construction_seconds"])
+    assert (figures["steps"], figures["evaluations"], figures["execution"]) == (12, 2, "eager")
+    assert figures["wall_seconds"] + figures["model_construction_seconds"] == pytest.approx(run["wall_seconds"])
+    assert figures["model_construction_seconds"] < figures["first_step_seconds"] == run["first_step_seconds"]
     assert 0 < figures["train_seconds"] < figures["wall_seconds"]
+
+
+def test_a_whole_run_that_fails_ends_with_what_it_printed(flags: list[str], tmp_path: Path) -> None:
+    options: Any = SimpleNamespace(execution="eager", run_dir=tmp_path)
+    with pytest.raises(RunError, match=r"(?s)lorabench exited with 2:.*--epochs"):
+        epoch_time.time_lorabench(options, [*flags, "--epochs", "0"])
 
 
 def test_reference_side_of_the_whole_run(flags: list[str]) -> None:

@@ -318,6 +318,7 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     first.progress.skipped_steps, first.progress.skipped_in_a_row = 1, 1
     first.progress.out_of_memory = [{"step": 2, "batch_size": 4, "gradient_accumulation": 2}]
     first.progress.watch.seconds = 12.5
+    first.progress.first_step_seconds = 7.5
     first.progress.throughput = Throughput(24, 100, 150)
     first.memory.merge({"train": {"rss_gb": 900.0}})
     first.keeper.seconds = 20.0
@@ -331,10 +332,11 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     second.state.restore(read(tmp_path))
     assert torch.equal(torch.rand(4), expected_random)
     for item in dataclasses.fields(Progress):
-        if item.name != "watch":
+        if item.name not in ("watch", "first_step_seconds"):
             assert getattr(second.progress, item.name) == getattr(first.progress, item.name), item.name
             assert getattr(first.progress, item.name) != getattr(Progress(Stopwatch(CPU)), item.name), "proves nothing"
     assert second.progress.watch.seconds == 12.5 and second.keeper.seconds == 22.0
+    assert second.progress.first_step_seconds is None, "each process has a first step of its own"
     assert second.memory.phases["train"]["rss_gb"] == 900.0
     assert torch.equal(second.best.value["adapter"]["x"], torch.arange(3.0))
     assert torch.equal(second.best.value["logits"], torch.ones(2, 2))

@@ -165,3 +165,4 @@ def test_a_signal_before_training_starts_takes_no_step() -> None:
     with pytest.raises(RunInterrupted):
         train(job, progress)
     assert steps_of(job).windows == [] and recorder.checkpoints == 1
+    assert progress.first_step_seconds is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorabench import meters
-from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, peak_rss_bytes
+from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, peak_rss_bytes, process_seconds
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -21,6 +21,8 @@ class Clock:
 
     def perf_counter(self) -> float:
         return self.now
+
+    time = perf_counter
 
 
 @pytest.fixture
@@ -82,6 +84,13 @@ def test_the_device_has_finished_before_each_edge_and_is_not_asked_between(
     assert watch.read() == 1
     watch.stop()
     assert watch.seconds == 11
+
+
+def test_seconds_of_the_process_count_from_its_start(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
+    assert process_seconds() == 9.5
+    clock.now += 2
+    assert process_seconds() == 11.5
 
 
 def test_throughput_adds_up() -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from scripted import Recorder, ScriptedSteps, make_job, rows, run
+from scripted import Recorder, ScriptedSteps, make_job, rows, run, steps_of
 from toys import CPU, OneRank
 
 from lorabench import steps
@@ -40,6 +40,25 @@ def test_speed_is_the_same_for_all_steps_that_were_read_together() -> None:
     run(make_job(recorder, [0.0]))
     per_step = [line["examples_per_second"] * line["seconds_per_step"] for line in recorder.of("train")]
     assert per_step == pytest.approx([10 / 3] * 9)
+
+
+def test_the_first_step_of_a_process_is_timed_when_the_device_is_through_with_it_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job(Recorder(), [0.0])
+    happened: list[object] = []
+
+    def take_time() -> float:
+        happened.append("time")
+        return 1.5
+
+    monkeypatch.setattr(steps, "synchronize", lambda device: happened.append((device, len(steps_of(job).windows))))
+    monkeypatch.setattr(steps, "process_seconds", take_time)
+    progress = Progress(Stopwatch(CPU), step=2)
+    assert progress.first_step_seconds is None
+    train(job, progress)
+    assert progress.step == 9 and progress.first_step_seconds == 1.5
+    assert happened == [(CPU, 1), "time"]
 
 
 @pytest.mark.parametrize(("wait_s", "read_after"), [(1e9, [0] * 8 + [9]), (0.0, list(range(1, 10)))])
