@@ -129,8 +129,7 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
     config, ranks = setting.config, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
-    frozen_bytes = inputs.weights.held_bytes(frozen_dtype.itemsize, config.model.quantize == "nf4")
-    checkpointing = use_checkpointing(setting, frozen_bytes)
+    checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype)
     placement = place_model(setting, frozen_dtype, checkpointing)
     watch = Stopwatch(ranks.device)
     watch.start()

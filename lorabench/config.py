@@ -45,8 +45,8 @@ class ModelConfig:
     attn_implementation: AttentionImplementation = "auto"
     """Attention kernels; `auto` leaves the choice to transformers."""
     gradient_checkpointing: Checkpointing = "auto"
-    """Recompute activations in the backward pass: less memory, more time. `auto`: on where the frozen weights take
-    more than half of the GPU's memory, or of --gpu-memory-limit."""
+    """Recompute activations in the backward pass: less memory, more time. `auto`: on where a rank's frozen weights
+    take more than half of its GPU's memory, or of --gpu-memory-limit, or are kept in host memory."""
     base_dropout: float | None = None
     """Dropout inside the frozen model while training, in [0, 1); default: its own (0.1 in BERT and RoBERTa)."""
     trust_remote_code: bool = False

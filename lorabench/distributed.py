@@ -149,6 +149,14 @@ def fsdp_plugin(accelerator: Accelerator) -> FullyShardedDataParallelPlugin:
     return known or FullyShardedDataParallelPlugin()
 
 
+def offloads_weights(strategy: Strategy, accelerator: Accelerator) -> bool:
+    """Whether the ranks keep their parts of the weights outside the GPU: in host memory, or on disk."""
+    if strategy == "FSDP2":
+        return is_offloaded(fsdp_plugin(accelerator))
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3 and plugin.offload_param_device not in (None, "none")
+
+
 def _write_deepspeed_config(accelerator: Accelerator, config: RunConfig) -> None:
     """Batch sizes and clipping come from the run: `auto` would be filled from a loader, and clipping become 1.0."""
     plugin = accelerator.state.deepspeed_plugin

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from lorabench.presets import ModelPreset
 
-# 4 bits, an 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+# An 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
+NF4_SCALE_BITS = 8 / 64 + 32 / (64 * 256)
+NF4_BITS = 4 + NF4_SCALE_BITS
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,16 @@ class WeightCount:
     total: int
     linear: int
 
-    def held_bytes(self, bytes_per_weight: int, nf4: bool) -> int:
-        """Bytes of the weights, where those that are not quantised take `bytes_per_weight` each."""
+    def held_bytes(self, bytes_per_weight: int, nf4: bool, ranks: int = 1) -> int:
+        """Bytes of the weights, where those that are not quantised take `bytes_per_weight` each.
+
+        Args:
+            ranks: so many split the weights evenly, and this is one's part. The scales of quantised weights are no
+                parameters: each rank has them all.
+        """
         quantized = self.linear if nf4 else 0
-        return (self.total - quantized) * bytes_per_weight + round(quantized * NF4_BITS / 8)
+        split = (self.total - quantized) * bytes_per_weight + quantized * (NF4_BITS - NF4_SCALE_BITS) / 8
+        return round(split / ranks + quantized * NF4_SCALE_BITS / 8)
 
 
 def count_preset(preset: ModelPreset) -> WeightCount:

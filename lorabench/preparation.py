@@ -5,6 +5,7 @@ import torch
 from lorabench import distributed, sharding
 from lorabench.classifier import SequenceClassifier
 from lorabench.errors import ConfigError
+from lorabench.footprint import WeightCount
 from lorabench.model import Placement
 from lorabench.optim import build_optimizer
 from lorabench.quantization import hold_plainly
@@ -17,8 +18,8 @@ from lorabench.strategies import is_deepspeed, splits_weights
 CHECKPOINTING_SHARE = 0.5
 
 
-def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
-    """The flag; under `auto`, whether the frozen weights take more than half of what some rank may have of its GPU.
+def use_checkpointing(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
+    """The flag; under `auto`, whether some rank's GPU is short of memory. The CPU recomputes nothing by itself.
 
     A collective call. All ranks decide alike: with sharded weights, recomputing on some of them only would have those
     wait for ever.
@@ -26,14 +27,27 @@ def use_checkpointing(setting: Setting, frozen_bytes: int) -> bool:
     choice = setting.config.model.gradient_checkpointing
     if choice != "auto":
         return choice == "on"
-    is_tight = False
-    if setting.ranks.device.type == "cuda":
-        _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
-        limit = setting.config.run.gpu_memory_limit
-        if limit is not None:
-            capacity = min(capacity, limit * GB)
-        is_tight = frozen_bytes > CHECKPOINTING_SHARE * capacity
-    return setting.ranks.any(is_tight)
+    return setting.ranks.any(setting.ranks.device.type == "cuda" and _is_short(setting, weights, frozen_dtype))
+
+
+def _is_short(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
+    """Whether the frozen weights take more than half of what this rank may have of its GPU, or have been put outside.
+
+    Of split weights the rank's own part counts. The blocks that are whole while they compute are few at any time, and
+    left to the other half.
+    """
+    if distributed.offloads_weights(setting.strategy, setting.accelerator):
+        # The GPU holds none of them but the blocks that compute. Yet whoever offloads says that its memory is short
+        # for this model, and so for its activations, and a batch that does not fit ends a run with split weights.
+        # Time goes into moving weights between host and GPU; recomputing adds little to it.
+        return True
+    ranks = setting.ranks.world_size if splits_weights(setting.strategy) else 1
+    held = weights.held_bytes(frozen_dtype.itemsize, setting.config.model.quantize == "nf4", ranks)
+    _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
+    limit = setting.config.run.gpu_memory_limit
+    if limit is not None:
+        capacity = min(capacity, limit * GB)
+    return held > CHECKPOINTING_SHARE * capacity
 
 
 def place_model(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:

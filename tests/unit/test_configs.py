@@ -4,6 +4,7 @@ import json
 import os
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import CPUOffloadPolicy
+
+from lorabench.distributed import offloads_weights
+from lorabench.strategies import ZERO_STAGES
 
 PROJECT = Path(__file__).resolve().parents[2]
 YAMLS = sorted((PROJECT / "accelerate_configs").glob("*.yaml"))
@@ -123,6 +127,8 @@ def test_deepspeed_ranks_get_the_stage_of_the_name(monkeypatch: pytest.MonkeyPat
     assert plugin.zero_stage == stage
     assert plugin.zero3_init_flag is False
     assert plugin.offload_param_device == plugin.offload_optimizer_device == ("cpu" if offload else "none")
+    state: Any = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    assert offloads_weights(ZERO_STAGES[plugin.zero_stage], state) is offload
 
 
 @of_type(ZERO)
@@ -146,6 +152,8 @@ def test_fsdp_ranks_get_version_2_without_what_it_ignores(
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
     assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) == EXPECTED[name][4]
+    state: Any = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), distributed_type=FSDP)
+    assert offloads_weights("FSDP2", state) is EXPECTED[name][4]
     assert getattr(plugin.auto_wrap_policy, "__name__", None) == "transformer_auto_wrap_policy"
     # The adapter is added to whole weights, so every rank loads them.
     assert plugin.cpu_ram_efficient_loading is False

@@ -19,6 +19,7 @@ from lorabench.distributed import (
     build_accelerator,
     check_supported,
     name_strategy,
+    offloads_weights,
     trainable_dtype,
     verify_launch,
 )
@@ -387,3 +388,18 @@ def test_a_memory_limit_above_the_gpus_own_memory_is_refused(monkeypatch: pytest
     config = RunConfig(run=RunOptions(gpu_memory_limit=26))
     with pytest.raises(ConfigError, match=r"--gpu-memory-limit 26: this GPU has 25\.8 GB"):
         build_accelerator(config, asked(None))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "device", "expected"),
+    [
+        ("DeepSpeed ZeRO-3", "cpu", True), ("DeepSpeed ZeRO-3", "nvme", True), ("DeepSpeed ZeRO-3", "none", False),
+        ("DeepSpeed ZeRO-3", None, False), ("DeepSpeed ZeRO-2", "cpu", False), ("DDP", None, False),
+    ],
+)  # fmt: skip
+def test_only_zero3_puts_weights_outside_the_gpu(strategy: Strategy, device: str | None, expected: bool) -> None:
+    accelerator = running(2)
+    if strategy != "DDP":
+        stage = int(strategy[-1])
+        accelerator.state.deepspeed_plugin = SimpleNamespace(zero_stage=stage, offload_param_device=device)
+    assert offloads_weights(strategy, accelerator) is expected

@@ -5,21 +5,50 @@ from typing import Any, cast
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 from toys import CPU, OneRank
 
-from lorabench.config import Checkpointing, ModelConfig, RunConfig, RunOptions
+from lorabench.config import Checkpointing, ModelConfig, Quantization, RunConfig, RunOptions
 from lorabench.errors import ConfigError
+from lorabench.footprint import NF4_BITS, WeightCount
 from lorabench.preparation import check_same_weights, use_checkpointing
 from lorabench.ranks import Ranks
 from lorabench.results import GB
+from lorabench.strategies import ZERO_STAGES, Strategy, is_deepspeed
 
 CUDA = torch.device("cuda", 0)
 
 
-def setting_of(choice: Checkpointing = "auto", limit: float | None = None, **ranks: Any) -> Any:
-    config = RunConfig(model=ModelConfig(gradient_checkpointing=choice), run=RunOptions(gpu_memory_limit=limit))
-    return SimpleNamespace(config=config, ranks=OneRank(**ranks))
+def setting_of(
+    choice: Checkpointing = "auto",
+    limit: float | None = None,
+    strategy: Strategy = "single",
+    quantize: Quantization = "none",
+    offload: bool = False,
+    **ranks: Any,
+) -> Any:
+    """A launch on GPUs, unless `device` says otherwise."""
+    config = RunConfig(
+        model=ModelConfig(gradient_checkpointing=choice, quantize=quantize), run=RunOptions(gpu_memory_limit=limit)
+    )
+    zero = SimpleNamespace(
+        zero_stage=next((stage for stage, name in ZERO_STAGES.items() if name == strategy), None),
+        offload_param_device="cpu" if offload else "none",
+    )
+    state = SimpleNamespace(
+        deepspeed_plugin=zero if is_deepspeed(strategy) else None, fsdp_plugin=SimpleNamespace(cpu_offload=offload)
+    )
+    accelerator = SimpleNamespace(state=state, distributed_type=DistributedType.FSDP)
+    return SimpleNamespace(
+        config=config, strategy=strategy, accelerator=accelerator, ranks=OneRank(**{"device": CUDA, **ranks})
+    )
+
+
+def recomputes(setting: Any, weights_gb: float, linear: float = 0) -> bool:
+    """Whether a model recomputes whose weights take so much in 16 bits, such a part of them in linear layers."""
+    total = round(weights_gb * GB / 2)
+    return use_checkpointing(setting, WeightCount(total, round(total * linear)), torch.bfloat16)
 
 
 @pytest.fixture
@@ -31,37 +60,70 @@ def gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
-@pytest.mark.parametrize(("weights_gb", "recomputes"), [(39, False), (40, False), (41, True)])
-def test_weights_of_more_than_half_of_the_gpu_ask_for_recomputing(weights_gb: int, recomputes: bool) -> None:
-    assert use_checkpointing(setting_of(device=CUDA), weights_gb * GB) is recomputes
+@pytest.mark.parametrize(("weights_gb", "expected"), [(39, False), (40, False), (41, True)])
+def test_weights_of_more_than_half_of_the_gpu_ask_for_recomputing(weights_gb: int, expected: bool) -> None:
+    assert recomputes(setting_of(), weights_gb) is expected
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
-@pytest.mark.parametrize(("limit", "recomputes"), [(23.0, True), (24.0, False)])
-def test_the_gpu_is_as_large_as_the_limit_lets_it_be(limit: float, recomputes: bool) -> None:
+@pytest.mark.parametrize("strategy", ["DDP", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2"])
+def test_every_rank_holds_all_weights_where_they_are_not_split(strategy: Strategy) -> None:
+    assert recomputes(setting_of(strategy=strategy, world_size=8), 41)
+    assert not recomputes(setting_of(strategy=strategy, world_size=8), 39)
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+@pytest.mark.parametrize("strategy", ["DeepSpeed ZeRO-3", "FSDP2"])
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_of_split_weights_a_ranks_part_counts(strategy: Strategy, ranks: int) -> None:
+    assert not recomputes(setting_of(strategy=strategy, world_size=ranks), 39 * ranks)
+    assert recomputes(setting_of(strategy=strategy, world_size=ranks), 41 * ranks)
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+@pytest.mark.parametrize("strategy", ["DeepSpeed ZeRO-3", "FSDP2"])
+def test_weights_in_host_memory_tell_of_a_gpu_that_is_short_of_it(strategy: Strategy) -> None:
+    assert recomputes(setting_of(strategy=strategy, world_size=2, offload=True), 1)
+    assert not recomputes(setting_of("off", strategy=strategy, world_size=2, offload=True), 1)
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+def test_quantised_weights_count_with_their_four_bits_and_scales() -> None:
+    """Of 100 GB in 16 bits, 90 become 90 / 16 x 4.127 GB."""
+    held = 0.9 / 16 * NF4_BITS + 0.1
+    for quantize, fits_gb in (("none", 40), ("nf4", 40 / held)):
+        assert not recomputes(setting_of(quantize=quantize), 0.999 * fits_gb, linear=0.9)
+        assert recomputes(setting_of(quantize=quantize), 1.001 * fits_gb, linear=0.9)
+    assert not recomputes(setting_of(quantize="nf4", strategy="FSDP2", world_size=2), 1.9 * 40 / held, linear=0.9)
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+@pytest.mark.parametrize(("limit", "expected"), [(23.0, True), (24.0, False)])
+def test_the_gpu_is_as_large_as_the_limit_lets_it_be(limit: float, expected: bool) -> None:
     """A 24 GB card tried out on one of 80 GB decides as a 24 GB card."""
-    assert use_checkpointing(setting_of(limit=limit, device=CUDA), 12 * GB) is recomputes
+    assert recomputes(setting_of(limit=limit), 12) is expected
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
 def test_a_limit_above_the_gpu_makes_it_no_larger() -> None:
-    assert use_checkpointing(setting_of(limit=200.0, device=CUDA), 41 * GB)
+    assert recomputes(setting_of(limit=200.0), 41)
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
 def test_ranks_recompute_together() -> None:
-    assert use_checkpointing(setting_of(device=CUDA, elsewhere=(True,)), 1 * GB)
+    assert recomputes(setting_of(elsewhere=(True,)), 1)
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
 def test_what_was_asked_for_is_done_whatever_the_memory() -> None:
-    assert use_checkpointing(setting_of("on", device=CUDA), 1 * GB)
-    assert not use_checkpointing(setting_of("off", device=CUDA), 79 * GB)
+    assert recomputes(setting_of("on"), 1)
+    assert not recomputes(setting_of("off"), 79)
 
 
 def test_the_cpu_recomputes_only_where_asked_to() -> None:
-    assert not use_checkpointing(setting_of(device=CPU), 10**15)
-    assert use_checkpointing(setting_of("on", device=CPU), 0)
+    assert not recomputes(setting_of(device=CPU), 10**6)
+    assert not recomputes(setting_of(device=CPU, strategy="FSDP2", offload=True), 10**6)
+    assert recomputes(setting_of("on", device=CPU), 0)
 
 
 # --- the same weights everywhere

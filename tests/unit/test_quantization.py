@@ -322,3 +322,10 @@ def test_only_linear_weights_shrink() -> None:
     weights = WeightCount(total=1000, linear=800)
     assert weights.held_bytes(2, nf4=False) == 2000
     assert weights.held_bytes(2, nf4=True) == 400 + round(800 * NF4_BITS / 8)
+
+
+def test_ranks_split_weights_but_not_the_scales_of_quantised_ones() -> None:
+    weights = WeightCount(total=64 * 256 * 3, linear=64 * 256 * 2)
+    assert weights.held_bytes(2, nf4=False, ranks=4) == 64 * 256 * 3 * 2 / 4
+    scales = 2 * (256 + 4)
+    assert weights.held_bytes(2, nf4=True, ranks=4) == (64 * 256 * 2 + 64 * 256) / 4 + scales
