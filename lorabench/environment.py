@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ _PACKAGES = (
 _LAUNCHERS = ("torchrun", "accelerate-launch", "deepspeed")
 _LAUNCHER_MODULES = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
 _GIT_TIMEOUT_S = 5.0
+LAUNCH_VARIABLE = "LORABENCH_LAUNCH"
+"""Environment variable for a process that was started in the place of a launcher: its id, and the launcher's command
+line."""
 
 
 def environment() -> dict[str, Any]:
@@ -85,7 +89,13 @@ def _launch_command() -> list[str]:
 
 
 def find_launcher() -> list[str] | None:
-    """Command line of the nearest `accelerate launch`, or a relative of it, above this process; None without one."""
+    """Command line of the nearest `accelerate launch`, or a relative of it, above this process; None without one.
+
+    It may have been carried out without a process of its own.
+    """
+    process, _, replaced = os.environ.get(LAUNCH_VARIABLE, "").partition(" ")
+    if process == str(os.getpid()):
+        return shlex.split(replaced)
     try:
         parents = psutil.Process().parents()
     except psutil.Error:

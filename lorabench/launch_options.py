@@ -6,6 +6,7 @@ handed to the launcher; all others are the run's.
 """
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -104,7 +105,7 @@ def launch_command(config: Path, options: LaunchOptions, arguments: Sequence[str
     Raises:
         ConfigError: the file cannot be used here, or several machines do not know of each other.
     """
-    values = _read_config(config)
+    values = read_config(config)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     # A run that fails says so itself; accelerate's own traceback after it would hide that message.
     command.append("--quiet")
@@ -172,12 +173,17 @@ def _deepspeed_options(config: Path, values: dict[str, Any]) -> list[str]:
     raise ConfigError(f"{config}: deepspeed_config_file {name}: no such file, neither here nor beside the YAML")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Content of a launch file; accelerate takes YAML and JSON, and JSON is YAML."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of a launch file, read as accelerate does: by its name, JSON or YAML.
+
+    Raises:
+        ConfigError: it is neither, or holds something else than keys and values.
+    """
+    load, language = (json.loads, "JSON") if path.name.endswith(".json") else (yaml.safe_load, "YAML")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config_file {path}: not valid YAML: {error}") from error
+        values = load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--config_file {path}: not valid {language}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config_file {path}: expected an accelerate configuration (key: value)")
     return values

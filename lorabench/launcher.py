@@ -2,9 +2,10 @@
 
     python -m lorabench.launcher [--config_file FILE] [--num_processes N] FLAGS OF THE RUN...
 
-It prints one line that says which file of `accelerate_configs/` it chose and why, and becomes `accelerate launch`.
-`--config_file` overrides the choice. On several machines, start it on each with `--num_machines N --machine_rank R
---main_process_ip HOST_OF_RANK_0`. A model counts as fitting one card when
+It prints one line that says which file of `accelerate_configs/` it chose and why, and becomes `accelerate launch`, or
+the training process itself where there is only one. `--config_file` overrides the choice. On several machines, start
+it on each with `--num_machines N --machine_rank R --main_process_ip HOST_OF_RANK_0`. A model counts as fitting one
+card when
 
     1.1 x bytes of its frozen weights + 2 GB <= memory of the smallest card
 
@@ -16,7 +17,6 @@ import json
 import math
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lorabench.config import DataConfig, ModelConfig
-from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.footprint import WeightCount, count_preset
 from lorabench.hardware import Gpu, check_driver, list_gpus
 from lorabench.launch_options import (
@@ -35,10 +35,8 @@ from lorabench.launch_options import (
     take_launch_options,
     take_option,
 )
+from lorabench.one_process import start_alone
 from lorabench.presets import MODELS, ModelPreset, resolve_defaults, task_preset
-
-LAUNCH_VARIABLE = "LORABENCH_LAUNCH"
-"""Environment variable in which the training process finds the launch command."""
 
 _GB = 10**9
 _WEIGHT_FACTOR = 1.1
@@ -67,15 +65,21 @@ class Choice:
 
 
 def main() -> NoReturn:
-    """Replace this process by the launch, so that it receives the signals and gives the exit code."""
+    """Replace this process by the launch, so that it receives the signals and gives the exit code.
+
+    A single training process takes the place of the launch, too.
+    """
     try:
         command = build_command(sys.argv[1:])
+        command, environment = start_alone(command, os.environ) or (command, dict(os.environ))
     except ConfigError as error:
         print(f"lorabench: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
-    os.environ[LAUNCH_VARIABLE] = shlex.join(command)
+    except KeyboardInterrupt:
+        print("lorabench: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     sys.stdout.flush()
-    os.execv(command[0], command)
+    os.execve(command[0], command, environment)
 
 
 def build_command(arguments: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def wait_for_lines(path: Path, count: int, limit_s: float = 60) -> None:
+    """Until a file that grows has so many."""
+    until = time.monotonic() + limit_s
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < until, f"{path} has fewer than {count} lines after {limit_s} s"
+        time.sleep(0.001)
 
 
 def explain(result: subprocess.CompletedProcess[str]) -> str:

@@ -17,7 +17,7 @@ import pytest
 import resuming
 import tiny
 from accelerate.state import AcceleratorState
-from launching import TWO_RANKS, offline_environment
+from launching import TWO_RANKS, offline_environment, wait_for_lines
 from resuming import At, adapter_bytes, assert_near_run, assert_same_run, checkpoints, events, numbers, record, resumed
 
 MakeFlags = Callable[..., list[str]]
@@ -203,13 +203,6 @@ def test_a_run_killed_twice_from_outside_ends_as_if_nothing_had_happened(
         last = record(run_dir)
     assert_same_run(run_dir, undisturbed)
     assert len(last["resumed"]) >= 1
-
-
-def wait_for_lines(path: Path, count: int, limit_s: float = 60) -> None:
-    until = time.monotonic() + limit_s
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < until, f"{path} has fewer than {count} lines after {limit_s} s"
-        time.sleep(0.001)
 
 
 def test_a_kill_while_the_adapter_is_swapped_loses_nothing(stopped: Path, flags: list[str], undisturbed: Path) -> None:

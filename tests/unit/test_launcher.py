@@ -3,15 +3,15 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from lorabench import launcher
-from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.hardware import Gpu
 from lorabench.launch_options import find_config, take_option
 from lorabench.launcher import ModelSize, build_command, choose, measure_model
@@ -366,11 +366,14 @@ def test_bad_launch_options(monkeypatch: pytest.MonkeyPatch, arguments: list[str
         build_command(arguments)
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "key: [", ""])
-def test_a_config_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "odd.yaml"
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("odd.yaml", "- a\n- b\n"), ("odd.yaml", "key: ["), ("odd.yaml", ""), ("odd.json", "key: 1"), ("odd.json", "[]")],
+)
+def test_a_config_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"odd\.yaml"):
+    with pytest.raises(ConfigError, match=re.escape(name)):
         build_command(["--config_file", str(path)])
 
 
@@ -378,15 +381,32 @@ def test_help_goes_to_the_training_command_without_accelerate() -> None:
     assert build_command(["--help"]) == [sys.executable, "-m", "lorabench.train", "--help"]
 
 
-def test_main_becomes_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
+@pytest.mark.parametrize(("gpus", "module"), [(1, "lorabench.train"), (2, "accelerate.commands.launch")])
+def test_main_becomes_the_launch_or_its_only_process(gpus: int, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, list[str], dict[str, str]]] = []
     monkeypatch.setattr(sys, "argv", ["launcher", "--model", "minilm", "--output-dir", "my runs"])
-    monkeypatch.setenv(launcher.LAUNCH_VARIABLE, "")
-    monkeypatch.setattr(os, "execv", lambda program, command: seen.append([program, *command]))
-    use_gpus(monkeypatch)
+    monkeypatch.setattr(os, "execve", lambda *process: seen.append(process))
+    monkeypatch.setenv("MINE", "kept")
+    use_gpus(monkeypatch, *[RTX_3090] * gpus)
     launcher.main()
-    assert seen[0][0] == seen[0][1] == sys.executable
-    assert shlex.split(os.environ[launcher.LAUNCH_VARIABLE]) == seen[0][1:]
+    ((program, command, environment),) = seen
+    assert (program, command[:3]) == (sys.executable, [sys.executable, "-m", module])
+    assert command[-4:] == ["--model", "minilm", "--output-dir", "my runs"]
+    assert environment["MINE"] == "kept"
+    assert ("ACCELERATE_MIXED_PRECISION" in environment) == (gpus == 1)
+
+
+def test_the_keyboard_stops_the_choice_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(arguments: list[str]) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launcher, "build_command", interrupt)
+    with pytest.raises(SystemExit) as raised:
+        launcher.main()
+    assert raised.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "lorabench: interrupted\n"
 
 
 def test_main_ends_bad_input_with_its_code(

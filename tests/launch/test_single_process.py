@@ -1,0 +1,92 @@
+"""The launcher becomes a single training process: the run of `accelerate launch`, with signals and code of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import resuming
+import tiny
+from launching import CONFIGS, explain, launch, offline_environment, python, wait_for_lines
+from resuming import assert_same_run, checkpoints, record
+
+CPU = ["--config_file", CONFIGS / "cpu.yaml"]
+LAUNCHER = ["-m", "lorabench.launcher", *CPU]
+MakeFlags = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def make_flags(models: dict[str, Path], files: dict[str, Path]) -> MakeFlags:
+    """Epochs of 19 steps, with dropout."""
+
+    def flags(output_dir: Path, epochs: int) -> list[str]:
+        return tiny.run_flags(
+            models["bert"], files["train"], files["validation"], output_dir, batch_size=2, epochs=epochs,
+            lora_dropout=0.1, base_dropout=0.1,
+        )  # fmt: skip
+
+    return flags
+
+
+def test_the_run_is_that_of_accelerate_launch(make_flags: MakeFlags, tmp_path: Path) -> None:
+    mine, reference = tmp_path / "mine", tmp_path / "reference"
+    ended = python([*LAUNCHER, *make_flags(mine, 2)], tmp_path)
+    assert ended.returncode == 0, explain(ended)
+    assert ended.stdout.startswith(f"lorabench: {CONFIGS / 'cpu.yaml'} as asked by --config_file\n")
+    ended = launch(CPU, ["-m", "lorabench.train", *make_flags(reference, 2)], tmp_path)
+    assert ended.returncode == 0, explain(ended)
+    assert len(resuming.events(mine)) == 2 * 19 + 3
+    assert_same_run(mine, reference)
+    one, other = record(mine), record(reference)
+    for key in ("strategy", "precision", "world_size", "model", "data"):
+        assert one[key] == other[key], key
+    command = one["environment"].pop("launch_command")
+    assert command[1:3] == ["-m", "accelerate.commands.launch"] and str(CONFIGS / "cpu.yaml") in command
+    assert command[-len(make_flags(mine, 2)) :] == make_flags(mine, 2)
+    assert one["environment"] == {key: other["environment"][key] for key in one["environment"]}
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)]
+)
+def test_a_signal_to_the_launcher_stops_the_run_with_a_checkpoint(
+    number: signal.Signals, whole_group: bool, make_flags: MakeFlags, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, *map(str, LAUNCHER), *make_flags(run_dir, 200)]
+    launched = subprocess.Popen(
+        command, cwd=tmp_path, env=offline_environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        wait_for_lines(run_dir / "metrics.jsonl", 3)
+        (os.killpg if whole_group else os.kill)(launched.pid, number)
+        output, _ = launched.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launched.pid, signal.SIGKILL)
+    assert launched.returncode == 128 + number, output
+    assert "Traceback" not in output and "KeyboardInterrupt" not in output
+    assert f"{number.name}: stopping" in output
+    assert output.endswith(f"lorabench train: stopped by signal {int(number)}\n")
+    left = record(run_dir)
+    assert left["status"] == "interrupted" and left["steps"] >= 2, output
+    assert checkpoints(run_dir)[-1] == f"step-{left['steps']:08d}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--model", "minilm", "--task", "sample", "--epochs", "0"], "--epochs 0"),
+    ],
+)
+def test_bad_input_keeps_its_exit_code(flags: list[str], message: str, tmp_path: Path) -> None:
+    ended = python([*LAUNCHER, *flags], tmp_path)
+    assert ended.returncode == 2, explain(ended)
+    assert ended.stderr.startswith("lorabench train") and message in ended.stderr
+    assert "Traceback" not in ended.stderr
