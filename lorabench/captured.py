@@ -8,7 +8,7 @@ import torch
 
 from lorabench.batching import MicroBatch, PaddedCollator, StepPlan
 from lorabench.config import Checkpointing, OnOutOfMemory
-from lorabench.execution import EagerExecution, RowLosses, WindowPasses
+from lorabench.execution import EagerExecution, RandomState, RowLosses, WindowPasses
 from lorabench.gradients import Gradients
 from lorabench.graphs import CaptureError, GraphedPasses
 from lorabench.packing import Packer, choose_lengths
@@ -17,12 +17,13 @@ from lorabench.ranks import Ranks
 
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
-# Seconds to capture a length of pack, and to compile the blocks for all lengths, and the share of an uncompiled pass
-# that compiling saves. Measured on an H200, torch 2.11: 0.3-0.6 s; 32.5 -> 20.9 ms and 25.4 -> 16.1 ms (Llama-2-7B,
-# 384 and 256 tokens), 6.7 -> 5.1 ms (RoBERTa-large, 384).
-CAPTURE_S = 0.6
-COMPILE_S = 10.0
-COMPILED_SAVES = 0.25
+# Seconds to capture a length of pack, to start the compiler and to compile a length, and the share of an uncompiled
+# pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.5-0.9 s; 6 s; 3.4-6.7 s; 0.34-0.38 of one of
+# Llama-2-7B (256 to 384 tokens), and of RoBERTa-large 0.25 in fp16 and 0.11 in fp32.
+CAPTURE_S = 0.7
+COMPILER_S = 6.0
+COMPILE_S = 5.0
+COMPILED_SAVES = 0.3
 # Part of the free memory that activations may take.
 MEMORY_SHARE = 0.8
 
@@ -100,6 +101,8 @@ class CapturedExecution(EagerExecution):
             for micro_batch in self._plan.deal(window, self.batch_size)
         ]
         passes = self._passes
+        # A run that is resumed prepares at another step; its dropout must be the same.
+        random = RandomState.read(self._ranks.device)
         passes.compiled = False
         chosen = choose_lengths(totals, max(lengths), passes.packed.longest_pack(max(lengths)))
         if self._graphs is not None:
@@ -113,6 +116,7 @@ class CapturedExecution(EagerExecution):
             except CaptureError as error:
                 self._say(f"packs run without graphs: capturing one failed ({error})")
                 self._graphs = None
+        random.restore(self._ranks.device)
         return self._make_packer(chosen)
 
     def _make_packer(self, lengths: Sequence[int]) -> Packer:
@@ -152,13 +156,13 @@ class CapturedExecution(EagerExecution):
         self._graphs.release()
         packs = len(totals) * runs_of_totals
         options = []
-        for compiles, token_s, compile_s in (
-            (False, pass_s / usual, 0.0),
-            (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILE_S),
+        for compiles, token_s, once_s, length_s in (
+            (False, pass_s / usual, 0.0, CAPTURE_S),
+            (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILER_S, CAPTURE_S + COMPILE_S),
         ):
-            lengths = choose_lengths(totals, longest_text, longest_pack, CAPTURE_S / token_s / runs_of_totals)
+            lengths = choose_lengths(totals, longest_text, longest_pack, length_s / token_s / runs_of_totals)
             tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
-            seconds = tokens * runs_of_totals * token_s + CAPTURE_S * len(lengths) + compile_s
+            seconds = tokens * runs_of_totals * token_s + once_s + length_s * len(lengths)
             options.append((seconds, lengths, compiles))
         plain, compiled = options
         _, lengths, compiles = min(options) if self._passes.can_compile else plain

@@ -54,7 +54,11 @@ class FlatGradients:
 
     def lay_out(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Tensors one after the other, with the gaps that the buffer has between them."""
-        return torch.cat([F.pad(tensor.flatten(), (0, -tensor.numel() % self._alignment)) for tensor in tensors])
+        return torch.cat([self._fill_up(tensor.flatten()) for tensor in tensors])
+
+    def _fill_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        missing = -len(tensor) % self._alignment
+        return F.pad(tensor, (0, missing)) if missing else tensor  # padding by nothing is a copy
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """Scale to that norm where it is larger. Returns the norm before, scalar."""

@@ -8,8 +8,7 @@ and its gradients, and reads the activations each time, four are left.
 The parameters stay the modules' own: base weights become views into the joint weight, under their names.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +16,6 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
-# Siblings that read the same input, in the order in which the model calls them.
-_SIBLINGS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("gate_proj", "up_proj"),
-)
 # Rows of a weight start at multiples of 16 bytes, which fast matrix kernels need; 8 numbers of 16 bit.
 ALIGNMENT = 8
 
@@ -68,15 +60,17 @@ class JointProjection(nn.Module):
         members: nn.Linear, or PEFT's LoRA around one; weights frozen, of one dtype.
 
     Attributes:
+        sizes: outputs of each member.
+        adapters: how many members have LoRA.
         trained: the LoRA parameters inside, all A matrices first, then all B matrices.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
-        bases: list[Any] = [member.base_layer if isinstance(member, LoraLinear) else member for member in members]
+        self._bases: list[Any] = [m.base_layer if isinstance(m, LoraLinear) else m for m in members]
         adapters: list[Any] = [member for member in members if isinstance(member, LoraLinear)]
-        self.sizes = [base.out_features for base in bases]
-        self._inputs = bases[0].in_features
+        self.sizes = [base.out_features for base in self._bases]
+        self._inputs = self._bases[0].in_features
         self.adapters = len(adapters)
         self.rank = self.scaling = self.dropout = 0
         self.trained: list[nn.Parameter] = []
@@ -93,34 +87,34 @@ class JointProjection(nn.Module):
                 (start, start + adapter.out_features) for start, adapter in zip(starts, adapters, strict=True)
             )
         self.unused = -(self.rank * self.adapters) % ALIGNMENT
-        self.weight = self._join(bases)
-        with torch.no_grad():
-            biases = [base.bias for base in bases if base.bias is not None]
-            self.bias = torch.cat(biases) if biases else None
+        self.columns = self._inputs + self.rank * self.adapters + self.unused
+        biases = [base.bias.detach() for base in self._bases if base.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        self.weight: torch.Tensor = torch.empty(0)
         self.lora_a: torch.Tensor | None = None
         self.lora_b: list[torch.Tensor] = []
 
+    @property
+    def base_weight(self) -> torch.Tensor:
+        """The first member's frozen weight."""
+        return self._bases[0].weight
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Joints of one layout may have their weights, and their working copies, side by side."""
+        first = self.base_weight
+        return tuple(self.sizes), self.columns, self.rank, self.spans, first.dtype, first.device
+
     @torch.no_grad()
-    def _join(self, bases: Sequence[Any]) -> torch.Tensor:
-        """One weight [outputs, inputs + LoRA's columns]; the base weights become views into it."""
-        columns = self._inputs + self.rank * self.adapters + self.unused
-        first = bases[0].weight
-        weight = torch.zeros(sum(self.sizes), columns, dtype=first.dtype, device=first.device)
+    def move_into(self, weight: torch.Tensor) -> None:
+        """Compute with `weight`, [sum of outputs, columns] zeros; the base weights move there, and become views."""
         start = 0
-        for base, size in zip(bases, self.sizes, strict=True):
+        for base, size in zip(self._bases, self.sizes, strict=True):
             view = weight[start : start + size, : self._inputs]
             view.copy_(base.weight)
             base.weight.data = view
             start += size
-        return weight
-
-    def update_slots(self) -> list[torch.Tensor]:
-        """Where the B matrices go in the weight, in the order of `trained`."""
-        first = self._inputs
-        return [
-            self.weight[start:end, first + i * self.rank : first + (i + 1) * self.rank]
-            for i, (start, end) in enumerate(self.spans)
-        ]
+        self.weight = weight
 
     def use(self, matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute with these copies of `trained`, of the weight's dtype and side by side in memory.
@@ -151,123 +145,39 @@ class JointProjection(nn.Module):
         return joint.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
 
 
-class _Alone(nn.Module):
-    """Stands for a projection that has no siblings."""
-
-    def __init__(self, joint: JointProjection) -> None:
-        super().__init__()
-        self.joint = joint
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        (output,) = self.joint(x)
-        return output
-
-
-class _Together(nn.Module):
-    """Runs a module whose projections are computed together: its own code finds their outputs ready.
+class JointGroup:
+    """Joint projections of one layout, whose weights lie side by side: what they share is renewed by few kernels.
 
     Args:
-        parent: its forward takes the projections' input as its first argument.
-        names: the projections, as attributes of `parent`.
+        joints: of one layout, in the order in which their working copies will follow each other.
     """
 
-    def __init__(self, parent: nn.Module, names: Sequence[str], joint: JointProjection) -> None:
-        super().__init__()
-        self.parent = parent
-        self.names = names
-        self.joint = joint
+    def __init__(self, joints: Sequence[JointProjection]) -> None:
+        self.joints = list(joints)
+        first = joints[0]
+        like = first.base_weight
+        shape = (len(joints), sum(first.sizes), first.columns)
+        self._weights = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        for joint, weight in zip(joints, self._weights, strict=True):
+            joint.move_into(weight)
+            if like.is_cuda:
+                torch.cuda.empty_cache()  # the old weights' blocks fit nothing else
 
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        x = arguments[0] if arguments else next(iter(keywords.values()))
-        outputs = dict(zip(self.names, self.joint(x), strict=True))
-        return type(self.parent).forward(_WithOutputs(self.parent, outputs), *arguments, **keywords)
+    def use(self, matrices: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """Compute with copies of what each joint trains; see `JointProjection.use`. Returns all leaves in order."""
+        return [leaf for joint, mine in zip(self.joints, matrices, strict=True) for leaf in joint.use(mine)]
 
+    def update_slots(self, matrices: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Where the B matrices go in the weights, and where they come from: pairs of [joints, outputs, rank].
 
-class _WithOutputs:
-    """A module, but for some of its projections, which give the outputs that they are said to give."""
-
-    def __init__(self, module: nn.Module, outputs: dict[str, torch.Tensor]) -> None:
-        self._module = module
-        self._outputs = outputs
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._outputs:
-            output = self._outputs[name]
-            return lambda x: output
-        return getattr(self._module, name)
-
-
-class JointProjections:
-    """All joint projections of a model.
-
-    Args:
-        blocks: the transformer blocks.
-        dtype: what the model computes in; weights of another dtype stay as they are.
-    """
-
-    def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype) -> None:
-        self.joints: list[JointProjection] = []
-        self._replacements: list[tuple[nn.Module, str, Any, nn.Module]] = []
-        for parent in list(blocks.modules()):
-            for names in _groups(parent):
-                members = [getattr(parent, name) for name in names]
-                if not _can_join(members, dtype):
-                    continue
-                joint = JointProjection(members)
-                self.joints.append(joint)
-                if joint.weight.is_cuda:
-                    torch.cuda.empty_cache()  # the old weights' blocks fit nothing else
-                if len(names) == 1:
-                    self._replacements.append((parent, names[0], _Alone(joint), joint))
-                else:
-                    self._replacements.append((parent, "forward", _Together(parent, names, joint).forward, joint))
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the model runs joint projections; outside it is as PEFT made it."""
-        originals = [(parent, name, parent._modules.get(name)) for parent, name, _, _ in self._replacements]
-        try:
-            for parent, name, replacement, joint in self._replacements:
-                joint.train(parent.training)
-                setattr(parent, name, replacement)
-            yield
-        finally:
-            for parent, name, original in originals:
-                if original is None:
-                    delattr(parent, name)
-                else:
-                    setattr(parent, name, original)
-
-
-def _groups(parent: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Names of projections of `parent` that may run together, and of those that have LoRA and stand alone."""
-    taken: set[str] = set()
-    children = dict(parent.named_children())
-    for names in _SIBLINGS:
-        if all(name in children for name in names):
-            taken.update(names)
-            yield names
-    for name, child in children.items():
-        if name not in taken and isinstance(child, LoraLinear):
-            yield (name,)
-
-
-def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
-    """Whether all are plain linear layers, or plain LoRA around one, frozen and in `dtype`."""
-    bases = [member.base_layer if type(member) is LoraLinear else member for member in members]
-    if any(type(base) is not nn.Linear for base in bases):
-        return False
-    linears: list[Any] = bases
-    if len({base.in_features for base in linears}) != 1 or len({base.bias is None for base in linears}) != 1:
-        return False
-    if any(p.requires_grad or p.dtype != dtype for base in linears for p in base.parameters()):
-        return False
-    adapters: list[Any] = [member for member in members if type(member) is LoraLinear]
-    if any(len(a.active_adapters) != 1 or a.merged or a.disable_adapters or a.lora_variant for a in adapters):
-        return False
-    settings = {
-        (a.r[name], a.scaling[name], getattr(a.lora_dropout[name], "p", 0.0), a.lora_A[name].bias, a.lora_B[name].bias)
-        for a in adapters
-        for name in a.active_adapters
-    }
-    return len(settings) <= 1 and all(a.lora_bias[name] is False for a in adapters for name in a.active_adapters)
+        Args:
+            matrices: of each joint, as in `use`; from joint to joint they are equally far apart in memory.
+        """
+        first, pairs = self.joints[0], []
+        step = matrices[1][0].storage_offset() - matrices[0][0].storage_offset() if len(matrices) > 1 else 0
+        for i, (start, end) in enumerate(first.spans):
+            column = first.columns - first.unused - (first.adapters - i) * first.rank
+            slot = self._weights[:, start:end, column : column + first.rank]
+            matrix = matrices[0][first.adapters + i]
+            pairs.append((slot, matrix.as_strided((len(self.joints), *matrix.shape), (step, *matrix.stride()))))
+        return pairs

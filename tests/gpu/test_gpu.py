@@ -66,7 +66,7 @@ def test_two_nccl_ranks_train_as_one_process_does(
 def test_checkpointing_changes_memory_not_numbers(small_llama: Path, tmp_path: Path) -> None:
     runs = {}
     for choice in ("off", "on"):
-        flags = ("--precision", "fp32", "--gradient-checkpointing", choice)
+        flags = ("--precision", "fp32", "--execution", "eager", "--gradient-checkpointing", choice)
         runs[choice] = train(small_llama, tmp_path / choice, *flags, batch_size=256, steps=2)
     assert largest_difference(runs["on"][1], runs["off"][1], "loss") < 1e-5
     peaks = {choice: run["memory"][0]["phases"]["train"]["allocated_gb"] for choice, (run, _) in runs.items()}
@@ -125,7 +125,7 @@ def test_loading_4_bits_never_holds_the_whole_model_in_16(weights: str, small_ll
     pytest.importorskip("bitsandbytes")
     loads = {}
     for quantize in ("nf4", "none"):
-        flags = ("--precision", "bf16", "--weights", weights, "--quantize", quantize)
+        flags = ("--precision", "bf16", "--weights", weights, "--quantize", quantize, "--execution", "eager")
         run, _ = train(small_llama, tmp_path / quantize, *flags, steps=1)
         loads[quantize] = run["memory"][0]["phases"]["load"]["allocated_gb"]
     # Of 12.7 million weights, 11.6 million shrink to 0.26 of their size; one layer is there in both forms.

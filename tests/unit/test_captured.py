@@ -196,7 +196,7 @@ class Timed:
     def release(self) -> None: ...
 
 
-@pytest.mark.parametrize(("pass_s", "runs", "compiles"), [(0.027, 1, False), (0.027, 50, True), (0.0001, 50, False)])
+@pytest.mark.parametrize(("pass_s", "runs", "compiles"), [(0.027, 1, False), (0.027, 100, True), (0.0001, 50, False)])
 def test_long_runs_of_slow_passes_are_compiled(
     pass_s: float, runs: float, compiles: bool, folders: dict[str, Path], accelerator: Accelerator
 ) -> None:

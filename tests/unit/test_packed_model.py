@@ -265,23 +265,23 @@ def test_a_model_that_is_no_stack_of_blocks_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [0, 1])
-def test_blocks_are_compiled_once_for_all_lengths(
+def test_compiling_changes_no_number(
     checkpointed: int, models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """And change no number; on the CPU the compiler's own code is left out, which takes long."""
+    """On the CPU the compiler's own code is left out, which takes long."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     classifier = tiny.build_tiny(tiny.save_tiny(tmp_path, "llama")).train()
     tiny.stir_adapter(classifier)
     passes, rows = PackedPasses(PackedClassifier(classifier)), models["llama"][1]
     passes.checkpointed = checkpointed
-    frames = []
-    for texts, length in ((2, 104), (3, 136), (1, 72)):
+    for texts, length in ((2, 104), (3, 136)):
         pack = make_pack(rows, range(texts), length, 4)
         found = []
         for passes.compiled in (False, True):
             passes.flat.buffer.zero_()
             found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
-        frames.append(torch._dynamo.utils.counters["frames"]["ok"])
-    assert frames[0] > 0 and len(set(frames)) == 1, frames
+    # The same code for all blocks, but for recomputed ones.
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 2 * (1 + checkpointed)

@@ -1,0 +1,150 @@
+"""Where a model's frozen projections run as joint ones: which belong together, and how they take their place."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
+
+from lorabench.lowrank import JointGroup, JointProjection
+
+# Siblings that read the same input, in the order in which the model calls them.
+_SIBLINGS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("gate_proj", "up_proj"),
+)
+# Weights of so many layers lie side by side, and one kernel renews LoRA's columns in all of them. While they are laid
+# out, they take their size once more.
+SIDE_BY_SIDE = 8
+
+
+class _Alone(nn.Module):
+    """Stands for a projection that has no siblings."""
+
+    def __init__(self, joint: JointProjection) -> None:
+        super().__init__()
+        self.joint = joint
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (output,) = self.joint(x)
+        return output
+
+
+class _Together(nn.Module):
+    """Runs a module whose projections are computed together: its own code finds their outputs ready.
+
+    Args:
+        parent: its forward takes the projections' input as its first argument.
+        names: the projections, as attributes of `parent`.
+    """
+
+    def __init__(self, parent: nn.Module, names: Sequence[str], joint: JointProjection) -> None:
+        super().__init__()
+        self.parent = parent
+        self.names = names
+        self.joint = joint
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        x = arguments[0] if arguments else next(iter(keywords.values()))
+        outputs = dict(zip(self.names, self.joint(x), strict=True))
+        return type(self.parent).forward(_WithOutputs(self.parent, outputs), *arguments, **keywords)
+
+
+class _WithOutputs:
+    """A module, but for some of its projections, which give the outputs that they are said to give."""
+
+    def __init__(self, module: nn.Module, outputs: dict[str, torch.Tensor]) -> None:
+        self._module = module
+        self._outputs = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._outputs:
+            output = self._outputs[name]
+            return lambda x: output
+        return getattr(self._module, name)
+
+
+class JointProjections:
+    """All joint projections of a model.
+
+    Args:
+        blocks: the transformer blocks.
+        dtype: what the model computes in; weights of another dtype stay as they are.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype) -> None:
+        found = [
+            (parent, names, JointProjection(members))
+            for parent in list(blocks.modules())
+            for names in _groups(parent)
+            if _can_join(members := [getattr(parent, name) for name in names], dtype)
+        ]
+        self.groups = [JointGroup(joints) for joints in _side_by_side([joint for _, _, joint in found])]
+        self._replacements: list[tuple[nn.Module, str, Any, nn.Module]] = []
+        for parent, names, joint in found:
+            if len(names) == 1:
+                self._replacements.append((parent, names[0], _Alone(joint), joint))
+            else:
+                self._replacements.append((parent, "forward", _Together(parent, names, joint).forward, joint))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the model runs joint projections; outside it is as PEFT made it."""
+        originals = [(parent, name, parent._modules.get(name)) for parent, name, _, _ in self._replacements]
+        try:
+            for parent, name, replacement, joint in self._replacements:
+                joint.train(parent.training)
+                setattr(parent, name, replacement)
+            yield
+        finally:
+            for parent, name, original in originals:
+                if original is None:
+                    delattr(parent, name)
+                else:
+                    setattr(parent, name, original)
+
+
+def _side_by_side(joints: Sequence[JointProjection]) -> list[list[JointProjection]]:
+    """Groups of joints: with LoRA up to `SIDE_BY_SIDE` of a layout, others alone, since they have nothing to renew."""
+    kinds: dict[object, list[JointProjection]] = {}
+    for joint in joints:
+        kinds.setdefault(joint.layout if joint.trained else joint, []).append(joint)
+    return [kind[i : i + SIDE_BY_SIDE] for kind in kinds.values() for i in range(0, len(kind), SIDE_BY_SIDE)]
+
+
+def _groups(parent: nn.Module) -> Iterator[tuple[str, ...]]:
+    """Names of projections of `parent` that may run together, and of those that have LoRA and stand alone."""
+    taken: set[str] = set()
+    children = dict(parent.named_children())
+    for names in _SIBLINGS:
+        if all(name in children for name in names):
+            taken.update(names)
+            yield names
+    for name, child in children.items():
+        if name not in taken and isinstance(child, LoraLinear):
+            yield (name,)
+
+
+def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
+    """Whether all are plain linear layers, or plain LoRA around one, frozen and in `dtype`."""
+    bases = [member.base_layer if type(member) is LoraLinear else member for member in members]
+    if any(type(base) is not nn.Linear for base in bases):
+        return False
+    linears: list[Any] = bases
+    if len({base.in_features for base in linears}) != 1 or len({base.bias is None for base in linears}) != 1:
+        return False
+    if any(p.requires_grad or p.dtype != dtype for base in linears for p in base.parameters()):
+        return False
+    adapters: list[Any] = [member for member in members if type(member) is LoraLinear]
+    if any(len(a.active_adapters) != 1 or a.merged or a.disable_adapters or a.lora_variant for a in adapters):
+        return False
+    settings = {
+        (a.r[name], a.scaling[name], getattr(a.lora_dropout[name], "p", 0.0), a.lora_A[name].bias, a.lora_B[name].bias)
+        for a in adapters
+        for name in a.active_adapters
+    }
+    return len(settings) <= 1 and all(a.lora_bias[name] is False for a in adapters for name in a.active_adapters)
