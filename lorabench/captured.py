@@ -18,8 +18,8 @@ from lorabench.ranks import Ranks
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
 # Seconds to capture a length of pack, to start the compiler and to compile a length, and the share of an uncompiled
-# pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.5-0.9 s; 6 s; 3.4-6.7 s; 0.34-0.38 of one of
-# Llama-2-7B (256 to 384 tokens), and of RoBERTa-large 0.25 in fp16 and 0.11 in fp32.
+# pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.5-0.9 s; 6 s; 3.4-6.7 s; of Llama-2-7B (256
+# to 384 tokens) 0.34-0.38, of RoBERTa-large 0.25 in fp16 and 0.11 in fp32.
 CAPTURE_S = 0.7
 COMPILER_S = 6.0
 COMPILE_S = 5.0
