@@ -227,9 +227,10 @@ class Packer:
 
     def example(self, length: int) -> Pack:
         """A pack of that length that is as full as a real one, for measuring and warming up."""
-        longest = int(np.argmax(self.source.data.lengths))
-        fitting = max(1, min(self.texts, length // len(self.source.data.input_ids[longest])))
-        return make_pack(self.source, [longest] * fitting, length, self.texts, longest=self.longest)
+        lengths = self.source.data.lengths
+        row = max((row for row, tokens in enumerate(lengths) if tokens <= length), key=lengths.__getitem__)
+        fitting = min(self.texts, length // lengths[row])
+        return make_pack(self.source, [row] * fitting, length, self.texts, longest=self.longest)
 
 
 def evaluation_runs(lengths: Sequence[int], world_size: int, rank: int, most_tokens: int) -> list[MicroBatch]:

@@ -1,5 +1,6 @@
 """Steps over packs are the steps over padded batches, for any split; graphs themselves are tested on a GPU."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,54 @@ def test_long_runs_of_slow_passes_are_compiled(
     assert found == compiles
     assert lengths == sorted(lengths) and lengths[-1] >= 200
     assert ("not compiled" in said[0]) == (not compiles)
+
+
+class Uncaptured(Timed):
+    """Runs passes as they are, on inputs of its own for each shape, as graphs do."""
+
+    def __init__(self, passes: PackedPasses) -> None:
+        super().__init__(0.004)
+        self._passes = passes
+        self._inputs: dict[tuple[int, int], Any] = {}
+
+    def run(self, pack: Any) -> torch.Tensor:
+        inputs = self._inputs.setdefault((pack.length, len(pack.labels)), copy.deepcopy(pack))
+        inputs.copy_(pack)
+        return self._passes.run(inputs)
+
+
+@pytest.mark.parametrize("layout", [(1, 16), (2, 8), (16, 1)])
+def test_what_is_decided_before_the_first_step_changes_no_number(
+    layout: tuple[int, int], folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which lengths, some too short for the longest text, and which blocks recompute; dropout's numbers stay, too."""
+    monkeypatch.setattr("lorabench.packing.TILE", 8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+
+    def measure(passes: PackedPasses, pack: Any) -> int:
+        torch.rand(3)  # as a forward pass with dropout
+        assert passes.packed(pack).isfinite().all()
+        return 1500 * pack.length // 8
+
+    monkeypatch.setattr(PackedPasses, "measure_activations", measure)
+    outcomes = []
+    for checkpointing in ("off", "auto"):
+        execution, _, _, plan = make_execution(
+            "captured", "llama", folders["llama"], accelerator, layout, checkpointing=checkpointing
+        )
+        if checkpointing == "auto":
+            execution._graphs = Uncaptured(execution._passes)
+            torch.manual_seed(2)
+            execution._packer = execution._prepare()
+            drawn = torch.rand(1)
+            torch.manual_seed(2)
+            assert torch.equal(drawn, torch.rand(1))
+            assert execution.recomputes
+        outcomes.append(take_steps(execution, plan))
+    for one, other in zip(*outcomes, strict=True):
+        assert other.loss_share.item() == pytest.approx(one.loss_share.item(), rel=1e-4)
+        assert other.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-4)
+        assert other.counts.rows == one.counts.rows
 
 
 def test_checkpointed_blocks_change_no_number(folders: dict[str, Path], accelerator: Accelerator) -> None:

@@ -103,6 +103,17 @@ def test_packs_of_a_micro_batch_hold_its_real_rows_once(lengths: list[int], data
     assert sum(float(pack.weights.sum()) for pack in packs) == expected
 
 
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20), texts=st.integers(1, 8), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_an_example_is_of_any_length_that_a_text_fits(lengths: list[int], texts: int, data: st.DataObject) -> None:
+    """Also of one that is too short for the longest text, as for packs of two."""
+    length = data.draw(st.integers(min(lengths), 200))
+    pack = Packer(source(lengths), (length, 400), texts, 60).example(length)
+    assert (pack.length, len(pack.labels), pack.longest) == (length, texts, 60)
+    fitting = max(tokens for tokens in lengths if tokens <= length)
+    assert pack.tokens == fitting * min(texts, length // fitting)
+
+
 @given(
     totals=st.lists(st.integers(1, 6000), min_size=1, max_size=300),
     longest=st.integers(1, 512),
