@@ -16,8 +16,9 @@ from lorabench.results import GB
 # Relative, for the mean loss of one batch. In bf16 that of 8 rows through 32 layers moved by 0.6 % in the mean and by
 # 2 % at most; an adapter without effect moved it by 7 % to 13 % in the mean.
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
-# With dropout alive, which draws differently in each contestant: only gross errors show.
-LIVE_TOLERANCE = 0.25
+# With dropout alive, which draws differently in each contestant: only gross errors show. Of 8 rows through a
+# RoBERTa-large of random weights, losses were 28 % apart.
+LIVE_TOLERANCE = 0.5
 
 
 @dataclass

@@ -40,6 +40,8 @@ class GraphedPasses:
         self._passes = passes
         self._graphs: dict[tuple[int, int], _Captured] = {}
         self._pool: Any = None
+        # One for all captures: cuBLAS keeps a workspace for every stream that it has ever seen.
+        self._stream = torch.cuda.Stream(passes.loss.device)
 
     def run(self, pack: Pack) -> torch.Tensor:
         """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites.
@@ -79,17 +81,16 @@ class GraphedPasses:
         graph = torch.cuda.CUDAGraph()
         # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
         with self._left_as_it_was():
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UPS):
                     passes.run(inputs)
-            torch.cuda.current_stream(device).wait_stream(side)
+            torch.cuda.current_stream(device).wait_stream(self._stream)
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
             try:
                 # Threads of NCCL may look at events meanwhile.
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     losses = passes.run(inputs)
             except torch.OutOfMemoryError:
                 raise
