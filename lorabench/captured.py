@@ -10,8 +10,8 @@ from lorabench.batching import MicroBatch, PaddedCollator, StepPlan
 from lorabench.config import Checkpointing, OnOutOfMemory
 from lorabench.execution import EagerExecution, RandomState, RowLosses, WindowPasses
 from lorabench.gradients import Gradients
-from lorabench.graphs import CaptureError, GraphedPasses
-from lorabench.packing import Packer, choose_lengths
+from lorabench.graphs import CaptureError, CompileError, GraphedPasses
+from lorabench.packing import Pack, Packer, choose_lengths
 from lorabench.passes import PackedPasses
 from lorabench.ranks import Ranks
 
@@ -72,7 +72,6 @@ class CapturedExecution(EagerExecution):
         if self._packer is None or self._packer.texts != self.batch_size:
             self._packer = self._prepare()
         passes = self._passes
-        run = passes.run if self._graphs is None else self._graphs.run
         passes.loss.zero_()
         passes.total_weight.fill_(total_weight)
         done = WindowPasses(passes.loss)
@@ -80,11 +79,30 @@ class CapturedExecution(EagerExecution):
             if micro_batch.real == 0:
                 continue  # nothing waits for this rank inside a pass
             for pack in self._packer(micro_batch):
-                losses = run(pack if self._graphs is not None else pack.to(self._ranks.device))
+                losses = self._run(pack)
                 done.counts.add(rows=len(pack.rows), tokens=pack.tokens, padded_tokens=pack.length)
                 done.rows.append(RowLosses(pack.rows, losses[: len(pack.rows)].clone()))
         done.loss_share = passes.loss.clone()
         return done
+
+    def _run(self, pack: Pack) -> torch.Tensor:
+        """One pass: of compiled blocks and as a graph, where that was decided and works."""
+        while self._graphs is not None:
+            try:
+                return self._graphs.run(pack)
+            except CompileError as error:
+                self._say(f"packs run uncompiled: compiling failed ({error})")
+                self._passes.compiled = False
+                self._graphs.release()
+            except CaptureError as error:
+                self._do_without_graphs(error)
+        return self._passes.run(pack.to(self._ranks.device))
+
+    def _do_without_graphs(self, error: CaptureError) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
+        self._graphs = None
+        self._say(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
         if self._graphs is not None:
@@ -114,8 +132,7 @@ class CapturedExecution(EagerExecution):
             try:
                 chosen, passes.compiled = self._weigh_compiling(totals, runs_of_totals)
             except CaptureError as error:
-                self._say(f"packs run without graphs: capturing one failed ({error})")
-                self._graphs = None
+                self._do_without_graphs(error)
         random.restore(self._ranks.device)
         return self._make_packer(chosen)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lorabench.execution import is_out_of_memory
 from lorabench.packing import Pack
 from lorabench.passes import PackedPasses
 
@@ -22,6 +23,10 @@ TIMED = 5
 
 class CaptureError(RuntimeError):
     """A pass does something that a graph cannot hold."""
+
+
+class CompileError(RuntimeError):
+    """A pass fails where it is compiled; on some machines there is no C compiler."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class GraphedPasses:
         """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites.
 
         Raises:
-            CaptureError: the first pass of this shape cannot be captured.
+            CompileError: the first pass of this shape cannot be compiled; gradients and random numbers are as before.
+            CaptureError: it cannot be captured; likewise.
         """
         shape = (pack.length, len(pack.labels))
         if shape not in self._graphs:
@@ -83,8 +89,7 @@ class GraphedPasses:
         with self._left_as_it_was():
             self._stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UPS):
-                    passes.run(inputs)
+                self._warm_up(inputs)
             torch.cuda.current_stream(device).wait_stream(self._stream)
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
@@ -92,15 +97,24 @@ class GraphedPasses:
                 # Threads of NCCL may look at events meanwhile.
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     losses = passes.run(inputs)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 # The generator would wait for a capture that will not end.
                 generator = torch.cuda.default_generators[torch.cuda.current_device()]
                 generator.graphsafe_set_state(generator.clone_state())
-                raise CaptureError(str(error).splitlines()[0]) from error
+                raise CaptureError(first_line(error)) from error
         self._pool = self._pool or graph.pool()
         return _Captured(graph, inputs, losses)
+
+    def _warm_up(self, inputs: Pack) -> None:
+        try:
+            for _ in range(WARM_UPS):
+                self._passes.run(inputs)
+        except Exception as error:  # a compiler may fail in any way
+            if not self._passes.compiled or is_out_of_memory(error):
+                raise
+            raise CompileError(first_line(error)) from error
 
     @contextmanager
     def _left_as_it_was(self) -> Iterator[None]:
@@ -114,3 +128,8 @@ class GraphedPasses:
             torch.cuda.set_rng_state(random, device)
             for tensor, value in kept:
                 tensor.copy_(value)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ from lorabench.config import LoraArgs
 from lorabench.errors import RunError
 from lorabench.execution import EagerExecution, Execution, StepOutcome
 from lorabench.gradients import DataParallelGradients, build_gradients
+from lorabench.graphs import CaptureError, CompileError
 from lorabench.packed import PackedClassifier
 from lorabench.passes import PackedPasses
 from lorabench.ranks import Ranks
@@ -256,6 +257,43 @@ def test_what_is_decided_before_the_first_step_changes_no_number(
         assert other.loss_share.item() == pytest.approx(one.loss_share.item(), rel=1e-4)
         assert other.grad_norm.item() == pytest.approx(one.grad_norm.item(), rel=1e-4)
         assert other.counts.rows == one.counts.rows
+
+
+class Failing(Uncaptured):
+    """Refuses what a machine without a compiler, or a pass that waits for the device, refuses."""
+
+    compiles, captures = True, True
+
+    def run(self, pack: Any) -> torch.Tensor:
+        if self._passes.compiled and not self.compiles:
+            raise CompileError("no C compiler")
+        if not self.captures:
+            raise CaptureError("operation not permitted when stream is capturing")
+        return super().run(pack)
+
+
+@pytest.mark.parametrize(("compiles", "captures"), [(False, True), (True, False), (False, False)])
+def test_what_cannot_be_compiled_or_captured_runs_as_it_is(
+    compiles: bool, captures: bool, folders: dict[str, Path], accelerator: Accelerator
+) -> None:
+    outcomes, said = [], []
+    for fails in (False, True):
+        execution, _, _, plan = make_execution(
+            "captured", "roberta", folders["roberta"], accelerator, (8, 2), dropout=0.3, say=said.append
+        )
+        execution._packer = execution._prepare()
+        if fails:
+            execution._graphs = graphs = Failing(execution._passes)
+            graphs.compiles, graphs.captures = compiles, captures
+            execution._passes.compiled = not compiles
+        torch.manual_seed(1)
+        outcomes.append([outcome.loss_share.item() for outcome in take_steps(execution, plan)])
+    assert outcomes[0] == outcomes[1]
+    expected = ["packs run uncompiled: compiling failed (no C compiler)"] * (not compiles)
+    expected += [
+        "packs run without graphs: capturing one failed (operation not permitted when stream is capturing)"
+    ] * (not captures)
+    assert said == expected
 
 
 def test_checkpointed_blocks_change_no_number(folders: dict[str, Path], accelerator: Accelerator) -> None:
