@@ -271,13 +271,38 @@ def test_a_lack_of_memory_while_capturing_halves_the_packs(
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in whole], rel=2e-2)
 
 
+@pytest.fixture
+def free_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that even a few steps are worth compiling for."""
+    monkeypatch.setattr(captured, "COMPILER_S", 0.0)
+    monkeypatch.setattr(captured, "COMPILE_S", 0.0)
+
+
 def test_a_long_run_is_compiled_and_gives_the_same_losses(
-    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, plain = run(models["roberta"], tmp_path / "plain", "--execution", "captured")
-    monkeypatch.setattr(captured, "COMPILE_S", 0.0)
+    assert "tokens, not compiled" in capsys.readouterr().out
+    request.getfixturevalue("free_compiler")
     _, compiled = run(models["roberta"], tmp_path / "compiled", "--execution", "captured")
+    assert "tokens, compiled" in capsys.readouterr().out
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in plain], rel=2e-2)
+
+
+def test_a_compiler_that_fails_is_done_without(
+    models: dict[str, Path],
+    tmp_path: Path,
+    free_compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    record, _ = run(models["llama"], tmp_path / "run", "--execution", "captured")
+    assert "packs run uncompiled: compiling failed (Failed to find C compiler)" in capsys.readouterr().out
+    assert (record["status"], record["execution"]) == ("completed", "captured")
 
 
 def test_a_pass_that_no_graph_can_hold_runs_without_one(
