@@ -11,6 +11,8 @@ from lorabench.config import Checkpointing, OnOutOfMemory
 from lorabench.execution import EagerExecution, RandomState, RowLosses, WindowPasses
 from lorabench.gradients import Gradients
 from lorabench.graphs import CaptureError, CompileError, GraphedPasses
+from lorabench.meters import free_memory
+from lorabench.pack_plan import PackPlan
 from lorabench.packing import Pack, Packer, choose_lengths
 from lorabench.passes import PackedPasses
 from lorabench.ranks import Ranks
@@ -38,6 +40,7 @@ class CapturedExecution(EagerExecution):
         steps: optimizer steps of the whole run, for whether compiling pays.
         checkpointing: which blocks recompute their activations: none, all, or as many as memory asks for.
         say: tells the user what was decided.
+        complain: tells the user, from any rank, what did not work.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class CapturedExecution(EagerExecution):
         steps: int,
         checkpointing: Checkpointing = "off",
         say: Callable[[str], None] = lambda line: None,
+        complain: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory)
         self._passes = passes
@@ -61,12 +65,24 @@ class CapturedExecution(EagerExecution):
         self._checkpointing: Checkpointing = checkpointing
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
+        self._complain = complain
         self._packer: Packer | None = None
+        self._given: PackPlan | None = None
 
     @property
     def recomputes(self) -> bool:
         """Whether any block recomputes its activations."""
         return self._passes.checkpointed > 0
+
+    def settled(self) -> PackPlan | None:
+        if self._packer is None:
+            return None
+        passes = self._passes
+        lengths = tuple(self._packer.lengths)
+        return PackPlan(self.batch_size, lengths, passes.compiled, passes.checkpointed, self._graphs is not None)
+
+    def settle(self, plan: PackPlan) -> None:
+        self._given = plan
 
     def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> WindowPasses:
         if self._packer is None or self._packer.texts != self.batch_size:
@@ -91,7 +107,7 @@ class CapturedExecution(EagerExecution):
             try:
                 return self._graphs.run(pack)
             except CompileError as error:
-                self._say(f"packs run uncompiled: compiling failed ({error})")
+                self._complain(f"packs run uncompiled: compiling failed ({error})")
                 self._passes.compiled = False
                 self._graphs.release()
             except CaptureError as error:
@@ -102,16 +118,32 @@ class CapturedExecution(EagerExecution):
         if self._graphs is not None:
             self._graphs.release()
         self._graphs = None
-        self._say(f"packs run without graphs: capturing one failed ({error})")
+        self._complain(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
         if self._graphs is not None:
             self._graphs.release()
+        if self._passes.compiled:
+            # The compiler keeps code for a few shapes only, and those of larger packs never come back.
+            torch.compiler.reset()
         self._packer = None
         super()._shrink(problem)
 
     def _prepare(self) -> Packer:
         """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
+        # A run that is resumed prepares at another step; its dropout must be the same.
+        random = RandomState.read(self._ranks.device)
+        given, longest_text = self._given, max(self._data.data.lengths)
+        if given is not None and given.batch_size == self.batch_size and given.lengths[-1] >= longest_text:
+            lengths = list(given.lengths)
+            self._passes.checkpointed = given.recomputed_blocks
+            self._passes.compiled = given.compiled and self._graphs is not None and self._passes.can_compile
+        else:
+            lengths = self._decide(longest_text)
+        random.restore(self._ranks.device)
+        return self._make_packer(lengths)
+
+    def _decide(self, longest_text: int) -> list[int]:
         lengths = self._data.data.lengths
         totals = [
             sum(lengths[row] for row in micro_batch.rows)
@@ -119,22 +151,21 @@ class CapturedExecution(EagerExecution):
             for micro_batch in self._plan.deal(window, self.batch_size)
         ]
         passes = self._passes
-        # A run that is resumed prepares at another step; its dropout must be the same.
-        random = RandomState.read(self._ranks.device)
         passes.compiled = False
-        chosen = choose_lengths(totals, max(lengths), passes.packed.longest_pack(max(lengths)))
-        if self._graphs is not None:
-            self._graphs.release()
-            if self._checkpointing == "auto":
-                passes.checkpointed = 0  # to measure what all blocks would hold
-                passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
-            runs_of_totals = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
-            try:
-                chosen, passes.compiled = self._weigh_compiling(totals, runs_of_totals)
-            except CaptureError as error:
-                self._do_without_graphs(error)
-        random.restore(self._ranks.device)
-        return self._make_packer(chosen)
+        chosen = choose_lengths(totals, longest_text, passes.packed.longest_pack(longest_text))
+        if self._graphs is None:
+            return chosen
+        self._graphs.release()
+        if self._checkpointing == "auto":
+            passes.checkpointed = 0  # to measure what all blocks would hold
+            passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
+        try:
+            chosen, passes.compiled = self._weigh_compiling(
+                totals, self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
+            )
+        except CaptureError as error:
+            self._do_without_graphs(error)
+        return chosen
 
     def _make_packer(self, lengths: Sequence[int]) -> Packer:
         return Packer(self._data, lengths, self.batch_size, max(self._data.data.lengths))
@@ -147,7 +178,7 @@ class CapturedExecution(EagerExecution):
         device, shortest, longest = self._ranks.device, packer.lengths[0], packer.lengths[-1]
         torch.cuda.empty_cache()
         held = self._passes.measure_activations(packer.example(shortest).to(device))
-        free, _ = torch.cuda.mem_get_info(device)
+        free = free_memory(device)
         needed, blocks = held * longest / shortest, len(self._passes.packed.blocks)
         count = blocks_to_recompute(needed, free, blocks)
         if count:

@@ -16,6 +16,7 @@ from lorabench.errors import ConfigError
 from lorabench.execution import RandomState
 from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor, Throughput
+from lorabench.pack_plan import PackPlan
 from lorabench.record import RecordKeeper
 from lorabench.results import read_run
 from lorabench.savepoint import Savepoint, read_newest_savepoint, write_savepoint
@@ -178,11 +179,13 @@ class Continuation:
 
     def _rank_state(self) -> dict[str, Any]:
         random = RandomState.read(self._setting.ranks.device)
+        packs = self._built.execution.settled()
         return {
             "random": {"cpu": random.cpu, "cuda": random.cuda},
             "throughput": asdict(self._progress.throughput),
             "seconds": self._progress.watch.seconds,
             "memory": self._memory.phases,
+            "packs": None if packs is None else packs.to_json(),
         }
 
     def _restore_rank(self, ranks: list[Mapping[str, Any]], random: list[dict[str, Any]]) -> None:
@@ -197,6 +200,9 @@ class Continuation:
             torch.manual_seed(self._setting.config.optim.seed + mine + progress.step)
             return
         self._memory.merge(ranks[mine]["memory"])
+        packs = ranks[mine].get("packs")
+        if packs is not None:
+            self._built.execution.settle(PackPlan.from_json(packs))
         RandomState(**random[mine]).restore(self._setting.ranks.device)
 
 

@@ -16,6 +16,7 @@ from lorabench.config import OnOutOfMemory
 from lorabench.errors import RankError, RunError
 from lorabench.gradients import Gradients, RecoverableGradients
 from lorabench.meters import Throughput
+from lorabench.pack_plan import PackPlan
 from lorabench.ranks import Ranks
 from lorabench.scoring import weighted_losses
 
@@ -68,6 +69,14 @@ class Execution(Protocol):
         """Whether activations are recomputed in the backward pass; settled by the first step."""
         ...
 
+    def settled(self) -> PackPlan | None:
+        """How this rank's packs run, once that is decided; None where there are none."""
+        ...
+
+    def settle(self, plan: PackPlan) -> None:
+        """Run packs as they ran before, where they still can; of no effect where there are none."""
+        ...
+
     def step(self, window: Window) -> StepOutcome:
         """One optimizer step over a window, with nothing read from the device. A collective call."""
         ...
@@ -108,6 +117,12 @@ class EagerExecution:
     def recomputes(self) -> bool:
         """Whether the model recomputes activations in the backward pass."""
         return self._recomputes
+
+    def settled(self) -> PackPlan | None:
+        return None
+
+    def settle(self, plan: PackPlan) -> None:
+        pass
 
     def step(self, window: Window) -> StepOutcome:
         """One optimizer step.

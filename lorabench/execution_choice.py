@@ -14,6 +14,7 @@ from lorabench.gradients import DataParallelGradients, build_gradients
 from lorabench.packed import PackedClassifier, try_packing
 from lorabench.passes import PackedPasses
 from lorabench.precision import DTYPES
+from lorabench.ranks import Ranks
 from lorabench.setting import Setting
 from lorabench.strategies import capture_obstacle
 
@@ -35,6 +36,8 @@ class Choice:
 def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice:
     """What `--execution` asks for, or allows.
 
+    A collective call: ranks that lay out their gradients differently would add up what does not belong together.
+
     Raises:
         ConfigError: `captured` was asked for, and the model cannot be.
     """
@@ -42,13 +45,29 @@ def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice
     if asked == "eager":
         return Choice("eager", "as asked for")
     obstacle = capture_obstacle(setting.strategy, setting.ranks.device.type)
-    packed = obstacle or try_packing(classifier, None if setting.precision == "fp32" else DTYPES[setting.precision])
+    autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
+    packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast))
     if isinstance(packed, PackedClassifier):
         how = "packed rows, CUDA graphs" if setting.ranks.device.type == "cuda" else "packed rows"
         return Choice("captured", how, packed)
     if asked == "auto":
         return Choice("eager", packed)
     raise ConfigError(f"--execution captured: {packed}; expected auto or eager")
+
+
+def agree(ranks: Ranks, packed: PackedClassifier | str) -> PackedClassifier | str:
+    """This rank's classifier over packs, if all ranks have one; else why one has none. A collective call.
+
+    Evaluation takes as many passes on each rank, so how long packs may be is agreed on as well.
+    """
+    reasons = ranks.gather(packed if isinstance(packed, str) else None)
+    found = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
+    if found:
+        rank, reason = found[0]
+        return reason if ranks.world_size == 1 else f"rank {rank}: {reason}"
+    if isinstance(packed, PackedClassifier):
+        packed.longest_tile_text = min(ranks.gather(packed.longest_tile_text))
+    return packed
 
 
 def build_execution(
@@ -88,4 +107,5 @@ def build_execution(
         steps=steps,
         checkpointing=config.model.gradient_checkpointing,
         say=lambda line: print(f"execution  {line}", flush=True) if ranks.is_main else None,
+        complain=lambda line: print(f"execution  rank {ranks.rank}: {line}", flush=True),
     )

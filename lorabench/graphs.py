@@ -82,9 +82,8 @@ class GraphedPasses:
         torch.cuda.empty_cache()
 
     def _capture(self, pack: Pack) -> _Captured:
-        passes, device = self._passes, self._passes.loss.device
+        device = self._passes.loss.device
         inputs = pack.to(device)
-        graph = torch.cuda.CUDAGraph()
         # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
         with self._left_as_it_was():
             self._stream.wait_stream(torch.cuda.current_stream(device))
@@ -93,18 +92,25 @@ class GraphedPasses:
             torch.cuda.current_stream(device).wait_stream(self._stream)
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()  # what the warm-up took is in another pool than the graph's
-            try:
-                # Threads of NCCL may look at events meanwhile.
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                    losses = passes.run(inputs)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                # The generator would wait for a capture that will not end.
-                generator = torch.cuda.default_generators[torch.cuda.current_device()]
-                generator.graphsafe_set_state(generator.clone_state())
-                raise CaptureError(first_line(error)) from error
-        self._pool = self._pool or graph.pool()
+            # A capture that fails leaves its own stream the current one.
+            with torch.cuda.stream(torch.cuda.current_stream(device)):
+                captured = self._capture_into_graph(inputs)
+        self._pool = self._pool or captured.graph.pool()
+        return captured
+
+    def _capture_into_graph(self, inputs: Pack) -> _Captured:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads of NCCL may look at events meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                losses = self._passes.run(inputs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            # The generator would wait for a capture that will not end.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise CaptureError(first_line(error)) from error
         return _Captured(graph, inputs, losses)
 
     def _warm_up(self, inputs: Pack) -> None:

@@ -86,6 +86,13 @@ def process_seconds() -> float:
     return time.time() - psutil.Process().create_time()
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take of a GPU: what is free there, within a limit that was set."""
+    free, total = torch.cuda.mem_get_info(device)
+    left = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return max(0, min(free, int(left)))
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":

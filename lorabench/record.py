@@ -14,6 +14,7 @@ from lorabench.errors import ConfigError
 from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor, process_seconds
 from lorabench.presets import is_synthetic
+from lorabench.ranks import Ranks
 from lorabench.results import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.setting import Setting
 from lorabench.signals import signals_held
@@ -108,6 +109,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
         "execution": None,
+        "packs": None,
         "model_construction_seconds": None,
         "first_step_seconds": None,
         "model": {
@@ -145,6 +147,22 @@ def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "trainable_percent": counts.trainable_percent,
         "gradient_checkpointing": built.execution.recomputes,
+    }
+
+
+def plan_of_packs(built: Built) -> dict[str, Any] | None:
+    """How this rank's packs run; None until that is settled, or where there are none."""
+    plan = built.execution.settled()
+    return None if plan is None else plan.to_json()
+
+
+def execution_facts(model: Mapping[str, Any], ranks: Ranks, built: Built) -> dict[str, Any]:
+    """How steps ran on all ranks: `packs`, and what `model` did not know before. A collective call."""
+    plans = ranks.gather(plan_of_packs(built))
+    recomputes = ranks.any(built.execution.recomputes)
+    return {
+        "packs": plans if built.choice.packed else None,
+        "model": {**model, "gradient_checkpointing": recomputes},
     }
 
 

@@ -22,7 +22,14 @@ from lorabench.job import Job, Progress
 from lorabench.loop import evaluate, train
 from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.predict import write_predictions
-from lorabench.record import RecordKeeper, measurements, model_facts, opening
+from lorabench.record import (
+    RecordKeeper,
+    execution_facts,
+    measurements,
+    model_facts,
+    opening,
+    plan_of_packs,
+)
 from lorabench.results import METRICS_FILE, MetricsLog, cut_metrics, read_run
 from lorabench.savepoint import Savepoint
 from lorabench.setting import Setting, enter_launch
@@ -91,11 +98,13 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
             keeper.record.update(steps=progress.step, first_step_seconds=progress.first_step_seconds)
             keeper.record.update(memory=[memory.to_json(setting.ranks.rank)])
             keeper.record.update(out_of_memory=progress.out_of_memory, skipped_steps=progress.skipped_steps)
+            keeper.record.update(packs=[plan_of_packs(built)] if built.choice.packed else None)
             keeper.record["model"]["gradient_checkpointing"] = built.execution.recomputes
         best.check_movement(progress)
         adapter = best.restore()
         test = finish_test(setting, inputs, job, keeper.folder)
-        keeper.update(**measurements(setting, progress, memory), adapter=adapter, test=test)
+        how = execution_facts(keeper.record["model"], setting.ranks, built)
+        keeper.update(**measurements(setting, progress, memory), **how, adapter=adapter, test=test)
         sink.write(memory_record(progress.step, keeper.record["memory"]))
 
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import resuming
 import tiny
 import torch
 from resuming import At, assert_same_run, events, record, resumed
+
+from lorabench.packing import TILE
 
 MakeFlags = Callable[..., list[str]]
 
@@ -21,20 +24,29 @@ class PackOnCpu:
 
     Attributes:
         fits: texts per pack that fit into the memory of rank 1; None for all.
+        refuses: rank 1 finds that the model takes no packs.
+        tile: lengths of packs are multiples of it, where they are not those of a checkpoint.
     """
 
     fits: int | None = None
+    refuses: bool = False
+    tile: int = TILE
 
     def arm(self) -> None:
         import os
 
-        from lorabench import execution_choice, passes, setting
+        from lorabench import captured, execution_choice, passes, setting
 
         def no_obstacle(strategy: str, device: str) -> None:
             return None
 
         setting.capture_obstacle = execution_choice.capture_obstacle = no_obstacle  # pyright: ignore
-        if self.fits is None or os.environ.get("RANK", "0") != "1":
+        captured.choose_lengths = partial(captured.choose_lengths, tile=self.tile)
+        if os.environ.get("RANK", "0") != "1":
+            return
+        if self.refuses:
+            execution_choice.try_packing = lambda *arguments: "LlamaModel takes no packs (no C compiler)"
+        if self.fits is None:
             return
         real = passes.PackedPasses.run
 
@@ -113,6 +125,36 @@ def test_memory_that_ends_on_one_rank_halves_the_packs_of_both(make_flags: MakeF
         assert ended.code == 0, ended
     assert record(tmp_path / "halved")["out_of_memory"] == [{"step": 1, "batch_size": 2, "gradient_accumulation": 2}]
     assert_close(tmp_path / "whole", tmp_path / "halved")
+
+
+def test_a_run_that_goes_on_keeps_its_lengths_of_packs(make_flags: MakeFlags, tmp_path: Path) -> None:
+    """Timings, from which they follow on a GPU, are others each time; and dropout depends on them."""
+    changes: dict[str, object] = dict(lora_dropout=0.1, batch_size=8)
+    reference, run_dir = tmp_path / "reference", tmp_path / "run"
+    ended = resuming.run(make_flags(reference, **changes), fault=PackOnCpu())
+    assert ended.code == 0, ended
+    flags = make_flags(run_dir, **changes)
+    assert resuming.run(flags, At("step", 3, signal.SIGTERM), fault=PackOnCpu()).code == 143
+    ended = resuming.run(resumed(flags), fault=PackOnCpu(tile=128))
+    assert ended.code == 0, ended
+    assert_same_run(run_dir, reference)
+    (packs,) = record(run_dir)["packs"]
+    assert packs == record(reference)["packs"][0]
+    assert packs["lengths"] and (packs["compiled"], packs["graphs"]) == (False, False)
+
+
+def test_ranks_take_the_same_kind_of_step(make_flags: MakeFlags, tmp_path: Path) -> None:
+    """One that cannot pack would add its gradients to others in another order."""
+    eager, auto = (make_flags(tmp_path / name, batch_size=4, execution=name) for name in ("eager", "auto"))
+    for flags in (eager, auto):
+        ended = resuming.run(flags, ranks=2, fault=PackOnCpu(refuses=True))
+        assert ended.code == 0, ended
+    assert "execution  eager: rank 1: LlamaModel takes no packs (no C compiler)" in ended.stdout
+    assert (record(tmp_path / "auto")["execution"], record(tmp_path / "auto")["packs"]) == ("eager", None)
+    assert events(tmp_path / "auto") == events(tmp_path / "eager")
+    ended = resuming.run(make_flags(tmp_path / "run", batch_size=4), ranks=2, fault=PackOnCpu(refuses=True))
+    assert ended.code != 0
+    assert "--execution captured: rank 1: LlamaModel takes no packs" in ended.stderr
 
 
 def test_captured_steps_are_refused_where_there_is_no_gpu(make_flags: MakeFlags, tmp_path: Path) -> None:

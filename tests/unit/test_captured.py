@@ -19,6 +19,7 @@ from lorabench.errors import RunError
 from lorabench.execution import EagerExecution, Execution, StepOutcome
 from lorabench.gradients import DataParallelGradients, build_gradients
 from lorabench.graphs import CaptureError, CompileError
+from lorabench.pack_plan import PackPlan
 from lorabench.packed import PackedClassifier
 from lorabench.passes import PackedPasses
 from lorabench.ranks import Ranks
@@ -231,7 +232,7 @@ def test_what_is_decided_before_the_first_step_changes_no_number(
 ) -> None:
     """Which lengths, some too short for the longest text, and which blocks recompute; dropout's numbers stay, too."""
     monkeypatch.setattr("lorabench.packing.TILE", 8)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr("lorabench.captured.free_memory", lambda device: 1000)
 
     def measure(passes: PackedPasses, pack: Any) -> int:
         torch.rand(3)  # as a forward pass with dropout
@@ -259,6 +260,34 @@ def test_what_is_decided_before_the_first_step_changes_no_number(
         assert other.counts.rows == one.counts.rows
 
 
+def test_a_plan_is_taken_over_where_it_still_fits(folders: dict[str, Path], accelerator: Accelerator) -> None:
+    plans = []
+    for given in (None, PackPlan(8, (192, 320), True, 1, True), PackPlan(4, (192, 320), True, 1, True)):
+        execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+        assert execution.settled() is None
+        if given is not None:
+            execution.settle(given)
+        execution.step(next(iter(plan.epoch(0))))
+        plans.append(execution.settled())
+    chosen, taken, not_taken = plans
+    assert taken == PackPlan(8, (192, 320), False, 1, False)  # without graphs nothing is compiled
+    assert not_taken == chosen != taken
+    assert PackPlan.from_json(taken.to_json()) == taken
+
+
+def test_smaller_packs_are_compiled_anew(
+    folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (16, 1))
+    execution._shrink("CUDA out of memory")
+    assert not resets
+    execution._passes.compiled = True
+    execution._shrink("CUDA out of memory")
+    assert resets == [1]
+
+
 class Failing(Uncaptured):
     """Refuses what a machine without a compiler, or a pass that waits for the device, refuses."""
 
@@ -279,7 +308,7 @@ def test_what_cannot_be_compiled_or_captured_runs_as_it_is(
     outcomes, said = [], []
     for fails in (False, True):
         execution, _, _, plan = make_execution(
-            "captured", "roberta", folders["roberta"], accelerator, (8, 2), dropout=0.3, say=said.append
+            "captured", "roberta", folders["roberta"], accelerator, (8, 2), dropout=0.3, complain=said.append
         )
         execution._packer = execution._prepare()
         if fails:

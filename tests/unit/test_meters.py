@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorabench import meters
-from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, peak_rss_bytes, process_seconds
+from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, free_memory, peak_rss_bytes, process_seconds
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -193,3 +193,14 @@ def test_the_record_names_rank_host_and_device() -> None:
     assert (record["rank"], record["device"], record["device_name"]) == (3, "cpu", None)
     assert record["host"]
     assert record["phases"] == monitor.phases
+
+
+@pytest.mark.parametrize(("fraction", "reserved", "expected"), [(1.0, 10, 60), (0.4, 10, 30), (0.05, 10, 0)])
+def test_free_memory_is_within_a_limit(
+    fraction: float, reserved: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 bytes, 60 of which are free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    assert free_memory(torch.device("cuda")) == expected
