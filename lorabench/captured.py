@@ -136,7 +136,8 @@ class CapturedExecution(EagerExecution):
         given, longest_text = self._given, max(self._data.data.lengths)
         if given is not None and given.batch_size == self.batch_size and given.lengths[-1] >= longest_text:
             lengths = list(given.lengths)
-            self._passes.checkpointed = given.recomputed_blocks
+            if self._checkpointing == "auto":
+                self._passes.checkpointed = given.recomputed_blocks
             self._passes.compiled = given.compiled and self._graphs is not None and self._passes.can_compile
         else:
             lengths = self._decide(longest_text)

@@ -122,6 +122,20 @@ def test_a_batch_that_does_not_fit_is_halved_to_the_same_numbers(
     assert largest_difference(lines, expected, "grad_norm") < 1e-3
 
 
+def test_captured_steps_keep_within_a_memory_limit(small_llama: Path, tmp_path: Path) -> None:
+    """By recomputing activations or by smaller packs, and to the same numbers."""
+    shape = {"batch_size": 64, "steps": 2}
+    free, expected = train(small_llama, tmp_path / "free", "--precision", "fp32", **shape)
+    limit = f"{0.8 * peak_reserved(free):.3f}"
+    flags = ("--precision", "fp32", "--gpu-memory-limit", limit)
+    tight, lines = train(small_llama, tmp_path / "tight", *flags, **shape)
+    assert tight["execution"] == free["execution"] == "captured"
+    assert tight["packs"][0]["recomputed_blocks"] > 0 or tight["out_of_memory"]
+    assert peak_reserved(tight) <= float(limit)
+    assert largest_difference(lines, expected, "loss") < 1e-4
+    assert largest_difference(lines, expected, "grad_norm") < 1e-3
+
+
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
 def test_a_sharded_run_without_memory_ends_on_all_ranks(strategy: str, small_llama: Path, tmp_path: Path) -> None:
     """One rank has room for no batch; each rank has a launcher of its own, so nobody else ends the other."""

@@ -263,7 +263,9 @@ def test_what_is_decided_before_the_first_step_changes_no_number(
 def test_a_plan_is_taken_over_where_it_still_fits(folders: dict[str, Path], accelerator: Accelerator) -> None:
     plans = []
     for given in (None, PackPlan(8, (192, 320), True, 1, True), PackPlan(4, (192, 320), True, 1, True)):
-        execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+        execution, _, _, plan = make_execution(
+            "captured", "llama", folders["llama"], accelerator, (8, 2), checkpointing="auto"
+        )
         assert execution.settled() is None
         if given is not None:
             execution.settle(given)
