@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from lorabench.environment import launch_start
 from lorabench.results import GB
 
 
@@ -82,8 +83,11 @@ def peak_rss_bytes() -> int:
 
 
 def process_seconds() -> float:
-    """Wall seconds since this process started."""
-    return time.time() - psutil.Process().create_time()
+    """Wall seconds since this process started, or since the launcher began whose place it took.
+
+    The launcher, too, may have taken a place: that of the script that installed it, whose time is not the run's.
+    """
+    return time.time() - max(psutil.Process().create_time(), launch_start() or 0.0)
 
 
 def synchronize(device: torch.device) -> None:

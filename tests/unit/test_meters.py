@@ -1,6 +1,10 @@
 """Time counts only while the watch runs; memory is the largest of each phase, and never a guess."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from lorabench import meters
+from lorabench.environment import LAUNCH_VARIABLE
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, peak_rss_bytes, process_seconds
 
 CPU = torch.device("cpu")
@@ -91,6 +96,38 @@ def test_seconds_of_the_process_count_from_its_start(clock: Clock, monkeypatch: 
     assert process_seconds() == 9.5
     clock.now += 2
     assert process_seconds() == 11.5
+
+
+@pytest.mark.parametrize(
+    ("process", "began", "seconds"),
+    [("own", 998.5, 1.5), ("own", 100.0, 9.5), ("parent", 998.5, 9.5)],
+    ids=["of the launcher", "of another process with that id", "of a launcher above"],
+)
+def test_a_process_in_the_place_of_a_launcher_counts_from_the_launchers_start(
+    process: str, began: float, seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
+    number = os.getpid() if process == "own" else os.getppid()
+    monkeypatch.setenv(LAUNCH_VARIABLE, f"{number} {began} python -m accelerate.commands.launch")
+    assert process_seconds() == seconds
+
+
+def test_what_came_before_the_launcher_is_not_counted() -> None:
+    """A shell sleeps, as if it installed, and becomes the launcher, and that the run: one process all along."""
+    probe = (
+        "import time, psutil; from lorabench.meters import process_seconds; "
+        "mine, whole = process_seconds(), time.time() - psutil.Process().create_time(); print(mine, whole)"
+    )
+    launch = (
+        "import os; from lorabench.launcher import main; become = os.execve; "
+        f"os.execve = lambda program, _, environment: become(program, [program, '-c', {probe!r}], environment); main()"
+    )
+    command = shlex.join([sys.executable, "-c", launch, "--config_file", "cpu.yaml"])
+    ran = subprocess.run(
+        ["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True, check=True, timeout=120
+    )
+    mine, whole = map(float, ran.stdout.splitlines()[-1].split())
+    assert 0 < mine <= whole - 1
 
 
 def test_throughput_adds_up() -> None:
