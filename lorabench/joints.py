@@ -8,7 +8,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
-from lorabench.lowrank import JointGroup, JointProjection
+from lorabench.lowrank import ALIGNMENT, JointGroup, JointProjection
 
 # Siblings that read the same input, in the order in which the model calls them.
 _SIBLINGS = (
@@ -80,7 +80,7 @@ class JointProjections:
         found = [
             (parent, names, JointProjection(members))
             for parent in list(blocks.modules())
-            for names in _groups(parent)
+            for names in _siblings(parent)
             if _can_join(members := [getattr(parent, name) for name in names], dtype)
         ]
         self.groups = [JointGroup(joints) for joints in _side_by_side([joint for _, _, joint in found])]
@@ -116,7 +116,7 @@ def _side_by_side(joints: Sequence[JointProjection]) -> list[list[JointProjectio
     return [kind[i : i + SIDE_BY_SIDE] for kind in kinds.values() for i in range(0, len(kind), SIDE_BY_SIDE)]
 
 
-def _groups(parent: nn.Module) -> Iterator[tuple[str, ...]]:
+def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
     """Names of projections of `parent` that may run together, and of those that have LoRA and stand alone."""
     taken: set[str] = set()
     children = dict(parent.named_children())
@@ -141,6 +141,9 @@ def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
         return False
     adapters: list[Any] = [member for member in members if type(member) is LoraLinear]
     if any(len(a.active_adapters) != 1 or a.merged or a.disable_adapters or a.lora_variant for a in adapters):
+        return False
+    # Several A matrices become one tensor, which has no room for the gaps that fill up each of them.
+    if len(adapters) > 1 and any(a.lora_A[a.active_adapters[0]].weight.numel() % ALIGNMENT for a in adapters):
         return False
     settings = {
         (a.r[name], a.scaling[name], getattr(a.lora_dropout[name], "p", 0.0), a.lora_A[name].bias, a.lora_B[name].bias)
