@@ -9,6 +9,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from lorabench.lowrank import ALIGNMENT, JointGroup, JointProjection
+from lorabench.meters import free_bytes
 
 # Siblings that read the same input, in the order in which the model calls them.
 _SIBLINGS = (
@@ -17,9 +18,10 @@ _SIBLINGS = (
     ("q_lin", "k_lin", "v_lin"),
     ("gate_proj", "up_proj"),
 )
-# Weights of so many layers lie side by side, and one kernel renews LoRA's columns in all of them. While they are laid
-# out, they take their size once more.
+# Weights of up to so many layers lie side by side, and one kernel renews LoRA's columns in all of them.
 SIDE_BY_SIDE = 8
+# Part of the free memory that they may take while they are laid out, which is their size once more.
+MEMORY_SHARE = 0.5
 
 
 class _Alone(nn.Module):
@@ -74,6 +76,10 @@ class JointProjections:
     Args:
         blocks: the transformer blocks.
         dtype: what the model computes in; weights of another dtype stay as they are.
+
+    Attributes:
+        groups: those whose weights lie side by side. Joints follow each other in the same order however many make a
+            group: the order is that of the gradients, and the same on ranks whose free memory differs.
     """
 
     def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype) -> None:
@@ -83,7 +89,7 @@ class JointProjections:
             for names in _siblings(parent)
             if _can_join(members := [getattr(parent, name) for name in names], dtype)
         ]
-        self.groups = [JointGroup(joints) for joints in _side_by_side([joint for _, _, joint in found])]
+        self.groups = _lay_out([joint for _, _, joint in found])
         self._replacements: list[tuple[nn.Module, str, Any, nn.Module]] = []
         for parent, names, joint in found:
             if len(names) == 1:
@@ -108,12 +114,28 @@ class JointProjections:
                     setattr(parent, name, original)
 
 
-def _side_by_side(joints: Sequence[JointProjection]) -> list[list[JointProjection]]:
-    """Groups of joints: with LoRA up to `SIDE_BY_SIDE` of a layout, others alone, since they have nothing to renew."""
+def _lay_out(joints: Sequence[JointProjection]) -> list[JointGroup]:
+    """Groups of joints: with LoRA runs of one layout, others alone, since they have nothing to renew."""
     kinds: dict[object, list[JointProjection]] = {}
     for joint in joints:
         kinds.setdefault(joint.layout if joint.trained else joint, []).append(joint)
-    return [kind[i : i + SIDE_BY_SIDE] for kind in kinds.values() for i in range(0, len(kind), SIDE_BY_SIDE)]
+    groups = []
+    for kind in kinds.values():
+        count = layers_side_by_side(kind[0].weight_bytes, free_bytes(kind[0].base_weight.device))
+        groups += [JointGroup(kind[i : i + count]) for i in range(0, len(kind), count)]
+    return groups
+
+
+def layers_side_by_side(layer: int, free: int | None) -> int:
+    """How many layers' weights are laid out together, at least one.
+
+    Args:
+        layer: bytes of one layer's weight.
+        free: bytes that there are; None for no limit.
+    """
+    if free is None:
+        return SIDE_BY_SIDE
+    return min(SIDE_BY_SIDE, max(1, int(MEMORY_SHARE * free) // layer))
 
 
 def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:

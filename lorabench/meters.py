@@ -82,6 +82,17 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """What this process may still take of a GPU's memory, unused blocks of its allocator included; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - allocated
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free + unused, allowed - allocated))
+
+
 def process_seconds() -> float:
     """Wall seconds since this process started, or since the launcher began whose place it took.
 

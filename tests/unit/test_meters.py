@@ -14,7 +14,7 @@ import torch
 
 from lorabench import meters
 from lorabench.environment import LAUNCH_VARIABLE
-from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, peak_rss_bytes, process_seconds
+from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_seconds
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -230,3 +230,19 @@ def test_the_record_names_rank_host_and_device() -> None:
     assert (record["rank"], record["device"], record["device_name"]) == (3, "cpu", None)
     assert record["host"]
     assert record["phases"] == monitor.phases
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(1.0, 2_000 + 3_000), (0.5, 10_000 - 7_000), (0.1, 0)], ids=["all", "limited", "passed"]
+)
+def test_free_memory_has_the_allocators_unused_blocks_and_minds_the_limit(
+    fraction: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {
+        "mem_get_info": (2_000, 20_000), "memory_allocated": 7_000, "memory_reserved": 10_000,
+        "get_per_process_memory_fraction": fraction,
+    }  # fmt: skip
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert free_bytes(GPU) == expected
+    assert free_bytes(CPU) is None
