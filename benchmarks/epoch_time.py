@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(ROOT := Path(__file__).resolve().parents[1]))
 
 from benchmarks.options import has_execution, run_flags, shared_parser, use_device
 from lorabench.config import RunConfig
@@ -30,7 +30,6 @@ from lorabench.table import UNKNOWN
 from lorabench.train import quiet_libraries
 
 SCHEMA_VERSION = 1
-ROOT = Path(__file__).resolve().parents[1]
 WARMUP_STEPS = 3
 
 

@@ -11,7 +11,7 @@ from lorabench.config import Checkpointing, OnOutOfMemory
 from lorabench.execution import EagerExecution, RandomState, RowLosses, WindowPasses
 from lorabench.gradients import Gradients
 from lorabench.graphs import CaptureError, CompileError, GraphedPasses
-from lorabench.meters import free_memory
+from lorabench.meters import free_bytes
 from lorabench.pack_plan import PackPlan
 from lorabench.packing import Pack, Packer, choose_lengths
 from lorabench.passes import PackedPasses
@@ -179,7 +179,9 @@ class CapturedExecution(EagerExecution):
         device, shortest, longest = self._ranks.device, packer.lengths[0], packer.lengths[-1]
         torch.cuda.empty_cache()
         held = self._passes.measure_activations(packer.example(shortest).to(device))
-        free = free_memory(device)
+        free = free_bytes(device)
+        if free is None:
+            return 0
         needed, blocks = held * longest / shortest, len(self._passes.packed.blocks)
         count = blocks_to_recompute(needed, free, blocks)
         if count:

@@ -28,7 +28,8 @@ class PredictOptions:
     output: Path
     """Where to write, .csv or .jsonl: id, label and the probability of each class."""
     batch_size: int = 32
-    """Rows per forward pass; results do not depend on it."""
+    """Rows per forward pass; results do not depend on it. Without effect on a GPU for a run whose steps were captured,
+    where rows are packed up to a number of tokens."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you say so."""
 

@@ -45,8 +45,9 @@ class ModelConfig:
     attn_implementation: AttentionImplementation = "auto"
     """Attention kernels; `auto` leaves the choice to transformers."""
     gradient_checkpointing: Checkpointing = "auto"
-    """Recompute activations in the backward pass: less memory, more time. `auto`: on where a rank's frozen weights
-    take more than half of its GPU's memory, or of --gpu-memory-limit, or are kept in host memory."""
+    """Recompute activations in the backward pass: less memory, more time. `auto`, in captured steps: in as many blocks
+    as the free memory asks for; in eager ones: in all, where a rank's frozen weights take more than half of its GPU's
+    memory, or of --gpu-memory-limit, or are kept in host memory."""
     base_dropout: float | None = None
     """Dropout inside the frozen model while training, in [0, 1); default: its own (0.1 in BERT and RoBERTa)."""
     trust_remote_code: bool = False
@@ -109,7 +110,8 @@ class OptimConfig:
     batch_size: int = 8
     """Rows per device and micro-batch."""
     eval_batch_size: int = 8
-    """Rows per device in evaluation."""
+    """Rows per device in evaluation. Without effect where steps are captured: evaluation is packed, too, up to a
+    number of tokens."""
     gradient_accumulation: int = 1
     """Micro-batches per optimizer step; the effective batch is batch size x accumulation x ranks."""
     learning_rate: float = 1e-4

@@ -23,8 +23,8 @@ _LAUNCHERS = ("torchrun", "accelerate-launch", "deepspeed")
 _LAUNCHER_MODULES = ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch")
 _GIT_TIMEOUT_S = 5.0
 LAUNCH_VARIABLE = "LORABENCH_LAUNCH"
-"""Environment variable for a process that was started in the place of a launcher: its id, and the launcher's command
-line."""
+"""Environment variable for a process that took the place of a launcher: its id, when the launcher began (seconds since
+the epoch), and the launcher's command line."""
 
 
 def environment() -> dict[str, Any]:
@@ -93,9 +93,9 @@ def find_launcher() -> list[str] | None:
 
     It may have been carried out without a process of its own.
     """
-    process, _, replaced = os.environ.get(LAUNCH_VARIABLE, "").partition(" ")
-    if process == str(os.getpid()):
-        return shlex.split(replaced)
+    replaced = _replaced_launch()
+    if replaced is not None:
+        return shlex.split(replaced[1])
     try:
         parents = psutil.Process().parents()
     except psutil.Error:
@@ -108,6 +108,21 @@ def find_launcher() -> list[str] | None:
         if _launcher_words(command):
             return command
     return None
+
+
+def launch_start() -> float | None:
+    """When the launcher began whose place this process took, in seconds since the epoch; None if it took none's."""
+    replaced = _replaced_launch()
+    return None if replaced is None else replaced[0]
+
+
+def _replaced_launch() -> tuple[float, str] | None:
+    """When the launcher began whose place this process took, and its command line."""
+    process, _, launch = os.environ.get(LAUNCH_VARIABLE, "").partition(" ")
+    if process != str(os.getpid()):
+        return None
+    began, _, command = launch.partition(" ")
+    return float(began), command
 
 
 def accelerate_arguments(command: Sequence[str]) -> list[str] | None:

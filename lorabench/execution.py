@@ -232,7 +232,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_advice(
-    error: str, phase: Phase, sharded: bool, row_by_row: bool = False, may_shrink: bool = True
+    error: str, phase: Phase, sharded: bool, row_by_row: bool = False, may_shrink: bool = True, captured: bool = False
 ) -> str:
     """What to try, with the allocator's own first sentence.
 
@@ -241,6 +241,7 @@ def out_of_memory_advice(
         sharded: ranks share weights, gradients or optimizer state, and so every step.
         row_by_row: batches are of one row already.
         may_shrink: `--on-oom shrink`, where it does something.
+        captured: steps are, and evaluation packs rows whatever its batch size.
     """
     remedies = []
     if not may_shrink:
@@ -251,7 +252,8 @@ def out_of_memory_advice(
             f"a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss{why})"
         )
     if phase == "eval" and not row_by_row:
-        remedies.append("a smaller --eval-batch-size")
+        smaller = "--execution eager with a small" if captured else "a smaller"
+        remedies.append(f"{smaller} --eval-batch-size")
     if phase == "train":
         remedies.append("--gradient-checkpointing on")
     remedies.append("--quantize nf4")

@@ -46,7 +46,8 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
     except Exception as error:
         if is_out_of_memory(error):
             phase = "load" if loading else "eval"
-            message = out_of_memory_advice(str(error), phase, is_sharded(setting.strategy))
+            captured = keeper.record["execution"] == "captured"
+            message = out_of_memory_advice(str(error), phase, is_sharded(setting.strategy), captured=captured)
             keeper.fail("failed", message, every_rank=False)
             raise RankError(message) from error
         keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)

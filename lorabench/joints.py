@@ -8,7 +8,8 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
-from lorabench.lowrank import JointGroup, JointProjection
+from lorabench.lowrank import ALIGNMENT, JointGroup, JointProjection
+from lorabench.meters import free_bytes
 
 # Siblings that read the same input, in the order in which the model calls them.
 _SIBLINGS = (
@@ -17,9 +18,10 @@ _SIBLINGS = (
     ("q_lin", "k_lin", "v_lin"),
     ("gate_proj", "up_proj"),
 )
-# Weights of so many layers lie side by side, and one kernel renews LoRA's columns in all of them. While they are laid
-# out, they take their size once more.
+# Weights of up to so many layers lie side by side, and one kernel renews LoRA's columns in all of them.
 SIDE_BY_SIDE = 8
+# Part of the free memory that they may take while they are laid out, which is their size once more.
+MEMORY_SHARE = 0.5
 
 
 class _Alone(nn.Module):
@@ -74,16 +76,20 @@ class JointProjections:
     Args:
         blocks: the transformer blocks.
         dtype: what the model computes in; weights of another dtype stay as they are.
+
+    Attributes:
+        groups: those whose weights lie side by side. Joints follow each other in the same order however many make a
+            group: the order is that of the gradients, and the same on ranks whose free memory differs.
     """
 
     def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype) -> None:
         found = [
             (parent, names, JointProjection(members))
             for parent in list(blocks.modules())
-            for names in _groups(parent)
+            for names in _siblings(parent)
             if _can_join(members := [getattr(parent, name) for name in names], dtype)
         ]
-        self.groups = [JointGroup(joints) for joints in _side_by_side([joint for _, _, joint in found])]
+        self.groups = _lay_out([joint for _, _, joint in found])
         self._replacements: list[tuple[nn.Module, str, Any, nn.Module]] = []
         for parent, names, joint in found:
             if len(names) == 1:
@@ -108,15 +114,31 @@ class JointProjections:
                     setattr(parent, name, original)
 
 
-def _side_by_side(joints: Sequence[JointProjection]) -> list[list[JointProjection]]:
-    """Groups of joints: with LoRA up to `SIDE_BY_SIDE` of a layout, others alone, since they have nothing to renew."""
+def _lay_out(joints: Sequence[JointProjection]) -> list[JointGroup]:
+    """Groups of joints: with LoRA runs of one layout, others alone, since they have nothing to renew."""
     kinds: dict[object, list[JointProjection]] = {}
     for joint in joints:
         kinds.setdefault(joint.layout if joint.trained else joint, []).append(joint)
-    return [kind[i : i + SIDE_BY_SIDE] for kind in kinds.values() for i in range(0, len(kind), SIDE_BY_SIDE)]
+    groups = []
+    for kind in kinds.values():
+        count = layers_side_by_side(kind[0].weight_bytes, free_bytes(kind[0].base_weight.device))
+        groups += [JointGroup(kind[i : i + count]) for i in range(0, len(kind), count)]
+    return groups
 
 
-def _groups(parent: nn.Module) -> Iterator[tuple[str, ...]]:
+def layers_side_by_side(layer: int, free: int | None) -> int:
+    """How many layers' weights are laid out together, at least one.
+
+    Args:
+        layer: bytes of one layer's weight.
+        free: bytes that there are; None for no limit.
+    """
+    if free is None:
+        return SIDE_BY_SIDE
+    return min(SIDE_BY_SIDE, max(1, int(MEMORY_SHARE * free) // layer))
+
+
+def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
     """Names of projections of `parent` that may run together, and of those that have LoRA and stand alone."""
     taken: set[str] = set()
     children = dict(parent.named_children())
@@ -141,6 +163,9 @@ def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
         return False
     adapters: list[Any] = [member for member in members if type(member) is LoraLinear]
     if any(len(a.active_adapters) != 1 or a.merged or a.disable_adapters or a.lora_variant for a in adapters):
+        return False
+    # Several A matrices become one tensor, which has no room for the gaps that fill up each of them.
+    if len(adapters) > 1 and any(a.lora_A[a.active_adapters[0]].weight.numel() % ALIGNMENT for a in adapters):
         return False
     settings = {
         (a.r[name], a.scaling[name], getattr(a.lora_dropout[name], "p", 0.0), a.lora_A[name].bias, a.lora_B[name].bias)

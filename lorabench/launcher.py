@@ -18,6 +18,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,9 +70,10 @@ def main() -> NoReturn:
 
     A single training process takes the place of the launch, too.
     """
+    began = time.time()
     try:
         command = build_command(sys.argv[1:])
-        command, environment = start_alone(command, os.environ) or (command, dict(os.environ))
+        command, environment = start_alone(command, os.environ, began) or (command, dict(os.environ))
     except ConfigError as error:
         print(f"lorabench: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None

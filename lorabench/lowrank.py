@@ -106,6 +106,11 @@ class JointProjection(nn.Module):
         first = self.base_weight
         return tuple(self.sizes), self.columns, self.rank, self.spans, first.dtype, first.device
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the joint weight takes."""
+        return sum(self.sizes) * self.columns * self.base_weight.element_size()
+
     @torch.no_grad()
     def move_into(self, weight: torch.Tensor) -> None:
         """Compute with `weight`, [sum of outputs, columns] zeros; the base weights move there, and become views."""

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from lorabench.environment import launch_start
 from lorabench.results import GB
 
 
@@ -81,16 +82,23 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def process_seconds() -> float:
-    """Wall seconds since this process started."""
-    return time.time() - psutil.Process().create_time()
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take of a GPU: what is free there, within a limit that was set."""
+def free_bytes(device: torch.device) -> int | None:
+    """What this process may still take of a GPU's memory, unused blocks of its allocator included; None elsewhere."""
+    if device.type != "cuda":
+        return None
     free, total = torch.cuda.mem_get_info(device)
-    left = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
-    return max(0, min(free, int(left)))
+    allocated = torch.cuda.memory_allocated(device)
+    unused = torch.cuda.memory_reserved(device) - allocated
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free + unused, allowed - allocated))
+
+
+def process_seconds() -> float:
+    """Wall seconds since this process started, or since the launcher began whose place it took.
+
+    The launcher, too, may have taken a place: that of the script that installed it, whose time is not the run's.
+    """
+    return time.time() - max(psutil.Process().create_time(), launch_start() or 0.0)
 
 
 def synchronize(device: torch.device) -> None:

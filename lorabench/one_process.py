@@ -7,6 +7,7 @@ that says anything else is left to it.
 
 import os
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ _MEETING = ("machine_rank", "main_process_ip", "main_process_port")
 _IGNORED = {*_MEETING, "rdzv_backend", "same_network", "main_training_function"}
 
 
-def start_alone(command: Sequence[str], inherited: Mapping[str, str]) -> tuple[list[str], dict[str, str]] | None:
+def start_alone(
+    command: Sequence[str], inherited: Mapping[str, str], began: float | None = None
+) -> tuple[list[str], dict[str, str]] | None:
     """What `accelerate launch` would start for this command line, to take the place of this very process.
 
     Args:
         command: `PYTHON -m accelerate.commands.launch --config_file FILE ... -m MODULE ARGUMENTS...`.
         inherited: the environment that it would be started in.
+        began: when the work of this process began, in seconds since the epoch; None for now.
 
     Returns:
         Command and environment of the one process; None where there are several, or where the command line, the file
@@ -65,7 +69,7 @@ def start_alone(command: Sequence[str], inherited: Mapping[str, str]) -> tuple[l
         # On devices of other kinds accelerate would set another variable; a run uses none of them.
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     # Only for the process that this one becomes, not for what that one starts.
-    environment[LAUNCH_VARIABLE] = f"{os.getpid()} {shlex.join(command)}"
+    environment[LAUNCH_VARIABLE] = f"{os.getpid()} {time.time() if began is None else began} {shlex.join(command)}"
     return [command[0], *words[module:]], environment
 
 

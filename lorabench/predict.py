@@ -51,7 +51,8 @@ def predict_command(
 ) -> int:
     """Predict every row of a file with the best adapter of a finished run.
 
-    A row's result does not depend on the others: rows are padded on the right and masked, and pooled by the mask.
+    A row's result does not depend on the others: packed or padded, its tokens attend to each other only, and it is
+    pooled at one of them.
 
     Args:
         run_dir: folder of the run, with `run.json` and `adapter/`.

@@ -46,7 +46,7 @@ class RecordKeeper:
             write_json_atomic(self.folder / RUN_FILE, self.record)
 
     def wall_seconds(self) -> float:
-        """Seconds since the process started, those before an interruption included."""
+        """Seconds since the process, or its launcher, started, those before an interruption included."""
         return self._seconds_before + process_seconds()
 
     def add_wall_seconds(self, seconds: float) -> None:

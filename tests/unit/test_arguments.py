@@ -89,6 +89,14 @@ def test_the_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -
     assert sorted(shown) == sorted(FLAGS)
 
 
+@pytest.mark.parametrize("flag", ["--gradient-checkpointing", "--eval-batch-size"])
+def test_help_tells_what_captured_steps_do_otherwise(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--help"]) == 0
+    _, _, after = capsys.readouterr().out.partition(f"{flag} ")
+    own = re.split(r"^[│ ]*--[a-z]", after, maxsplit=1, flags=re.MULTILINE)[0]
+    assert "captured" in own
+
+
 def test_resume_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
     words = ["--model", "minilm", "--task", "sample", "--resume"]
     with pytest.raises(ConfigError, match="--resume: expected --output-dir"):

@@ -232,7 +232,7 @@ def test_what_is_decided_before_the_first_step_changes_no_number(
 ) -> None:
     """Which lengths, some too short for the longest text, and which blocks recompute; dropout's numbers stay, too."""
     monkeypatch.setattr("lorabench.packing.TILE", 8)
-    monkeypatch.setattr("lorabench.captured.free_memory", lambda device: 1000)
+    monkeypatch.setattr("lorabench.captured.free_bytes", lambda device: 1000)
 
     def measure(passes: PackedPasses, pack: Any) -> int:
         torch.rand(3)  # as a forward pass with dropout

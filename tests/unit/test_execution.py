@@ -334,6 +334,9 @@ def test_advice_names_only_what_can_help() -> None:
         evaluating = out_of_memory_advice("", "eval", sharded)
         assert "--eval-batch-size" in evaluating and "--batch-size" not in evaluating
         assert "--gradient-checkpointing" not in evaluating
+    packing = out_of_memory_advice("", "eval", False, captured=True)
+    assert "--execution eager" in packing and "a smaller --eval-batch-size" not in packing
+    assert "--execution" not in out_of_memory_advice("", "train", False, captured=True)
     assert "--on-oom shrink" in out_of_memory_advice("", "train", False, may_shrink=False)
     assert "--batch-size" not in out_of_memory_advice("", "train", False, row_by_row=True)
 

@@ -1,6 +1,10 @@
 """Time counts only while the watch runs; memory is the largest of each phase, and never a guess."""
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -9,7 +13,8 @@ import pytest
 import torch
 
 from lorabench import meters
-from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, free_memory, peak_rss_bytes, process_seconds
+from lorabench.environment import LAUNCH_VARIABLE
+from lorabench.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_seconds
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -91,6 +96,38 @@ def test_seconds_of_the_process_count_from_its_start(clock: Clock, monkeypatch: 
     assert process_seconds() == 9.5
     clock.now += 2
     assert process_seconds() == 11.5
+
+
+@pytest.mark.parametrize(
+    ("process", "began", "seconds"),
+    [("own", 998.5, 1.5), ("own", 100.0, 9.5), ("parent", 998.5, 9.5)],
+    ids=["of the launcher", "of another process with that id", "of a launcher above"],
+)
+def test_a_process_in_the_place_of_a_launcher_counts_from_the_launchers_start(
+    process: str, began: float, seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
+    number = os.getpid() if process == "own" else os.getppid()
+    monkeypatch.setenv(LAUNCH_VARIABLE, f"{number} {began} python -m accelerate.commands.launch")
+    assert process_seconds() == seconds
+
+
+def test_what_came_before_the_launcher_is_not_counted() -> None:
+    """A shell sleeps, as if it installed, and becomes the launcher, and that the run: one process all along."""
+    probe = (
+        "import time, psutil; from lorabench.meters import process_seconds; "
+        "mine, whole = process_seconds(), time.time() - psutil.Process().create_time(); print(mine, whole)"
+    )
+    launch = (
+        "import os; from lorabench.launcher import main; become = os.execve; "
+        f"os.execve = lambda program, _, environment: become(program, [program, '-c', {probe!r}], environment); main()"
+    )
+    command = shlex.join([sys.executable, "-c", launch, "--config_file", "cpu.yaml"])
+    ran = subprocess.run(
+        ["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True, check=True, timeout=120
+    )
+    mine, whole = map(float, ran.stdout.splitlines()[-1].split())
+    assert 0 < mine <= whole - 1
 
 
 def test_throughput_adds_up() -> None:
@@ -195,12 +232,17 @@ def test_the_record_names_rank_host_and_device() -> None:
     assert record["phases"] == monitor.phases
 
 
-@pytest.mark.parametrize(("fraction", "reserved", "expected"), [(1.0, 10, 60), (0.4, 10, 30), (0.05, 10, 0)])
-def test_free_memory_is_within_a_limit(
-    fraction: float, reserved: int, expected: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(1.0, 2_000 + 3_000), (0.5, 10_000 - 7_000), (0.1, 0)], ids=["all", "limited", "passed"]
+)
+def test_free_memory_has_the_allocators_unused_blocks_and_minds_the_limit(
+    fraction: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 100 bytes, 60 of which are free."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
-    assert free_memory(torch.device("cuda")) == expected
+    figures = {
+        "mem_get_info": (2_000, 20_000), "memory_allocated": 7_000, "memory_reserved": 10_000,
+        "get_per_process_memory_fraction": fraction,
+    }  # fmt: skip
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert free_bytes(GPU) == expected
+    assert free_bytes(CPU) is None

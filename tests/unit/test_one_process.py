@@ -13,7 +13,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from lorabench import launcher
-from lorabench.environment import LAUNCH_VARIABLE, find_launcher
+from lorabench.environment import LAUNCH_VARIABLE, find_launcher, launch_start
 from lorabench.launch_request import LaunchRequest, read_launch_request
 from lorabench.launcher import build_command
 from lorabench.one_process import start_alone
@@ -189,17 +189,19 @@ def test_help_is_no_launch() -> None:
 
 def test_the_process_knows_the_launch_that_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
     command = build_command(["--config_file", "cpu.yaml", *ARGUMENTS])
-    start = start_alone(command, {"OMP_NUM_THREADS": "1"})
+    start = start_alone(command, {"OMP_NUM_THREADS": "1"}, began=1234567.25)
     assert start is not None
     monkeypatch.setenv(LAUNCH_VARIABLE, start[1][LAUNCH_VARIABLE])
     # Of another launcher around it, which the single process is not of.
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert find_launcher() == command
+    assert launch_start() == 1234567.25
     words = " ".join(command[3:])
     assert read_launch_request() == LaunchRequest(f"accelerate launch {words}", 1, None, True)
 
 
 def test_a_process_that_it_starts_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LAUNCH_VARIABLE, f"{os.getppid()} {sys.executable} -m accelerate.commands.launch -m x")
+    monkeypatch.setenv(LAUNCH_VARIABLE, f"{os.getppid()} 1.5 {sys.executable} -m accelerate.commands.launch -m x")
     monkeypatch.setattr("psutil.Process.parents", lambda self: [])
     assert find_launcher() is None
+    assert launch_start() is None

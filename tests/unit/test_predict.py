@@ -154,3 +154,9 @@ def test_the_command_prints_the_count_and_bad_input_exits_with_2(
     assert f"wrote 4 predictions to {tmp_path / 'out.csv'}" in capfd.readouterr().out
     assert cli.main([*words, "--batch-size", "0"]) == 2
     assert "--batch-size 0: expected a whole number of at least 1" in capfd.readouterr().err
+
+
+def test_help_says_when_the_batch_size_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    assert "captured" in capsys.readouterr().out.rpartition("--batch-size ")[2].partition("--trust")[0]
