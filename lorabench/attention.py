@@ -1,6 +1,6 @@
-"""Attention within the texts of a pack, for texts so short that each fits into one tile.
+"""Attention within the texts of a pack: a mask, and attention without one for texts that each fit into one tile.
 
-A block mask makes attention kernels compute every pair of a pack's tokens and throw most of them away. Here one
+A block mask makes attention kernels compute every pair of a pack's tokens and throw most of them away. Without it, one
 program takes one text and one head and holds all of its scores: the forward pass reads its inputs once, and the
 backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs.
 """
@@ -88,6 +88,27 @@ def name_for(longest: int) -> str:
 
 def _name(tile: int) -> str:
     return f"lorabench_texts_{tile}"
+
+
+def block_mask(
+    segments: torch.Tensor, dtype: torch.dtype, positions: torch.Tensor | None, window: int | None
+) -> torch.Tensor:
+    """Additive attention mask [1, 1, tokens, tokens]: 0 within a text, the lowest number elsewhere.
+
+    Args:
+        segments: the text of each token, [tokens].
+        positions: of each token in its text, [tokens], for causal attention; None where all tokens see each other.
+        window: how far back a token sees, itself included; None for all the way.
+    """
+    allowed = segments[:, None] == segments[None, :]
+    if positions is not None:
+        back = positions[:, None] - positions[None, :]
+        # Within the padding all positions are 0: each of its tokens sees all of them, and nobody sees it.
+        allowed = allowed & (back >= 0)
+        if window is not None:
+            allowed = allowed & (back < window)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
 def text_bounds(segments: torch.Tensor, texts: int) -> torch.Tensor:

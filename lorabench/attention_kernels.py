@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 
-
 # Arguments of any value; code for some of their values would gain nothing.
 _VARYING = ("texts", "heads")
 
@@ -22,7 +21,7 @@ def _load(base, rows, dims, row_stride, inside):
 
 @triton.jit
 def _load_first(base, rows, dims, row_stride, inside):
-    """What will be loaded again: held in the cache rather than in the program. Unlike loads are not merged into one."""
+    """What will be loaded again: held in the cache rather than in the program. Loads of two kinds are never merged."""
     pointers = base + rows[:, None] * row_stride + dims[None, :]
     return tl.load(pointers, mask=inside[:, None], other=0.0, eviction_policy="evict_last")
 

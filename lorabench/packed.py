@@ -25,9 +25,8 @@ _PROBE_LENGTHS = (5, 1, 9, 3)
 class PackedClassifier:
     """Runs a `SequenceClassifier` on packs.
 
-    Texts are kept apart by an additive attention mask, or by attention within texts where they are short enough for it;
-    positions restart, and each text is pooled where its padded row would be: decoders at its last token, encoders at
-    its first.
+    Short texts are kept apart by attention within each, longer ones by an additive attention mask. Positions restart,
+    and each text is pooled where its padded row would be: decoders at its last token, encoders at its first.
 
     Args:
         autocast: dtype of the computation; None for the weights' own.
@@ -37,9 +36,9 @@ class PackedClassifier:
         torch.OutOfMemoryError: no memory is left to try the attention within texts in.
 
     Attributes:
-        longest_tile_text: tokens of the longest text that attention within texts is used for, 0 for none. Found out on
-            the model's device; it may be lowered, and must be the same on all data parallel ranks: how they deal an
-            evaluation into passes follows from it.
+        longest_tile_text: tokens of the longest text that needs no mask, 0 for none; as long as the model's device
+            allows. It may be lowered, and must be the same on all data parallel ranks: how many passes an evaluation
+            has follows from it.
         blocks: the model's transformer blocks, in order.
         embeddings: the module that turns token ids into the first hidden states.
     """
@@ -103,7 +102,7 @@ class PackedClassifier:
     def _fits_tiles(self, longest_text: int) -> bool:
         """Whether texts are so short that attention within them is one tile each."""
         sees_all = self._window is None or longest_text <= self._window
-        return sees_all and longest_text <= self.longest_tile_text
+        return sees_all and max(1, longest_text) <= self.longest_tile_text
 
     @contextmanager
     def attending(self, pack: Pack) -> Iterator[None]:
@@ -157,41 +156,20 @@ class PackedClassifier:
     def _masks(self, pack: Pack) -> Any:
         dtype = self.autocast or self._body.dtype
         positions = pack.positions[0] if self._pools_last else None
-        windowed = block_mask(pack.segments, dtype, positions, self._window)
+        windowed = attention.block_mask(pack.segments, dtype, positions, self._window)
         if not self._mixes_windows:
             return windowed
         return {
-            "full_attention": block_mask(pack.segments, dtype, positions, None),
+            "full_attention": attention.block_mask(pack.segments, dtype, positions, None),
             "sliding_attention": windowed,
         }
-
-
-def block_mask(
-    segments: torch.Tensor, dtype: torch.dtype, positions: torch.Tensor | None, window: int | None
-) -> torch.Tensor:
-    """Additive attention mask [1, 1, tokens, tokens]: 0 within a text, the lowest number elsewhere.
-
-    Args:
-        segments: the text of each token, [tokens].
-        positions: of each token in its text, [tokens], for causal attention; None where all tokens see each other.
-        window: how far back a token sees, itself included; None for all the way.
-    """
-    allowed = segments[:, None] == segments[None, :]
-    if positions is not None:
-        back = positions[:, None] - positions[None, :]
-        # Within the padding all positions are 0: each of its tokens sees all of them, and nobody sees it.
-        allowed = allowed & (back >= 0)
-        if window is not None:
-            allowed = allowed & (back < window)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
 def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> PackedClassifier | str:
     """The classifier over packs, or in a few words why its architecture allows none.
 
-    It is tried on a few tiny texts: in one pack and each alone, they must get the same logits. Where they do not, or the
-    model refuses, a block mask is tried in place of attention within texts.
+    It is tried on a few tiny texts: in one pack and each alone, they must get the same logits. A model that needs more
+    than attention within texts computes is tried under a mask.
 
     Raises:
         RuntimeError: memory ran out, which says nothing about the architecture (see `execution.is_out_of_memory`).

@@ -14,11 +14,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from toys import OneRank
 
+from lorabench.attention import block_mask
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
 from lorabench.evaluation import predict_logits
-from lorabench.packed import PackedClassifier, block_mask, try_packing
+from lorabench.packed import PackedClassifier, try_packing
 from lorabench.packing import make_pack
 from lorabench.passes import PackedPasses
 
