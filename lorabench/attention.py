@@ -1,46 +1,114 @@
-"""Attention within the texts of a pack, for texts so short that each fits into one tile.
+"""Attention within the texts of a pack: a mask, and attention without one for texts that each fit into one tile.
 
-A block mask makes attention kernels compute every pair of a pack's tokens and throw most of them away. Here one
+A block mask makes attention kernels compute every pair of a pack's tokens and throw most of them away. Without it, one
 program takes one text and one head and holds all of its scores: the forward pass reads its inputs once, and the
 backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 
-# The longest text that one tile holds.
-LONGEST_TEXT = 128
-NAME = "lorabench_texts"
-
-
-def fits(longest_text: int, head_size: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether texts of up to that many tokens can be attended to here."""
-    return (
-        device.type == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
-        and longest_text <= LONGEST_TEXT
-        and head_size in (16, 32, 64, 128)
-        and _has_triton()
-    )
+# Tokens of the texts that one tile can hold. The larger ones do not run on every card.
+TILES = (32, 64, 128)
+# What transformers hands to attention that changes the scores, and that is not computed here.
+_UNKNOWN = ("softcap", "s_aux", "sinks", "position_bias", "block_indices")
 
 
 @cache
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return False
-    return True
+def longest_text(device: torch.device, size: int, group: int, dtype: torch.dtype, causal: bool, dropout: float) -> int:
+    """Tokens of the longest texts that can be attended to here, found by trying; 0 for none.
+
+    The shared memory that the kernels take depends on the compiler, so no table would say.
+
+    Args:
+        size: of a head.
+        group: query heads per key head.
+        dropout: as in training.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left to try in.
+    """
+    if not _is_supported(device, size, dtype):
+        return 0
+    for tile in reversed(TILES):
+        try:
+            _try_tile(tile, device, size, group, dtype, causal, dropout)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # no Triton, no C compiler, too little shared memory: each has errors of its own
+            continue
+        return tile
+    return 0
+
+
+def _is_supported(device: torch.device, size: int, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and size in (16, 32, 64, 128)
+
+
+def _try_tile(
+    tile: int, device: torch.device, size: int, group: int, dtype: torch.dtype, causal: bool, dropout: float
+) -> None:
+    """Run both passes over texts of up to `tile` tokens. No random number is drawn.
+
+    Raises:
+        RuntimeError: an output or a gradient is not finite; the kernels raise errors of their own.
+    """
+    lengths = torch.tensor([tile, 1, tile // 2 + 1, 7])
+    segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
+    shapes = [(len(segments), heads, size) for heads in (group, 1, 1)]
+    # In the layout that projections leave.
+    inputs = [torch.ones(shape, device=device, dtype=dtype).transpose(0, 1).requires_grad_() for shape in shapes]
+    bounds, seed = text_bounds(segments, len(lengths) - 1), torch.zeros(1, dtype=torch.int64, device=device)
+    with torch.enable_grad():
+        output = attend_within_texts(*inputs, bounds, seed, size**-0.5, causal, dropout, tile)
+        found = torch.autograd.grad(output, inputs, torch.ones_like(output))
+    if not all(tensor.isfinite().all().item() for tensor in (output, *found)):
+        raise RuntimeError(f"attention within texts of {tile} tokens gives numbers that are not finite")
 
 
 @cache
 def register() -> None:
-    """Make the attention known to transformers as `NAME`; modules then pass text bounds in place of a mask."""
+    """Make the attention known to transformers by its names; modules then pass text bounds in place of a mask."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attend)
+    for tile in TILES:
+        AttentionInterface.register(_name(tile), partial(_attend, largest=tile))
+
+
+def name_for(longest: int) -> str:
+    """The attention's name for texts of up to `longest` tokens, at most the largest tile's.
+
+    Modules know no more of a pack than its mask, so the tile goes by the name. A smaller one leaves room for more
+    programs at once.
+    """
+    return _name(next(tile for tile in TILES if longest <= tile))
+
+
+def _name(tile: int) -> str:
+    return f"lorabench_texts_{tile}"
+
+
+def block_mask(
+    segments: torch.Tensor, dtype: torch.dtype, positions: torch.Tensor | None, window: int | None
+) -> torch.Tensor:
+    """Additive attention mask [1, 1, tokens, tokens]: 0 within a text, the lowest number elsewhere.
+
+    Args:
+        segments: the text of each token, [tokens].
+        positions: of each token in its text, [tokens], for causal attention; None where all tokens see each other.
+        window: how far back a token sees, itself included; None for all the way.
+    """
+    allowed = segments[:, None] == segments[None, :]
+    if positions is not None:
+        back = positions[:, None] - positions[None, :]
+        # Within the padding all positions are 0: each of its tokens sees all of them, and nobody sees it.
+        allowed = allowed & (back >= 0)
+        if window is not None:
+            allowed = allowed & (back < window)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
 def text_bounds(segments: torch.Tensor, texts: int) -> torch.Tensor:
@@ -65,9 +133,18 @@ def _attend(
     attention_mask: torch.Tensor,
     dropout: float = 0.0,
     scaling: float | None = None,
+    *,
+    largest: int,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: [1, heads, tokens, size] each -> [1, tokens, heads, size]."""
+    """As transformers calls it: [1, heads, tokens, size] each -> [1, tokens, heads, size].
+
+    Raises:
+        NotImplementedError: the model's scores are not those of plain softmax attention.
+    """
+    for name in _UNKNOWN:
+        if settings.get(name) is not None:
+            raise NotImplementedError(f"attention within texts knows no {name}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     device = query.device
     if torch.is_autocast_enabled(device.type):
@@ -77,7 +154,7 @@ def _attend(
         torch.randint(2**31, (1,), device=device) if dropout else torch.zeros((1,), dtype=torch.int64, device=device)
     )
     causal = bool(getattr(module, "is_causal", False))
-    output = attend_within_texts(query[0], key[0], value[0], attention_mask, seed, scaling, causal, dropout)
+    output = attend_within_texts(query[0], key[0], value[0], attention_mask, seed, scaling, causal, dropout, largest)
     return output[None], None
 
 
@@ -91,6 +168,7 @@ def attend_within_texts(
     scaling: float,
     causal: bool,
     dropout: float,
+    largest: int,
 ) -> torch.Tensor:
     """Softmax attention of each token to those of its own text, [tokens, heads, size]; zero for the padding.
 
@@ -102,10 +180,11 @@ def attend_within_texts(
         seed: of the dropout, [1].
         causal: a token sees none that come after it.
         dropout: probability with which a weight is set to zero.
+        largest: of `TILES`; no text is longer.
     """
     from lorabench import attention_kernels
 
-    return attention_kernels.forward(query, key, value, bounds, seed, scaling, causal, dropout)
+    return attention_kernels.forward(query, key, value, bounds, seed, scaling, causal, dropout, largest)
 
 
 @attend_within_texts.register_fake
@@ -125,10 +204,11 @@ def _backward(
     scaling: float,
     causal: bool,
     dropout: float,
+    largest: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from lorabench import attention_kernels
 
-    return attention_kernels.backward(gradient, query, key, value, bounds, seed, scaling, causal, dropout)
+    return attention_kernels.backward(gradient, query, key, value, bounds, seed, scaling, causal, dropout, largest)
 
 
 @_backward.register_fake
@@ -140,13 +220,14 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    *tensors, ctx.scaling, ctx.causal, ctx.dropout = inputs
+    *tensors, ctx.scaling, ctx.causal, ctx.dropout, ctx.largest = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-    found = _backward(gradient.contiguous(), *ctx.saved_tensors, ctx.scaling, ctx.causal, ctx.dropout)
-    return (*found, None, None, None, None, None)
+    settings = (ctx.scaling, ctx.causal, ctx.dropout, ctx.largest)
+    found = _backward(gradient.contiguous(), *ctx.saved_tensors, *settings)
+    return (*found, None, None, None, None, None, None)
 
 
 attend_within_texts.register_autograd(_differentiate, setup_context=_keep)

@@ -1,4 +1,8 @@
-"""The Triton kernels of `attention`: one program per text and head. Importing this needs Triton."""
+"""The Triton kernels of `attention`: one program per text and head. Importing this needs Triton.
+
+A text is held in the smallest of the tiles of 32, 64 and 128 tokens that it fits into. Registers and shared memory are
+those of the largest one in the code, so kernels come with each tile as the largest; longer texts they skip.
+"""
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
 
@@ -6,10 +10,20 @@ import torch
 import triton
 import triton.language as tl
 
+# Arguments of any value; code for some of their values would gain nothing.
+_VARYING = ("texts", "heads")
+
 
 @triton.jit
 def _load(base, rows, dims, row_stride, inside):
     return tl.load(base + rows[:, None] * row_stride + dims[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _load_first(base, rows, dims, row_stride, inside):
+    """What will be loaded again: held in the cache rather than in the program. Loads of two kinds are never merged."""
+    pointers = base + rows[:, None] * row_stride + dims[None, :]
+    return tl.load(pointers, mask=inside[:, None], other=0.0, eviction_policy="evict_last")
 
 
 @triton.jit
@@ -61,11 +75,11 @@ def _forward_text(
     _store(o, rows, dims, o_row, inside, tl.dot(weights.to(values.dtype), values))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _forward_kernel(
     q, k, v, o, bounds, seeds, texts, heads, group, scaling, dropout,
     q_head, q_row, k_head, k_row, v_head, v_row, o_head, o_row,
-    DIM: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, LONGEST: tl.constexpr,
+    DIM: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, LARGEST: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
     text, head = tl.program_id(0), tl.program_id(1)
     start, end = tl.load(bounds + 2 * text), tl.load(bounds + 2 * text + 1)
@@ -79,11 +93,13 @@ def _forward_kernel(
             _forward_text(q, k, v, o, seed, start, end, text, head, heads, q_row, k_row, v_row, o_row, scaling,
                           dropout, DIM, CAUSAL, DROPOUT, 32, LONGEST)  # fmt: skip
     elif end - start <= 64:
-        _forward_text(q, k, v, o, seed, start, end, text, head, heads, q_row, k_row, v_row, o_row, scaling,
-                      dropout, DIM, CAUSAL, DROPOUT, 64, LONGEST)  # fmt: skip
+        if LARGEST >= 64:
+            _forward_text(q, k, v, o, seed, start, end, text, head, heads, q_row, k_row, v_row, o_row, scaling,
+                          dropout, DIM, CAUSAL, DROPOUT, 64, LONGEST)  # fmt: skip
     else:
-        _forward_text(q, k, v, o, seed, start, end, text, head, heads, q_row, k_row, v_row, o_row, scaling,
-                      dropout, DIM, CAUSAL, DROPOUT, 128, LONGEST)  # fmt: skip
+        if LARGEST >= 128:
+            _forward_text(q, k, v, o, seed, start, end, text, head, heads, q_row, k_row, v_row, o_row, scaling,
+                          dropout, DIM, CAUSAL, DROPOUT, 128, LONGEST)  # fmt: skip
 
 
 @triton.jit
@@ -94,34 +110,35 @@ def _backward_text(
 ):  # fmt: skip
     rows, dims = start + tl.arange(0, BLOCK), tl.arange(0, DIM)
     inside = rows < end
-    keys, values = _load(k, rows, dims, k_row, inside), _load(v, rows, dims, v_row, inside)
     key_gradient = tl.zeros((BLOCK, DIM), dtype=tl.float32)
     value_gradient = tl.zeros((BLOCK, DIM), dtype=tl.float32)
     for member in range(group):
         head = first_head + member
-        queries = _load(q + head * q_head, rows, dims, q_row, inside)
+        # Each input is loaded where it is needed, if twice: all at once exceed the shared memory of most cards.
+        queries = _load_first(q + head * q_head, rows, dims, q_row, inside)
+        weights = _weights(queries, _load_first(k, rows, dims, k_row, inside), scaling, inside, BLOCK, CAUSAL)
         gradient = _load(do + head * do_head, rows, dims, do_row, inside)
-        weights = _weights(queries, keys, scaling, inside, BLOCK, CAUSAL)
-        inner = tl.dot(gradient, tl.trans(values))
+        inner = tl.dot(gradient, tl.trans(_load(v, rows, dims, v_row, inside)))
         if DROPOUT:
             kept = _kept(seed, text, head, heads, dropout, BLOCK, LONGEST)
             inner = inner * kept
-            value_gradient += tl.dot(tl.trans((weights * kept).to(values.dtype)), gradient)
+            value_gradient += tl.dot(tl.trans((weights * kept).to(gradient.dtype)), gradient)
         else:
-            value_gradient += tl.dot(tl.trans(weights.to(values.dtype)), gradient)
-        inner = (weights * (inner - tl.sum(weights * inner, 1)[:, None]) * scaling).to(keys.dtype)
+            value_gradient += tl.dot(tl.trans(weights.to(gradient.dtype)), gradient)
+        inner = (weights * (inner - tl.sum(weights * inner, 1)[:, None]) * scaling).to(gradient.dtype)
+        keys = _load(k, rows, dims, k_row, inside)
         _store(dq + head * dq_head, rows, dims, dq_row, inside, tl.dot(inner, keys))
-        key_gradient += tl.dot(tl.trans(inner), queries)
+        key_gradient += tl.dot(tl.trans(inner), _load(q + head * q_head, rows, dims, q_row, inside))
     _store(dk, rows, dims, dk_row, inside, key_gradient)
     _store(dv, rows, dims, dv_row, inside, value_gradient)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _backward_kernel(
     do, q, k, v, dq, dk, dv, bounds, seeds, texts, heads, group, scaling, dropout,
     do_head, do_row, q_head, q_row, k_head, k_row, v_head, v_row,
     dq_head, dq_row, dk_head, dk_row, dv_head, dv_row,
-    DIM: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, LONGEST: tl.constexpr,
+    DIM: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, LARGEST: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
     text, key_head = tl.program_id(0), tl.program_id(1)
     start, end = tl.load(bounds + 2 * text), tl.load(bounds + 2 * text + 1)
@@ -140,17 +157,21 @@ def _backward_kernel(
                            q_head, q_row, k_row, v_row, dq_head, dq_row, dk_row, dv_row, scaling, dropout,
                            DIM, CAUSAL, DROPOUT, 32, LONGEST)  # fmt: skip
     elif end - start <= 64:
-        _backward_text(do, q, k, v, dq, dk, dv, seed, start, end, text, first, heads, group, do_head, do_row,
-                       q_head, q_row, k_row, v_row, dq_head, dq_row, dk_row, dv_row, scaling, dropout,
-                       DIM, CAUSAL, DROPOUT, 64, LONGEST)  # fmt: skip
+        if LARGEST >= 64:
+            _backward_text(do, q, k, v, dq, dk, dv, seed, start, end, text, first, heads, group, do_head, do_row,
+                           q_head, q_row, k_row, v_row, dq_head, dq_row, dk_row, dv_row, scaling, dropout,
+                           DIM, CAUSAL, DROPOUT, 64, LONGEST)  # fmt: skip
     else:
-        _backward_text(do, q, k, v, dq, dk, dv, seed, start, end, text, first, heads, group, do_head, do_row,
-                       q_head, q_row, k_row, v_row, dq_head, dq_row, dk_row, dv_row, scaling, dropout,
-                       DIM, CAUSAL, DROPOUT, 128, LONGEST)  # fmt: skip
+        if LARGEST >= 128:
+            _backward_text(do, q, k, v, dq, dk, dv, seed, start, end, text, first, heads, group, do_head, do_row,
+                           q_head, q_row, k_row, v_row, dq_head, dq_row, dk_row, dv_row, scaling, dropout,
+                           DIM, CAUSAL, DROPOUT, 128, LONGEST)  # fmt: skip
 
 
-# Rows of scores that a program may hold; also the stride of dropout's random numbers.
+# The stride of dropout's random numbers, the same for all tiles.
 _LONGEST = 128
+# To load ahead for the next head of a group would take shared memory for each stage.
+_STAGES = 1
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -160,7 +181,7 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 def forward(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, seed: torch.Tensor,
-    scaling: float, causal: bool, dropout: float,
+    scaling: float, causal: bool, dropout: float, largest: int,
 ) -> torch.Tensor:  # fmt: skip
     """See `attention.attend_within_texts`."""
     query, key, value = _rows(query), _rows(key), _rows(value)
@@ -171,14 +192,15 @@ def forward(
         query, key, value, output, bounds, seed, texts, heads, heads // len(key), scaling, dropout,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         output.stride(1), output.stride(0),
-        DIM=size, CAUSAL=causal, DROPOUT=dropout > 0, LONGEST=_LONGEST, num_warps=4,
+        DIM=size, CAUSAL=causal, DROPOUT=dropout > 0, LARGEST=largest, LONGEST=_LONGEST,
+        num_warps=4, num_stages=_STAGES,
     )  # fmt: skip
     return output
 
 
 def backward(
     gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor,
-    seed: torch.Tensor, scaling: float, causal: bool, dropout: float,
+    seed: torch.Tensor, scaling: float, causal: bool, dropout: float, largest: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of query, key and value, in their shapes.
 
@@ -194,6 +216,7 @@ def backward(
     ]
     _backward_kernel[(texts + 1, len(key))](
         gradient, query, key, value, *found, bounds, seed, texts, heads, heads // len(key), scaling, dropout, *strides,
-        DIM=size, CAUSAL=causal, DROPOUT=dropout > 0, LONGEST=_LONGEST, num_warps=8,
+        DIM=size, CAUSAL=causal, DROPOUT=dropout > 0, LARGEST=largest, LONGEST=_LONGEST,
+        num_warps=8, num_stages=_STAGES,
     )  # fmt: skip
     return found[0], found[1], found[2]

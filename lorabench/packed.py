@@ -12,6 +12,7 @@ from lorabench import attention
 from lorabench.batching import TokenizedRows
 from lorabench.blocks import find_blocks
 from lorabench.classifier import SequenceClassifier
+from lorabench.execution import is_out_of_memory
 from lorabench.packing import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, make_pack
 
 # Attention kernels that take a mask of their own; flash attention does not.
@@ -24,16 +25,20 @@ _PROBE_LENGTHS = (5, 1, 9, 3)
 class PackedClassifier:
     """Runs a `SequenceClassifier` on packs.
 
-    Texts are kept apart by an additive attention mask, positions restart, and each text is pooled where its padded
-    row would be: decoders at its last token, encoders at its first.
+    Short texts are kept apart by attention within each, longer ones by an additive attention mask. Positions restart,
+    and each text is pooled where its padded row would be: decoders at its last token, encoders at its first.
 
     Args:
         autocast: dtype of the computation; None for the weights' own.
 
     Raises:
         LookupError: the model is no stack of blocks.
+        torch.OutOfMemoryError: no memory is left to try the attention within texts in.
 
     Attributes:
+        longest_tile_text: tokens of the longest text that needs no mask, 0 for none; as long as the model's device
+            allows. It may be lowered, and must be the same on all data parallel ranks: how many passes an evaluation
+            has follows from it.
         blocks: the model's transformer blocks, in order.
         embeddings: the module that turns token ids into the first hidden states.
     """
@@ -50,8 +55,6 @@ class PackedClassifier:
         self.embeddings: nn.Module = self._body.get_input_embeddings()
         self._pools_last = classifier.pools_last_token
         self._first: torch.Tensor | None = None
-        if not self._pools_last:
-            owner.register_forward_hook(self._pool_first)
         embeddings: Any = getattr(self._body, "embeddings", None)
         counts_from_pad = hasattr(embeddings, "create_position_ids_from_input_ids")
         self._first_position = embeddings.padding_idx + 1 if counts_from_pad else 0
@@ -61,43 +64,56 @@ class PackedClassifier:
         self._window: int | None = getattr(self._base.config, "sliding_window", None)
         if kinds == {"full_attention"}:
             self._window = None
+        self.longest_tile_text = self._find_longest_tile_text()
+        # Last: a model that cannot be packed is left as it was.
+        self._hook = None if self._pools_last else owner.register_forward_hook(self._pool_first)
+
+    def _find_longest_tile_text(self) -> int:
+        config = self._base.config
+        heads = getattr(config, "num_attention_heads", None)
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        if not (isinstance(heads, int) and isinstance(key_heads, int)):
+            return 0  # none, or other ones in each block
+        size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+        device = next(self.classifier.parameters()).device
+        dtype = self.autocast or self._body.dtype
+        rates = [getattr(config, name, None) or 0.0 for name in ("attention_dropout", "attention_probs_dropout_prob")]
+        return attention.longest_text(device, size, heads // key_heads, dtype, self._pools_last, max(rates))
+
+    def detach(self) -> None:
+        """Leave the model without anything of this one."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def __call__(self, pack: Pack) -> torch.Tensor:
         """Logits [texts, classes] in float32; those of stand-ins mean nothing."""
         # Without autocast's cache: what it keeps across passes would be memory of a graph's own.
         device = pack.segments.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
-            if not self._fits_tiles(pack):
+            if not self._fits_tiles(pack.longest):
                 return self._logits(pack, self._masks(pack))
             with self.attending(pack):
                 return self._logits(pack, attention.text_bounds(pack.segments, len(pack.labels)))
 
     def longest_pack(self, longest_text: int) -> int:
         """How many tokens a pack of several texts may have, where no text has more than `longest_text`."""
-        device = next(self.classifier.parameters()).device
-        return LONGEST_PACK if self._needs_no_mask(longest_text, device) else LONGEST_MASKED_PACK
+        return LONGEST_PACK if self._fits_tiles(longest_text) else LONGEST_MASKED_PACK
 
-    def _fits_tiles(self, pack: Pack) -> bool:
-        return self._needs_no_mask(pack.longest, pack.segments.device)
-
-    def _needs_no_mask(self, longest_text: int, device: torch.device) -> bool:
+    def _fits_tiles(self, longest_text: int) -> bool:
         """Whether texts are so short that attention within them is one tile each."""
-        config = self._base.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         sees_all = self._window is None or longest_text <= self._window
-        dtype = self.autocast or self._body.dtype
-        return sees_all and attention.fits(longest_text, size, dtype, device)
+        return sees_all and max(1, longest_text) <= self.longest_tile_text
 
     @contextmanager
     def attending(self, pack: Pack) -> Iterator[None]:
         """Inside, blocks attend as they do to `pack`, also where they are run once more in the backward pass."""
-        if not self._fits_tiles(pack):
+        if not self._fits_tiles(pack.longest):
             yield
             return
         config = self._base.config
         attention.register()
         before = config._attn_implementation
-        config._attn_implementation = attention.NAME
+        config._attn_implementation = attention.name_for(pack.longest)
         try:
             yield
         finally:
@@ -140,57 +156,64 @@ class PackedClassifier:
     def _masks(self, pack: Pack) -> Any:
         dtype = self.autocast or self._body.dtype
         positions = pack.positions[0] if self._pools_last else None
-        windowed = block_mask(pack.segments, dtype, positions, self._window)
+        windowed = attention.block_mask(pack.segments, dtype, positions, self._window)
         if not self._mixes_windows:
             return windowed
         return {
-            "full_attention": block_mask(pack.segments, dtype, positions, None),
+            "full_attention": attention.block_mask(pack.segments, dtype, positions, None),
             "sliding_attention": windowed,
         }
-
-
-def block_mask(
-    segments: torch.Tensor, dtype: torch.dtype, positions: torch.Tensor | None, window: int | None
-) -> torch.Tensor:
-    """Additive attention mask [1, 1, tokens, tokens]: 0 within a text, the lowest number elsewhere.
-
-    Args:
-        segments: the text of each token, [tokens].
-        positions: of each token in its text, [tokens], for causal attention; None where all tokens see each other.
-        window: how far back a token sees, itself included; None for all the way.
-    """
-    allowed = segments[:, None] == segments[None, :]
-    if positions is not None:
-        back = positions[:, None] - positions[None, :]
-        # Within the padding all positions are 0: each of its tokens sees all of them, and nobody sees it.
-        allowed = allowed & (back >= 0)
-        if window is not None:
-            allowed = allowed & (back < window)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
 def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> PackedClassifier | str:
     """The classifier over packs, or in a few words why its architecture allows none.
 
-    It is tried on a few tiny texts: in one pack and each alone, they must get the same logits.
+    It is tried on a few tiny texts: in one pack and each alone, they must get the same logits. A model that needs more
+    than attention within texts computes is tried under a mask.
+
+    Raises:
+        RuntimeError: memory ran out, which says nothing about the architecture (see `execution.is_out_of_memory`).
     """
     base: Any = classifier.adapted.get_base_model()
     kernels = getattr(classifier.config, "_attn_implementation", None)
     if kernels not in _MASKED_ATTENTION:
         return f"attention {kernels} takes no block mask"
-    was_training = classifier.training
-    classifier.eval()
     try:
         packed = PackedClassifier(classifier, autocast)
-        difference = _probe(packed)
-    except Exception as error:  # an architecture may refuse a pack in any way
-        return f"{type(base).__name__} takes no packs ({type(error).__name__}: {error})"
+    except Exception as error:
+        return _refusal(base, error)
+    was_training = classifier.training
+    classifier.eval()
+    obstacle = "not tried yet"
+    try:
+        obstacle = _obstacle(packed)
+        if obstacle and packed.longest_tile_text:
+            packed.longest_tile_text = 0
+            obstacle = _obstacle(packed)
     finally:
         classifier.train(was_training)
-    if not difference <= _TOLERANCES[autocast or base.dtype]:
+        if obstacle:
+            packed.detach()
+    return obstacle or packed
+
+
+def _refusal(base: nn.Module, error: Exception) -> str:
+    """An architecture may refuse a pack in any way; a lack of memory is not one of them."""
+    if is_out_of_memory(error):
+        raise error
+    return f"{type(base).__name__} takes no packs ({type(error).__name__}: {error})"
+
+
+def _obstacle(packed: PackedClassifier) -> str:
+    """Why the model cannot be packed; empty if it can."""
+    base: Any = packed.classifier.adapted.get_base_model()
+    try:
+        difference = _probe(packed)
+    except Exception as error:
+        return _refusal(base, error)
+    if not difference <= _TOLERANCES[packed.autocast or base.dtype]:
         return f"{type(base).__name__} gives a packed text other logits (by {difference:.2g} of the largest)"
-    return packed
+    return ""
 
 
 class _ProbeRows:

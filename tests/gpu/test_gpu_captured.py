@@ -100,13 +100,21 @@ def make_passes(
     return PackedPasses(packed), rows, classifier
 
 
+@pytest.mark.parametrize("largest", attention.TILES)
 @pytest.mark.parametrize(
-    ("heads", "key_heads", "size", "causal"), [(8, 8, 128, True), (8, 2, 64, True), (4, 4, 64, False)]
+    ("heads", "key_heads", "size", "causal"),
+    [(8, 8, 128, True), (32, 8, 128, True), (8, 2, 64, True), (4, 4, 64, False)],
 )
-def test_attention_within_texts_is_that_of_a_block_mask(heads: int, key_heads: int, size: int, causal: bool) -> None:
+def test_attention_within_texts_is_that_of_a_block_mask(
+    heads: int, key_heads: int, size: int, causal: bool, largest: int
+) -> None:
     torch.manual_seed(0)
-    lengths = [5, 60, 1, 33, 100, 0, 32, 64]
-    segments = torch.repeat_interleave(torch.arange(9), torch.tensor([*lengths, 89])).cuda()
+    tile = attention.longest_text(torch.device("cuda"), size, heads // key_heads, torch.bfloat16, causal, 0.0)
+    if tile < largest:
+        pytest.skip(f"texts of {largest} tokens need more shared memory than this card has")
+    lengths = [length for length in (5, 60, 1, 33, 100, 0, 32, 64) if length <= largest]
+    counts = torch.tensor([*lengths, 384 - sum(lengths)])
+    segments = torch.repeat_interleave(torch.arange(len(counts)), counts).cuda()
     tokens, texts = len(segments), len(lengths)
     shapes = [(tokens, n, size) for n in (heads, key_heads, key_heads)]
     q, k, v = (torch.randn(s, device="cuda", dtype=torch.bfloat16).transpose(0, 1).requires_grad_() for s in shapes)
@@ -119,7 +127,7 @@ def test_attention_within_texts_is_that_of_a_block_mask(heads: int, key_heads: i
     expected = F.scaled_dot_product_attention(*(t[None] for t in wide), attn_mask=allowed)[0].transpose(0, 1)
     gradient = torch.randn_like(expected) * (segments < texts)[:, None, None]
     bounds, seed = attention.text_bounds(segments, texts), torch.zeros(1, dtype=torch.int64, device="cuda")
-    found = attention.attend_within_texts(q, k, v, bounds, seed, size**-0.5, causal, 0.0)
+    found = attention.attend_within_texts(q, k, v, bounds, seed, size**-0.5, causal, 0.0, largest)
     assert found[segments == texts].abs().max() == 0
     real = segments < texts
     assert (found[real] - expected[real]).norm() < 1e-2 * expected[real].norm()
@@ -128,17 +136,69 @@ def test_attention_within_texts_is_that_of_a_block_mask(heads: int, key_heads: i
         assert (mine - theirs).norm() < 1e-2 * theirs.norm()
 
 
-def test_attention_dropout_is_the_same_in_both_passes() -> None:
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(8, 8, 64), (32, 32, 128), (32, 8, 128)])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_texts_of_64_tokens_need_no_mask_on_any_card(heads: int, key_heads: int, size: int, dropout: float) -> None:
+    for causal in (False, True):
+        shape = (torch.device("cuda"), size, heads // key_heads, torch.bfloat16, causal, dropout)
+        assert attention.longest_text(*shape) >= 64
+
+
+def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorabench import attention_kernels
+
+    backward, tried = attention_kernels.backward, []
+
+    def limited(*arguments: Any) -> Any:
+        tried.append(arguments[-1])
+        if tried[-1] == 128:
+            raise RuntimeError("out of resource: shared memory")
+        return backward(*arguments)
+
+    monkeypatch.setattr(attention_kernels, "backward", limited)
+    attention.longest_text.cache_clear()
+    try:
+        assert attention.longest_text(torch.device("cuda"), 64, 2, torch.bfloat16, True, 0.0) == 64
+    finally:
+        attention.longest_text.cache_clear()
+    assert tried == [128, 64]
+
+
+@pytest.mark.parametrize("family", list(SHAPES))
+def test_a_smaller_tile_gives_the_numbers_of_a_mask(
+    family: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, tiles = attention.attend_within_texts, []
+    monkeypatch.setattr(attention, "attend_within_texts", lambda *given: tiles.append(given[-1]) or attend(*given))
+    passes, rows, classifier = make_passes(models[family], dropout=0.0)
+    classifier.eval()
+    assert passes.packed.longest_tile_text >= 64
+    pack = make_pack(rows, range(8), 384, 10, longest=64).to(torch.device("cuda"))
+    assert max(rows.data.lengths) > 32
+    found = []
+    for longest in (64, 0):
+        passes.packed.longest_tile_text = longest
+        tiles.clear()
+        passes.flat.buffer.zero_()
+        found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))
+        assert set(tiles) == ({64} if longest else set())
+    (losses, gradient), (expected, wanted) = found
+    assert (losses - expected).abs().max() < 3e-2 * expected.abs().max()
+    assert (gradient - wanted).norm() < 5e-2 * wanted.norm()
+
+
+@pytest.mark.parametrize("largest", [64, 128])
+def test_attention_dropout_is_the_same_in_both_passes(largest: int) -> None:
     """Of a linear function of the values, the gradient is the function: what was dropped there is dropped here."""
     torch.manual_seed(0)
-    segments = torch.repeat_interleave(torch.arange(3), torch.tensor([40, 70, 18])).cuda()
-    q, k, v = (torch.randn(128, 4, 64, device="cuda", dtype=torch.float16).transpose(0, 1) for _ in range(3))
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor([40, largest - 2, 26])).cuda()
+    q, k, v = (torch.randn(len(segments), 4, 64, device="cuda", dtype=torch.float16).transpose(0, 1) for _ in range(3))
     bounds = attention.text_bounds(segments, 2)
     v.requires_grad_()
     outputs = []
     for number in (7, 7, 8):
         seed = torch.tensor([number], device="cuda")
-        outputs.append(attention.attend_within_texts(q, k, v, bounds, seed, 0.125, False, 0.5))
+        outputs.append(attention.attend_within_texts(q, k, v, bounds, seed, 0.125, False, 0.5, largest))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
     gradient = torch.randn_like(outputs[0]) * (segments < 2)[:, None, None]

@@ -14,11 +14,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from toys import OneRank
 
+from lorabench.attention import block_mask
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
 from lorabench.evaluation import predict_logits
-from lorabench.packed import PackedClassifier, block_mask, try_packing
+from lorabench.packed import PackedClassifier, try_packing
 from lorabench.packing import make_pack
 from lorabench.passes import PackedPasses
 
@@ -252,9 +253,53 @@ def test_a_model_that_mixes_texts_is_refused(tmp_path: Path) -> None:
     classifier = build(tmp_path, "bert")
     block = classifier.adapted.get_base_model().bert.encoder.layer[0]
     block.register_forward_hook(lambda module, arguments, output: output + output.mean(dim=1, keepdim=True))
+    before = count_hooks(classifier)
     reason = try_packing(classifier)
     assert isinstance(reason, str)
     assert "other logits" in reason
+    assert count_hooks(classifier) == before
+
+
+def count_hooks(classifier: SequenceClassifier) -> int:
+    return sum(len(module._forward_hooks) for module in classifier.modules())
+
+
+def test_a_model_that_refuses_packs_keeps_no_hook(tmp_path: Path) -> None:
+    classifier = build(tmp_path, "roberta").train()
+
+    def refuse(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+        if keywords["attention_mask"].dim() == 4:
+            raise ValueError("two dimensions only")
+
+    classifier.adapted.get_base_model().register_forward_pre_hook(refuse, with_kwargs=True)
+    reason = try_packing(classifier)
+    assert reason == "RobertaForSequenceClassification takes no packs (ValueError: two dimensions only)"
+    assert count_hooks(classifier) == 0
+    assert classifier.training
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no details"), RuntimeError("CUDA error: out of memory\nCompile with ...")]
+)
+def test_a_lack_of_memory_says_nothing_about_the_model(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = build(tmp_path, "roberta").train()
+
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PackedClassifier, "__call__", fail)
+        with pytest.raises(RuntimeError) as raised:
+            try_packing(classifier)
+    assert raised.value is error
+    assert count_hooks(classifier) == 0
+    assert classifier.training
+    monkeypatch.setattr("lorabench.attention.longest_text", fail)
+    with pytest.raises(type(error)):
+        try_packing(classifier)
+    assert count_hooks(classifier) == 0
 
 
 def test_a_model_that_is_no_stack_of_blocks_is_refused(tmp_path: Path) -> None:
