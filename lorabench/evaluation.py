@@ -7,7 +7,7 @@ import torch
 
 from lorabench.batching import MicroBatch, PaddedCollator, evaluation_batches
 from lorabench.errors import RunError
-from lorabench.execution import is_out_of_memory
+from lorabench.meters import is_out_of_memory
 from lorabench.packed import PackedClassifier
 from lorabench.packing import evaluation_runs, make_pack
 from lorabench.ranks import Ranks

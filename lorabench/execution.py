@@ -15,7 +15,7 @@ from lorabench.batching import MicroBatch, PaddedCollator, StepPlan, Window
 from lorabench.config import OnOutOfMemory
 from lorabench.errors import RankError, RunError
 from lorabench.gradients import Gradients, RecoverableGradients
-from lorabench.meters import Throughput
+from lorabench.meters import Throughput, is_out_of_memory
 from lorabench.pack_plan import PackPlan
 from lorabench.ranks import Ranks
 from lorabench.scoring import weighted_losses
@@ -220,15 +220,6 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None and device.type == "cuda":
             torch.cuda.set_rng_state(self.cuda, device)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; libraries beside the allocator say so in errors of another class."""
-    said = (
-        *("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
-        *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate"),
-    )
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def out_of_memory_advice(

@@ -63,6 +63,8 @@ def agree(ranks: Ranks, packed: PackedClassifier | str) -> PackedClassifier | st
     reasons = ranks.gather(packed if isinstance(packed, str) else None)
     found = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
     if found:
+        if isinstance(packed, PackedClassifier):
+            packed.detach()
         rank, reason = found[0]
         return reason if ranks.world_size == 1 else f"rank {rank}: {reason}"
     if isinstance(packed, PackedClassifier):

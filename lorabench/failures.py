@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
-from lorabench.execution import is_out_of_memory, out_of_memory_advice
+from lorabench.execution import out_of_memory_advice
+from lorabench.meters import is_out_of_memory
 from lorabench.record import RecordKeeper
 from lorabench.setting import Setting
 from lorabench.strategies import is_sharded

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorabench.execution import is_out_of_memory
+from lorabench.meters import is_out_of_memory
 from lorabench.packing import Pack
 from lorabench.passes import PackedPasses
 

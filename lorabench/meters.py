@@ -82,6 +82,15 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; libraries beside the allocator say so in errors of another class."""
+    said = (
+        *("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+        *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate"),
+    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """What this process may still take of a GPU's memory, unused blocks of its allocator included; None elsewhere."""
     if device.type != "cuda":

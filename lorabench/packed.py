@@ -12,7 +12,7 @@ from lorabench import attention
 from lorabench.batching import TokenizedRows
 from lorabench.blocks import find_blocks
 from lorabench.classifier import SequenceClassifier
-from lorabench.execution import is_out_of_memory
+from lorabench.meters import is_out_of_memory
 from lorabench.packing import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, make_pack
 
 # Attention kernels that take a mask of their own; flash attention does not.
@@ -172,7 +172,7 @@ def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = N
     than attention within texts computes is tried under a mask.
 
     Raises:
-        RuntimeError: memory ran out, which says nothing about the architecture (see `execution.is_out_of_memory`).
+        RuntimeError: memory ran out, which says nothing about the architecture (see `meters.is_out_of_memory`).
     """
     base: Any = classifier.adapted.get_base_model()
     kernels = getattr(classifier.config, "_attn_implementation", None)
