@@ -20,6 +20,7 @@ from lorabench.errors import ConfigError
 from lorabench.job import Progress
 from lorabench.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.optim import build_optimizer, build_schedule
+from lorabench.pack_plan import PackPlan
 from lorabench.savepoint import Savepoint, read_newest_savepoint, write_savepoint
 from lorabench.strategies import Strategy
 
@@ -260,6 +261,20 @@ class Keeper:
 
 
 @dataclass
+class Steps:
+    """An execution, of which only what is kept matters."""
+
+    batch_size: int = 8
+    packs: PackPlan | None = None
+
+    def settled(self) -> PackPlan | None:
+        return self.packs
+
+    def settle(self, plan: PackPlan) -> None:
+        self.packs = plan
+
+
+@dataclass
 class Run:
     """The parts of a run."""
 
@@ -276,7 +291,7 @@ def make_run(model: Any, folder: Path, ranks: Rank | None = None, best: Any = No
     optimizer = build_optimizer(model, config, fused=False)
     built = SimpleNamespace(
         classifier=model, optimizer=optimizer, schedule=build_schedule(optimizer, config, 20),
-        plan=SimpleNamespace(effective_batch=8, batch_size=8), execution=SimpleNamespace(batch_size=8),
+        plan=SimpleNamespace(effective_batch=8, batch_size=8), execution=Steps(),
     )  # fmt: skip
     kept, keeper, progress, memory = Best(best), Keeper(folder), Progress(Stopwatch(CPU)), MemoryMonitor(CPU)
     state = Continuation(
@@ -322,6 +337,7 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     first.progress.throughput = Throughput(24, 100, 150)
     first.memory.merge({"train": {"rss_gb": 900.0}})
     first.keeper.seconds = 20.0
+    first.built.execution.packs = PackPlan(4, (64, 96), True, 2, True)
     torch.manual_seed(77)
     first.state.save()
     expected_random = torch.rand(4)
@@ -338,6 +354,7 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     assert second.progress.watch.seconds == 12.5 and second.keeper.seconds == 22.0
     assert second.progress.first_step_seconds is None, "each process has a first step of its own"
     assert second.memory.phases["train"]["rss_gb"] == 900.0
+    assert second.built.execution.packs == PackPlan(4, (64, 96), True, 2, True)
     assert torch.equal(second.best.value["adapter"]["x"], torch.arange(3.0))
     assert torch.equal(second.best.value["logits"], torch.ones(2, 2))
     assert second.best.record == first.progress.best
