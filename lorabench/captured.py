@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -66,6 +67,7 @@ class CapturedExecution(EagerExecution):
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._complain = complain
+        self._longest_text = max(data.data.lengths)
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
 
@@ -133,18 +135,18 @@ class CapturedExecution(EagerExecution):
         """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
         # A run that is resumed prepares at another step; its dropout must be the same.
         random = RandomState.read(self._ranks.device)
-        given, longest_text = self._given, max(self._data.data.lengths)
-        if given is not None and given.batch_size == self.batch_size and given.lengths[-1] >= longest_text:
+        given = self._given
+        if given is not None and given.batch_size == self.batch_size and given.lengths[-1] >= self._longest_text:
             lengths = list(given.lengths)
             if self._checkpointing == "auto":
                 self._passes.checkpointed = given.recomputed_blocks
             self._passes.compiled = given.compiled and self._graphs is not None and self._passes.can_compile
         else:
-            lengths = self._decide(longest_text)
+            lengths = self._decide()
         random.restore(self._ranks.device)
         return self._make_packer(lengths)
 
-    def _decide(self, longest_text: int) -> list[int]:
+    def _decide(self) -> list[int]:
         lengths = self._data.data.lengths
         totals = [
             sum(lengths[row] for row in micro_batch.rows)
@@ -153,7 +155,7 @@ class CapturedExecution(EagerExecution):
         ]
         passes = self._passes
         passes.compiled = False
-        chosen = choose_lengths(totals, longest_text, passes.packed.longest_pack(longest_text))
+        chosen = self._choose_lengths(totals)
         if self._graphs is None:
             return chosen
         self._graphs.release()
@@ -168,8 +170,12 @@ class CapturedExecution(EagerExecution):
             self._do_without_graphs(error)
         return chosen
 
+    def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
+        longest_pack = self._passes.packed.longest_pack(self._longest_text)
+        return choose_lengths(totals, self._longest_text, longest_pack, **thrift)
+
     def _make_packer(self, lengths: Sequence[int]) -> Packer:
-        return Packer(self._data, lengths, self.batch_size, max(self._data.data.lengths))
+        return Packer(self._data, lengths, self.batch_size, self._longest_text)
 
     def _blocks_to_checkpoint(self, packer: Packer) -> int:
         """How many blocks must recompute their activations for the longest pack to fit into the free memory.
@@ -200,9 +206,7 @@ class CapturedExecution(EagerExecution):
         """
         if self._graphs is None:
             raise RuntimeError("only graphs are worth compiling for")
-        longest_text = max(self._data.data.lengths)
-        longest_pack = self._passes.packed.longest_pack(longest_text)
-        (usual,) = choose_lengths(totals, longest_text, longest_pack, most=1)
+        (usual,) = self._choose_lengths(totals, most=1)
         pass_s = self._graphs.time(self._make_packer([usual]).example(usual))
         self._graphs.release()
         packs = len(totals) * runs_of_totals
@@ -211,7 +215,7 @@ class CapturedExecution(EagerExecution):
             (False, pass_s / usual, 0.0, CAPTURE_S),
             (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILER_S, CAPTURE_S + COMPILE_S),
         ):
-            lengths = choose_lengths(totals, longest_text, longest_pack, length_s / token_s / runs_of_totals)
+            lengths = self._choose_lengths(totals, price=length_s / token_s / runs_of_totals)
             tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
             seconds = tokens * runs_of_totals * token_s + once_s + length_s * len(lengths)
             options.append((seconds, lengths, compiles))
