@@ -98,7 +98,9 @@ def free_bytes(device: torch.device) -> int | None:
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     unused = torch.cuda.memory_reserved(device) - allocated
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    # Unlike the others, this one takes no device without a number.
+    number = torch.cuda.current_device() if device.index is None else device.index
+    allowed = int(torch.cuda.get_per_process_memory_fraction(number) * total)
     return max(0, min(free + unused, allowed - allocated))
 
 

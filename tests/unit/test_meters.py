@@ -238,11 +238,11 @@ def test_the_record_names_rank_host_and_device() -> None:
 def test_free_memory_has_the_allocators_unused_blocks_and_minds_the_limit(
     fraction: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = {
-        "mem_get_info": (2_000, 20_000), "memory_allocated": 7_000, "memory_reserved": 10_000,
-        "get_per_process_memory_fraction": fraction,
-    }  # fmt: skip
+    figures = {"mem_get_info": (2_000, 20_000), "memory_allocated": 7_000, "memory_reserved": 10_000}
     for name, figure in figures.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
-    assert free_bytes(GPU) == expected
+    # As torch's own, which takes no device without a number.
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", {0: fraction, 1: fraction}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert free_bytes(torch.device("cuda")) == free_bytes(GPU) == expected
     assert free_bytes(CPU) is None
