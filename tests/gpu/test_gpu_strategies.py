@@ -126,7 +126,9 @@ def test_captured_steps_keep_within_a_memory_limit(small_llama: Path, tmp_path: 
     """By recomputing activations or by smaller packs, and to the same numbers."""
     shape = {"batch_size": 64, "steps": 2}
     free, expected = train(small_llama, tmp_path / "free", "--precision", "fp32", **shape)
-    limit = f"{0.8 * peak_reserved(free):.3f}"
+    # What the allocator reserves it does not need; room for half of what steps add to the weights is too little.
+    load, steps = (free["memory"][0]["phases"][phase]["allocated_gb"] for phase in ("load", "train"))
+    limit = f"{(load + steps) / 2:.3f}"
     flags = ("--precision", "fp32", "--gpu-memory-limit", limit)
     tight, lines = train(small_llama, tmp_path / "tight", *flags, **shape)
     assert tight["execution"] == free["execution"] == "captured"
