@@ -20,12 +20,11 @@ from lorabench.ranks import Ranks
 
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
-# Seconds to capture a length of pack, to start the compiler and to compile a length, and the share of an uncompiled
-# pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.5-0.9 s; 6 s; 3.4-6.7 s; of Llama-2-7B (256
-# to 384 tokens) 0.34-0.38, of RoBERTa-large 0.25 in fp16 and 0.11 in fp32.
-CAPTURE_S = 0.7
-COMPILER_S = 6.0
-COMPILE_S = 5.0
+# Seconds to capture a length of pack, and to compile for all lengths, the compiler's start included; and the share of
+# an uncompiled pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.5-0.9 s; 7-10 s; of
+# Llama-2-7B (224 to 352 tokens) 0.30-0.38, of RoBERTa-large 0.25 in fp16 and 0.11 in fp32.
+CAPTURE_S = 0.6
+COMPILE_S = 9.0
 COMPILED_SAVES = 0.3
 # Part of the free memory that activations may take.
 MEMORY_SHARE = 0.8
@@ -125,9 +124,6 @@ class CapturedExecution(EagerExecution):
     def _shrink(self, problem: str | None) -> None:
         if self._graphs is not None:
             self._graphs.release()
-        if self._passes.compiled:
-            # The compiler keeps code for a few shapes only, and those of larger packs never come back.
-            torch.compiler.reset()
         self._packer = None
         super()._shrink(problem)
 
@@ -211,13 +207,13 @@ class CapturedExecution(EagerExecution):
         self._graphs.release()
         packs = len(totals) * runs_of_totals
         options = []
-        for compiles, token_s, once_s, length_s in (
-            (False, pass_s / usual, 0.0, CAPTURE_S),
-            (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILER_S, CAPTURE_S + COMPILE_S),
+        for compiles, token_s, once_s in (
+            (False, pass_s / usual, 0.0),
+            (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILE_S),
         ):
-            lengths = self._choose_lengths(totals, price=length_s / token_s / runs_of_totals)
+            lengths = self._choose_lengths(totals, price=CAPTURE_S / token_s / runs_of_totals)
             tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
-            seconds = tokens * runs_of_totals * token_s + once_s + length_s * len(lengths)
+            seconds = tokens * runs_of_totals * token_s + once_s + CAPTURE_S * len(lengths)
             options.append((seconds, lengths, compiles))
         plain, compiled = options
         _, lengths, compiles = min(options) if self._passes.can_compile else plain

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,7 @@ def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
     shares = torch.stack([item.outcome.loss_share for item in pending])
     losses = job.ranks.sum(shares).tolist()
     norms = torch.stack([item.outcome.grad_norm.float() for item in pending]).tolist()
+    memory = job.memory.read()  # once for all: the device waits meanwhile
     for item, loss, norm in zip(pending, losses, norms, strict=True):
         if not math.isfinite(loss):
             raise RunError(f"the training loss is {loss} at {name_step(job, item)}")
@@ -92,7 +94,7 @@ def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
         progress.epoch_losses.append(loss)
         count_skipped(job, progress, item, norm)
         if item.step % job.logging_steps == 0 or item.step == job.total_steps:
-            job.sink.write(train_record(job, progress, item, norm))
+            job.sink.write(train_record(job, progress, item, norm, memory))
             progress.losses.clear()
     pending.clear()
 
@@ -147,14 +149,17 @@ def count_skipped(job: Job, progress: Progress, item: Pending, norm: float) -> N
         raise RunError(overflow_advice(f"in {progress.skipped_in_a_row} steps in a row up to step {item.step}"))
 
 
-def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) -> Record:
+def train_record(
+    job: Job, progress: Progress, item: Pending, grad_norm: float, memory: Mapping[str, float | None]
+) -> Record:
     """One line of training: the mean loss since the last line, the norm before clipping, speed and memory.
 
     Speed is that of all steps so far, those included that were taken while this one waited to be read.
+
+    Args:
+        memory: what `MemoryMonitor.read` gives.
     """
     seconds = progress.watch.read()
-    figures = job.memory.read()
-    memory = figures["reserved_gb"] if figures["reserved_gb"] is not None else figures["rss_gb"]
     return {
         "event": "train",
         "step": item.step,
@@ -164,5 +169,5 @@ def train_record(job: Job, progress: Progress, item: Pending, grad_norm: float) 
         "learning_rate": item.learning_rate,
         "examples_per_second": job.plan.rows_until(progress.step) / seconds,
         "seconds_per_step": seconds / progress.step,
-        "memory_gb": memory,
+        "memory_gb": memory["rss_gb"] if memory["reserved_gb"] is None else memory["reserved_gb"],
     }

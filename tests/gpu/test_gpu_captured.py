@@ -334,7 +334,6 @@ def test_a_lack_of_memory_while_capturing_halves_the_packs(
 @pytest.fixture
 def free_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that even a few steps are worth compiling for."""
-    monkeypatch.setattr(captured, "COMPILER_S", 0.0)
     monkeypatch.setattr(captured, "COMPILE_S", 0.0)
 
 

@@ -277,19 +277,6 @@ def test_a_plan_is_taken_over_where_it_still_fits(folders: dict[str, Path], acce
     assert PackPlan.from_json(taken.to_json()) == taken
 
 
-def test_smaller_packs_are_compiled_anew(
-    folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    resets: list[int] = []
-    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
-    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (16, 1))
-    execution._shrink("CUDA out of memory")
-    assert not resets
-    execution._passes.compiled = True
-    execution._shrink("CUDA out of memory")
-    assert resets == [1]
-
-
 class Failing(Uncaptured):
     """Refuses what a machine without a compiler, or a pass that waits for the device, refuses."""
 

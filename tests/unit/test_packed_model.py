@@ -328,5 +328,5 @@ def test_compiling_changes_no_number(
             passes.flat.buffer.zero_()
             found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
-    # The same code for all blocks, but for recomputed ones.
-    assert torch._dynamo.utils.counters["frames"]["ok"] == 2 * (1 + checkpointed)
+    # The same code for all blocks, but for recomputed ones, and for all lengths.
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 1 + checkpointed
