@@ -54,6 +54,21 @@ class _Augmented(torch.autograd.Function):
         return joint[:, :width], joint[:, width:], None, None, None, *updates
 
 
+class _Reduced(torch.autograd.Function):
+    """x A', [adapters, tokens, rank]; the gradient of A is laid out as A is, where autograd's own is transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, matrices)
+        return torch.bmm(x, matrices.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        x, matrices = ctx.saved_tensors
+        (gradient,) = gradients
+        return torch.bmm(gradient, matrices), torch.bmm(gradient.mT, x)
+
+
 class JointProjection(nn.Module):
     """Several projections of one input, some with LoRA, as one product.
 
@@ -144,7 +159,7 @@ class JointProjection(nn.Module):
             dropped = rows.expand(self.adapters, *rows.shape)
             if self.training and self.dropout:
                 dropped, _ = torch.native_dropout(dropped, self.dropout, True)
-            hidden = torch.bmm(dropped, self.lora_a.mT).transpose(0, 1).reshape(len(rows), -1) * self.scaling
+            hidden = _Reduced.apply(dropped, self.lora_a).transpose(0, 1).reshape(len(rows), -1) * self.scaling
             if self.unused:
                 hidden = F.pad(hidden, (0, self.unused))
             joint = _Augmented.apply(rows, hidden, self.weight, self.bias, self.spans, *self.lora_b)
