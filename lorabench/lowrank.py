@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
+from lorabench.products import frozen_linear, multiply, multiprocessors
+
 # Rows of a weight start at multiples of 16 bytes, which fast matrix kernels need; 8 numbers of 16 bit.
 ALIGNMENT = 8
 
@@ -34,10 +36,12 @@ class _Augmented(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         spans: tuple[tuple[int, int], ...],
+        units: int,
         *updates: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(h, weight)
         ctx.spans = spans
+        ctx.units = units
         ctx.rank = updates[0].shape[1]
         return F.linear(torch.cat([x, h], dim=-1), weight, bias)
 
@@ -46,12 +50,12 @@ class _Augmented(torch.autograd.Function):
         h, weight = ctx.saved_tensors
         (dy,) = gradients
         width = weight.shape[1] - h.shape[1]
-        joint = dy @ weight
+        joint = multiply(dy, weight, ctx.units)
         # One product for all, of which the blocks on the diagonal are wanted: it is smaller than starting several.
         products = dy.t() @ h
         blocks = [products[start:end, i * ctx.rank : (i + 1) * ctx.rank] for i, (start, end) in enumerate(ctx.spans)]
         updates = torch.cat(blocks).split([end - start for start, end in ctx.spans])
-        return joint[:, :width], joint[:, width:], None, None, None, *updates
+        return joint[:, :width], joint[:, width:], None, None, None, None, *updates
 
 
 class _Reduced(torch.autograd.Function):
@@ -87,6 +91,7 @@ class JointProjection(nn.Module):
         adapters: list[Any] = [member for member in members if isinstance(member, LoraLinear)]
         self.sizes = [base.out_features for base in self._bases]
         self._inputs = self._bases[0].in_features
+        self._units = multiprocessors(self._bases[0].weight)
         self.adapters = len(adapters)
         self.rank = self.scaling = self.dropout = 0
         self.trained: list[nn.Parameter] = []
@@ -153,7 +158,7 @@ class JointProjection(nn.Module):
         """The members' outputs, each [..., outputs]."""
         rows = x.reshape(-1, self._inputs).to(self.weight.dtype)
         if self.lora_a is None:
-            joint = F.linear(rows, self.weight, self.bias)
+            joint = frozen_linear(rows, self.weight, self.bias, self._units)
         else:
             # Independent masks for each member, as PEFT draws them.
             dropped = rows.expand(self.adapters, *rows.shape)
@@ -162,7 +167,7 @@ class JointProjection(nn.Module):
             hidden = _Reduced.apply(dropped, self.lora_a).transpose(0, 1).reshape(len(rows), -1) * self.scaling
             if self.unused:
                 hidden = F.pad(hidden, (0, self.unused))
-            joint = _Augmented.apply(rows, hidden, self.weight, self.bias, self.spans, *self.lora_b)
+            joint = _Augmented.apply(rows, hidden, self.weight, self.bias, self.spans, self._units, *self.lora_b)
         return joint.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
 
 

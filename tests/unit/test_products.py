@@ -1,0 +1,105 @@
+"""Products that are cut in two: when, and that their numbers and gradients are those of whole ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from test_joints import ROWS, build, make_rows
+
+from lorabench import products
+from lorabench.packed import PackedClassifier
+from lorabench.packing import make_pack
+from lorabench.passes import PackedPasses
+from lorabench.products import frozen_linear, may_cut, multiply
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut small products, too."""
+    monkeypatch.setattr(products, "SHALLOWEST", 2)
+
+
+@given(rows=st.integers(1, 9), half=st.integers(1, 6), columns=st.integers(1, 9), seed=st.integers(0, 99))
+def test_a_cut_product_is_the_whole_one(rows: int, half: int, columns: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(n, m, generator=generator) for n, m in ((rows, 2 * half), (2 * half, columns)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "SHALLOWEST", 2)
+        cut, transposed = multiply(left, right, 100), multiply(left, right.t().contiguous().t(), 100)
+    torch.testing.assert_close(cut, left @ right)
+    torch.testing.assert_close(transposed, left @ right)
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "units", "cuts"),
+    [
+        (288, 12288, 4128, 132, True),
+        (384, 22016, 4096, 132, True),
+        (385, 22016, 4096, 132, False),
+        (288, 4096, 4096, 132, False),
+        (288, 11009, 4096, 132, False),
+        (288, 11008, 4096, 84, False),
+        (128, 11008, 4096, 84, True),
+        (8, 11008, 4096, 0, False),
+    ],
+)
+def test_deep_products_with_few_outputs_are_cut(rows: int, depth: int, columns: int, units: int, cuts: bool) -> None:
+    assert products._cuts(rows, depth, columns, units) == cuts  # pyright: ignore
+
+
+def test_nothing_is_cut_on_the_cpu_or_in_32_bits() -> None:
+    weight = torch.zeros(1, 16384, dtype=torch.bfloat16)
+    assert products.multiprocessors(weight) == 0
+    assert not may_cut(weight)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("units", [0, 1, 100])
+def test_a_frozen_layer_has_the_gradient_of_a_plain_one(units: int, biased: bool, shallow: None) -> None:
+    x = torch.randn(5, 6, requires_grad=True)
+    weight, bias = torch.randn(8, 6), torch.randn(8) if biased else None
+    expected = F.linear(x, weight, bias)
+    found = frozen_linear(x, weight, bias, units)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn(5, 8)
+    (wanted,) = torch.autograd.grad(expected, x, gradient)
+    (got,) = torch.autograd.grad(found, x, gradient)
+    torch.testing.assert_close(got, wanted)
+
+
+def run_packs(folder: Path, family: str, compiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of two packs, and the gradient of both."""
+    classifier = build(folder, family)
+    rows, passes = make_rows(family, classifier), PackedPasses(PackedClassifier(classifier), compiled=compiled)
+    losses = [passes.run(make_pack(rows, range(ROWS), length, ROWS)).clone() for length in (96, 136)]
+    return torch.cat(losses), passes.flat.buffer
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_cut_products_change_no_gradient(
+    family: str, compiled: bool, shallow: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compile_blocks = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile_blocks(call, backend="aot_eager", **how))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses, gradient = run_packs(tmp_path / "whole", family)
+    for module in ("joints", "lowrank", "products"):
+        monkeypatch.setattr(f"lorabench.{module}.multiprocessors", lambda weight: 132)
+    cuts, decide = [], products._cuts  # pyright: ignore
+    if not compiled:
+        monkeypatch.setattr(products, "_cuts", lambda *shape: cuts.append(decide(*shape)) or cuts[-1])
+    cut_losses, cut_gradient = run_packs(tmp_path / "cut", family, compiled)
+    torch.testing.assert_close(cut_losses, losses, rtol=1e-5, atol=1e-6)
+    assert (cut_gradient - gradient).norm() <= 1e-5 * gradient.norm()
+    if compiled:
+        assert torch._dynamo.utils.counters["frames"]["ok"] == 1
+        assert not torch._dynamo.utils.counters["graph_break"]
+    else:
+        assert all(cuts)
+        # Two packs through two blocks, forth and back: three products without LoRA in each; those with it come on top.
+        assert len(cuts) > 2 * 2 * 2 * 3
