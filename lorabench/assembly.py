@@ -14,6 +14,7 @@ from lorabench.errors import ConfigError
 from lorabench.execution import Execution
 from lorabench.execution_choice import Choice, build_execution, choose_execution
 from lorabench.footprint import WeightCount
+from lorabench.head_start import compiling_ahead
 from lorabench.job import Job
 from lorabench.meters import MemoryMonitor, Stopwatch
 from lorabench.model import build_classifier
@@ -131,17 +132,6 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
     checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype)
     placement = place_model(setting, frozen_dtype, checkpointing)
-    watch = Stopwatch(ranks.device)
-    watch.start()
-    # A machine whose files are not whole must not leave the others waiting.
-    classifier = ranks.together(
-        lambda: build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
-    )
-    watch.stop()
-    # From here on ranks draw different numbers: their dropout must not be the same.
-    torch.manual_seed(config.optim.seed + ranks.rank)
-    counts = count_parameters(classifier.adapted)
-    prepared, optimizer = prepare(setting, classifier)
     plan = StepPlan(
         lengths=inputs.tokens["train"].lengths,
         batch_size=config.optim.batch_size,
@@ -151,7 +141,20 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         seed=config.optim.seed,
     )
     steps = total_steps(config.optim, plan.steps_per_epoch)
-    choice = choose_execution(setting, classifier)
+    longest_text = max(max(tokens.lengths) for tokens in inputs.tokens.values())
+    watch = Stopwatch(ranks.device)
+    with compiling_ahead(setting, inputs.model_config, longest_text, steps):
+        watch.start()
+        # A machine whose files are not whole must not leave the others waiting.
+        classifier = ranks.together(
+            lambda: build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
+        )
+        watch.stop()
+    # From here on ranks draw different numbers: their dropout must not be the same.
+    torch.manual_seed(config.optim.seed + ranks.rank)
+    counts = count_parameters(classifier.adapted)
+    prepared, optimizer = prepare(setting, classifier)
+    choice = choose_execution(setting, classifier, longest_text)
     return Built(
         classifier=classifier,
         prepared=prepared,

@@ -5,6 +5,7 @@ program takes one text and one head and holds all of its scores: the forward pas
 backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs.
 """
 
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -16,25 +17,60 @@ TILES = (32, 64, 128)
 _UNKNOWN = ("softcap", "s_aux", "sinks", "position_bias", "block_indices")
 
 
+@dataclass(frozen=True)
+class Question:
+    """What decides which tile texts get.
+
+    Attributes:
+        size: of a head.
+        group: query heads per key head.
+        dtype: of queries, keys and values.
+        causal: no token sees those after it.
+        dropout: of the attention weights, as in training.
+        largest: the tile that the longest text needs, or the largest that there is.
+    """
+
+    size: int
+    group: int
+    dtype: torch.dtype
+    causal: bool
+    dropout: float
+    largest: int
+
+
+def question(config: Any, dtype: torch.dtype, causal: bool, longest: int) -> Question | None:
+    """What a model asks for; None where its heads are not all alike.
+
+    Args:
+        config: of a transformers model.
+        longest: tokens of the longest text.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    if not (isinstance(heads, int) and isinstance(key_heads, int)):
+        return None
+    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+    rates = [getattr(config, name, None) or 0.0 for name in ("attention_dropout", "attention_probs_dropout_prob")]
+    return Question(size, heads // key_heads, dtype, causal, max(rates), tile_for(longest))
+
+
 @cache
-def longest_text(device: torch.device, size: int, group: int, dtype: torch.dtype, causal: bool, dropout: float) -> int:
-    """Tokens of the longest texts that can be attended to here, found by trying; 0 for none.
+def find_tile(asked: Question, device: torch.device) -> int:
+    """The largest tile that works here and that texts need, found by trying; 0 for none.
 
     The shared memory that the kernels take depends on the compiler, so no table would say.
 
     Args:
-        size: of a head.
-        group: query heads per key head.
-        dropout: as in training.
+        device: with its number.
 
     Raises:
         torch.OutOfMemoryError: the device has no memory left to try in.
     """
-    if not _is_supported(device, size, dtype):
+    if not _is_supported(device, asked.size, asked.dtype):
         return 0
-    for tile in reversed(TILES):
+    for tile in reversed([tile for tile in TILES if tile <= asked.largest]):
         try:
-            _try_tile(tile, device, size, group, dtype, causal, dropout)
+            _try_tile(tile, asked, device)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # no Triton, no C compiler, too little shared memory: each has errors of its own
@@ -47,9 +83,7 @@ def _is_supported(device: torch.device, size: int, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and size in (16, 32, 64, 128)
 
 
-def _try_tile(
-    tile: int, device: torch.device, size: int, group: int, dtype: torch.dtype, causal: bool, dropout: float
-) -> None:
+def _try_tile(tile: int, asked: Question, device: torch.device) -> None:
     """Run both passes over texts of up to `tile` tokens. No random number is drawn.
 
     Raises:
@@ -57,12 +91,13 @@ def _try_tile(
     """
     lengths = torch.tensor([tile, 1, tile // 2 + 1, 7])
     segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
-    shapes = [(len(segments), heads, size) for heads in (group, 1, 1)]
+    shapes = [(len(segments), heads, asked.size) for heads in (asked.group, 1, 1)]
     # In the layout that projections leave.
-    inputs = [torch.ones(shape, device=device, dtype=dtype).transpose(0, 1).requires_grad_() for shape in shapes]
+    inputs = [torch.ones(shape, device=device, dtype=asked.dtype).transpose(0, 1).requires_grad_() for shape in shapes]
     bounds, seed = text_bounds(segments, len(lengths) - 1), torch.zeros(1, dtype=torch.int64, device=device)
     with torch.enable_grad():
-        output = attend_within_texts(*inputs, bounds, seed, size**-0.5, causal, dropout, tile)
+        scaling = asked.size**-0.5
+        output = attend_within_texts(*inputs, bounds, seed, scaling, asked.causal, asked.dropout, tile)
         found = torch.autograd.grad(output, inputs, torch.ones_like(output))
     if not all(tensor.isfinite().all().item() for tensor in (output, *found)):
         raise RuntimeError(f"attention within texts of {tile} tokens gives numbers that are not finite")
@@ -74,19 +109,19 @@ def register() -> None:
     from transformers import AttentionInterface
 
     for tile in TILES:
-        AttentionInterface.register(_name(tile), partial(_attend, largest=tile))
+        AttentionInterface.register(name_of(tile), partial(_attend, largest=tile))
 
 
-def name_for(longest: int) -> str:
-    """The attention's name for texts of up to `longest` tokens, at most the largest tile's.
+def tile_for(longest: int) -> int:
+    """The smallest tile for texts of up to `longest` tokens, or the largest that there is.
 
-    Modules know no more of a pack than its mask, so the tile goes by the name. A smaller one leaves room for more
-    programs at once.
+    A smaller one leaves room for more programs at once.
     """
-    return _name(next(tile for tile in TILES if longest <= tile))
+    return next((tile for tile in TILES if longest <= tile), TILES[-1])
 
 
-def _name(tile: int) -> str:
+def name_of(tile: int) -> str:
+    """The attention's name: modules know no more of a pack than its mask, so the tile goes by the name."""
     return f"lorabench_texts_{tile}"
 
 

@@ -108,12 +108,16 @@ class CapturedExecution(EagerExecution):
             try:
                 return self._graphs.run(pack)
             except CompileError as error:
-                self._complain(f"packs run uncompiled: compiling failed ({error})")
-                self._passes.compiled = False
-                self._graphs.release()
+                self._do_without_compiling(error)
             except CaptureError as error:
                 self._do_without_graphs(error)
         return self._passes.run(pack.to(self._ranks.device))
+
+    def _do_without_compiling(self, error: CompileError) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
+        self._passes.compiled = False
+        self._complain(f"packs run uncompiled: compiling failed ({error})")
 
     def _do_without_graphs(self, error: CaptureError) -> None:
         if self._graphs is not None:
@@ -162,6 +166,9 @@ class CapturedExecution(EagerExecution):
             chosen, passes.compiled = self._weigh_compiling(
                 totals, self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
             )
+            chosen = self._leave_out_slow_lengths(chosen)
+        except CompileError as error:
+            self._do_without_compiling(error)
         except CaptureError as error:
             self._do_without_graphs(error)
         return chosen
@@ -192,6 +199,22 @@ class CapturedExecution(EagerExecution):
                 f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
             )
         return count
+
+    def _leave_out_slow_lengths(self, lengths: Sequence[int]) -> list[int]:
+        """Without those whose passes take as long as those of a longer one: for some sizes the kernels are poor."""
+        if self._graphs is None:
+            raise RuntimeError("only graphs have a time of their own")
+        packer = self._make_packer(lengths)
+        kept: list[int] = []
+        least = math.inf
+        for length in reversed(lengths):
+            example = packer.example(length)
+            seconds = self._graphs.time(example)
+            if seconds < least:
+                kept, least = [length, *kept], seconds
+            else:
+                self._graphs.forget(example)
+        return kept
 
     def _weigh_compiling(self, totals: Sequence[int], runs_of_totals: float) -> tuple[list[int], bool]:
         """The lengths of packs, and whether the run is long enough for what compiling saves to exceed what it takes.

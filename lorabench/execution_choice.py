@@ -33,10 +33,13 @@ class Choice:
     packed: PackedClassifier | None = None
 
 
-def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice:
+def choose_execution(setting: Setting, classifier: SequenceClassifier, longest_text: int) -> Choice:
     """What `--execution` asks for, or allows.
 
     A collective call: ranks that lay out their gradients differently would add up what does not belong together.
+
+    Args:
+        longest_text: tokens of the longest text of all splits.
 
     Raises:
         ConfigError: `captured` was asked for, and the model cannot be.
@@ -46,7 +49,7 @@ def choose_execution(setting: Setting, classifier: SequenceClassifier) -> Choice
         return Choice("eager", "as asked for")
     obstacle = capture_obstacle(setting.strategy, setting.ranks.device.type)
     autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
-    packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast))
+    packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast, longest_text))
     if isinstance(packed, PackedClassifier):
         how = "packed rows, CUDA graphs" if setting.ranks.device.type == "cuda" else "packed rows"
         return Choice("captured", how, packed)
@@ -68,7 +71,7 @@ def agree(ranks: Ranks, packed: PackedClassifier | str) -> PackedClassifier | st
         rank, reason = found[0]
         return reason if ranks.world_size == 1 else f"rank {rank}: {reason}"
     if isinstance(packed, PackedClassifier):
-        packed.longest_tile_text = min(ranks.gather(packed.longest_tile_text))
+        packed.tile = min(ranks.gather(packed.tile))
     return packed
 
 

@@ -15,8 +15,6 @@ from lorabench.meters import is_out_of_memory
 from lorabench.packing import Pack
 from lorabench.passes import PackedPasses
 
-# Runs of a pass before it is captured: the first compiles and chooses kernels.
-WARM_UPS = 2
 # Passes that are timed together.
 TIMED = 5
 
@@ -38,6 +36,10 @@ class _Captured:
     losses: torch.Tensor
 
 
+def _shape(pack: Pack) -> tuple[int, int]:
+    return pack.length, len(pack.labels)
+
+
 class GraphedPasses:
     """Passes as CUDA graphs, one per shape of pack; all share one memory pool, since they never run at once."""
 
@@ -55,7 +57,7 @@ class GraphedPasses:
             CompileError: the first pass of this shape cannot be compiled; gradients and random numbers are as before.
             CaptureError: it cannot be captured; likewise.
         """
-        shape = (pack.length, len(pack.labels))
+        shape = _shape(pack)
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(pack)
         captured = self._graphs[shape]
@@ -74,6 +76,10 @@ class GraphedPasses:
             end.record()
             end.synchronize()
         return start.elapsed_time(end) / TIMED / 1e3
+
+    def forget(self, pack: Pack) -> None:
+        """Give up the graph for packs of this shape."""
+        self._graphs.pop(_shape(pack), None)
 
     def release(self) -> None:
         """Give back the graphs' memory; they are captured anew when they are needed."""
@@ -114,9 +120,9 @@ class GraphedPasses:
         return _Captured(graph, inputs, losses)
 
     def _warm_up(self, inputs: Pack) -> None:
+        """One pass as it is, which compiles, and loads what may not be loaded while a graph is captured."""
         try:
-            for _ in range(WARM_UPS):
-                self._passes.run(inputs)
+            self._passes.run(inputs)
         except Exception as error:  # a compiler may fail in any way
             if not self._passes.compiled or is_out_of_memory(error):
                 raise

@@ -30,20 +30,26 @@ class PackedClassifier:
 
     Args:
         autocast: dtype of the computation; None for the weights' own.
+        longest_text: tokens of the longest text that there will be, as far as is known.
 
     Raises:
         LookupError: the model is no stack of blocks.
         torch.OutOfMemoryError: no memory is left to try the attention within texts in.
 
     Attributes:
-        longest_tile_text: tokens of the longest text that needs no mask, 0 for none; as long as the model's device
-            allows. It may be lowered, and must be the same on all data parallel ranks: how many passes an evaluation
-            has follows from it.
+        tile: tokens of the longest text that needs no mask, 0 for none: one of `attention.TILES`, as large as texts
+            ask for and the model's device allows. It may be lowered, and must be the same on all data parallel ranks:
+            how many passes an evaluation has follows from it.
         blocks: the model's transformer blocks, in order.
         embeddings: the module that turns token ids into the first hidden states.
     """
 
-    def __init__(self, classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        classifier: SequenceClassifier,
+        autocast: torch.dtype | None = None,
+        longest_text: int = attention.TILES[-1],
+    ) -> None:
         self.classifier = classifier
         self.autocast = autocast
         self._base: Any = classifier.adapted.get_base_model()
@@ -64,21 +70,14 @@ class PackedClassifier:
         self._window: int | None = getattr(self._base.config, "sliding_window", None)
         if kinds == {"full_attention"}:
             self._window = None
-        self.longest_tile_text = self._find_longest_tile_text()
+        self.tile = self._find_tile(longest_text)
         # Last: a model that cannot be packed is left as it was.
         self._hook = None if self._pools_last else owner.register_forward_hook(self._pool_first)
 
-    def _find_longest_tile_text(self) -> int:
-        config = self._base.config
-        heads = getattr(config, "num_attention_heads", None)
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        if not (isinstance(heads, int) and isinstance(key_heads, int)):
-            return 0  # none, or other ones in each block
-        size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
-        device = next(self.classifier.parameters()).device
+    def _find_tile(self, longest_text: int) -> int:
         dtype = self.autocast or self._body.dtype
-        rates = [getattr(config, name, None) or 0.0 for name in ("attention_dropout", "attention_probs_dropout_prob")]
-        return attention.longest_text(device, size, heads // key_heads, dtype, self._pools_last, max(rates))
+        asked = attention.question(self._base.config, dtype, self._pools_last, longest_text)
+        return 0 if asked is None else attention.find_tile(asked, next(self.classifier.parameters()).device)
 
     def detach(self) -> None:
         """Leave the model without anything of this one."""
@@ -102,7 +101,7 @@ class PackedClassifier:
     def _fits_tiles(self, longest_text: int) -> bool:
         """Whether texts are so short that attention within them is one tile each."""
         sees_all = self._window is None or longest_text <= self._window
-        return sees_all and max(1, longest_text) <= self.longest_tile_text
+        return sees_all and max(1, longest_text) <= self.tile
 
     @contextmanager
     def attending(self, pack: Pack) -> Iterator[None]:
@@ -113,7 +112,7 @@ class PackedClassifier:
         config = self._base.config
         attention.register()
         before = config._attn_implementation
-        config._attn_implementation = attention.name_for(pack.longest)
+        config._attn_implementation = attention.name_of(self.tile)
         try:
             yield
         finally:
@@ -165,7 +164,9 @@ class PackedClassifier:
         }
 
 
-def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = None) -> PackedClassifier | str:
+def try_packing(
+    classifier: SequenceClassifier, autocast: torch.dtype | None = None, longest_text: int = attention.TILES[-1]
+) -> PackedClassifier | str:
     """The classifier over packs, or in a few words why its architecture allows none.
 
     It is tried on a few tiny texts: in one pack and each alone, they must get the same logits. A model that needs more
@@ -179,7 +180,7 @@ def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = N
     if kernels not in _MASKED_ATTENTION:
         return f"attention {kernels} takes no block mask"
     try:
-        packed = PackedClassifier(classifier, autocast)
+        packed = PackedClassifier(classifier, autocast, longest_text)
     except Exception as error:
         return _refusal(base, error)
     was_training = classifier.training
@@ -187,8 +188,8 @@ def try_packing(classifier: SequenceClassifier, autocast: torch.dtype | None = N
     obstacle = "not tried yet"
     try:
         obstacle = _obstacle(packed)
-        if obstacle and packed.longest_tile_text:
-            packed.longest_tile_text = 0
+        if obstacle and packed.tile:
+            packed.tile = 0
             obstacle = _obstacle(packed)
     finally:
         classifier.train(was_training)

@@ -146,10 +146,11 @@ def _predict(
     collate = PaddedCollator(tokens, (1.0,) * classes, pad_id(tokenizer))
     logits = torch.empty(len(rows), classes)
     is_half = compute_dtype != torch.float32
-    packed = try_packing(classifier, compute_dtype if is_half else None) if on_gpu and packs else None
+    autocast, longest = compute_dtype if is_half else None, max(tokens.lengths)
+    packed = try_packing(classifier, autocast, longest) if on_gpu and packs else None
     if isinstance(packed, PackedClassifier):
         with torch.no_grad():
-            for run in evaluation_runs(tokens.lengths, 1, 0, packed.longest_pack(max(tokens.lengths))):
+            for run in evaluation_runs(tokens.lengths, 1, 0, packed.longest_pack(longest)):
                 logits[run.rows] = packed(make_pack(collate, run.rows).to(device)).cpu()
         return logits
     with torch.no_grad(), torch.autocast(device.type, dtype=compute_dtype, enabled=is_half):

@@ -42,19 +42,21 @@ class Architecture:
     Attributes:
         targets: modules that get LoRA by default.
         tokenizer: marks around a row where a stand-in is trained: `[CLS] x [SEP]`, `<s> x </s>` or `<s> x`.
+        causal: no token sees those after it.
     """
 
     targets: tuple[str, ...]
     tokenizer: Literal["bert", "roberta", "llama"]
+    causal: bool
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "bert": Architecture(targets=("query", "value"), tokenizer="bert"),
-        "roberta": Architecture(targets=("query", "value"), tokenizer="roberta"),
-        "llama": Architecture(targets=("q_proj", "v_proj"), tokenizer="llama"),
-        "mistral": Architecture(targets=("q_proj", "v_proj"), tokenizer="llama"),
-        "qwen2": Architecture(targets=("q_proj", "v_proj"), tokenizer="llama"),
+        "bert": Architecture(targets=("query", "value"), tokenizer="bert", causal=False),
+        "roberta": Architecture(targets=("query", "value"), tokenizer="roberta", causal=False),
+        "llama": Architecture(targets=("q_proj", "v_proj"), tokenizer="llama", causal=True),
+        "mistral": Architecture(targets=("q_proj", "v_proj"), tokenizer="llama", causal=True),
+        "qwen2": Architecture(targets=("q_proj", "v_proj"), tokenizer="llama", causal=True),
     }
 )
 

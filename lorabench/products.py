@@ -20,7 +20,7 @@ BLOCK = 128
 # Above this share of multiprocessors that a whole product keeps busy it is left whole.
 BUSY = 0.8
 # Less depth is not worth the adding up.
-SHALLOWEST = 8192
+SHALLOWEST = 6144
 
 
 def multiprocessors(weight: torch.Tensor) -> int:

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lorabench import attention, captured, train
+from lorabench.attention import Question
 from lorabench.batching import PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
@@ -109,7 +110,8 @@ def test_attention_within_texts_is_that_of_a_block_mask(
     heads: int, key_heads: int, size: int, causal: bool, largest: int
 ) -> None:
     torch.manual_seed(0)
-    tile = attention.longest_text(torch.device("cuda"), size, heads // key_heads, torch.bfloat16, causal, 0.0)
+    asked = Question(size, heads // key_heads, torch.bfloat16, causal, 0.0, 128)
+    tile = attention.find_tile(asked, torch.device("cuda", 0))
     if tile < largest:
         pytest.skip(f"texts of {largest} tokens need more shared memory than this card has")
     lengths = [length for length in (5, 60, 1, 33, 100, 0, 32, 64) if length <= largest]
@@ -140,8 +142,8 @@ def test_attention_within_texts_is_that_of_a_block_mask(
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_texts_of_64_tokens_need_no_mask_on_any_card(heads: int, key_heads: int, size: int, dropout: float) -> None:
     for causal in (False, True):
-        shape = (torch.device("cuda"), size, heads // key_heads, torch.bfloat16, causal, dropout)
-        assert attention.longest_text(*shape) >= 64
+        asked = Question(size, heads // key_heads, torch.bfloat16, causal, dropout, 128)
+        assert attention.find_tile(asked, torch.device("cuda", 0)) >= 64
 
 
 def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,11 +158,11 @@ def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch
         return backward(*arguments)
 
     monkeypatch.setattr(attention_kernels, "backward", limited)
-    attention.longest_text.cache_clear()
+    attention.find_tile.cache_clear()
     try:
-        assert attention.longest_text(torch.device("cuda"), 64, 2, torch.bfloat16, True, 0.0) == 64
+        assert attention.find_tile(Question(64, 2, torch.bfloat16, True, 0.0, 128), torch.device("cuda", 0)) == 64
     finally:
-        attention.longest_text.cache_clear()
+        attention.find_tile.cache_clear()
     assert tried == [128, 64]
 
 
@@ -172,12 +174,12 @@ def test_a_smaller_tile_gives_the_numbers_of_a_mask(
     monkeypatch.setattr(attention, "attend_within_texts", lambda *given: tiles.append(given[-1]) or attend(*given))
     passes, rows, classifier = make_passes(models[family], dropout=0.0)
     classifier.eval()
-    assert passes.packed.longest_tile_text >= 64
+    assert passes.packed.tile >= 64
     pack = make_pack(rows, range(8), 384, 10, longest=64).to(torch.device("cuda"))
     assert max(rows.data.lengths) > 32
     found = []
     for longest in (64, 0):
-        passes.packed.longest_tile_text = longest
+        passes.packed.tile = longest
         tiles.clear()
         passes.flat.buffer.zero_()
         found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))

@@ -13,6 +13,7 @@ from toys import OneRank
 
 import lorabench
 from lorabench import attention
+from lorabench.attention import Question
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs
@@ -76,31 +77,31 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.setattr(lorabench, "attention_kernels", stand_in, raising=False)
     monkeypatch.setattr(attention, "_is_supported", lambda *asked: True)
-    attention.longest_text.cache_clear()
+    attention.find_tile.cache_clear()
     yield stand_in
-    attention.longest_text.cache_clear()
+    attention.find_tile.cache_clear()
 
 
-def longest_text() -> int:
-    return attention.longest_text(CPU, 16, 2, torch.float32, True, 0.1)
+def find_tile() -> int:
+    return attention.find_tile(Question(16, 2, torch.float32, True, 0.1, 128), CPU)
 
 
 @pytest.mark.parametrize("limit", [128, 64, 32, 0])
 def test_the_largest_tile_is_one_whose_backward_pass_runs(limit: int, kernels: Kernels) -> None:
     kernels.limit = limit
     before = torch.get_rng_state()
-    assert longest_text() == limit
+    assert find_tile() == limit
     tried = [tile for tile, _ in kernels.used]
     assert tried == [tile for tile in (128, 64, 32) if tile >= limit]
     assert torch.equal(torch.get_rng_state(), before)
     kernels.limit = 128
-    assert longest_text() == limit, "tried once only"
+    assert find_tile() == limit, "tried once only"
 
 
 def test_without_triton_there_are_no_tiles(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(lorabench, "attention_kernels")
     monkeypatch.setitem(sys.modules, kernels.__name__, None)
-    assert longest_text() == 0
+    assert find_tile() == 0
 
 
 def test_gradients_that_are_not_finite_are_no_success(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_gradients_that_are_not_finite_are_no_success(kernels: Kernels, monkeypa
         return backward(gradient * (torch.inf if others[-1] > 32 else 1), *others)
 
     monkeypatch.setattr(kernels, "backward", overflow)
-    assert longest_text() == 32
+    assert find_tile() == 32
 
 
 def test_a_lack_of_memory_is_no_answer(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +121,8 @@ def test_a_lack_of_memory_is_no_answer(kernels: Kernels, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched:
         patched.setattr(kernels, "forward", fail)
         with pytest.raises(torch.OutOfMemoryError):
-            longest_text()
-    assert longest_text() == 128, "nothing was remembered"
+            find_tile()
+    assert find_tile() == 128, "nothing was remembered"
 
 
 @pytest.mark.parametrize(
@@ -132,12 +133,19 @@ def test_what_the_kernels_cannot_take_is_not_tried(
     device: str, size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "_try_tile", lambda *asked: pytest.fail("tried"))
-    assert attention.longest_text(torch.device(device), size, 1, dtype, True, 0.0) == 0
+    assert attention.find_tile(Question(size, 1, dtype, True, 0.0, 128), torch.device(device)) == 0
 
 
 def test_the_smallest_tile_that_holds_a_text_is_used() -> None:
-    names = [attention.name_for(longest) for longest in (1, 32, 33, 64, 65, 128)]
-    assert [name.rpartition("_")[2] for name in names] == ["32", "32", "64", "64", "128", "128"]
+    assert [attention.tile_for(longest) for longest in (1, 32, 33, 64, 65, 128, 500)] == [
+        32,
+        32,
+        64,
+        64,
+        128,
+        128,
+        128,
+    ]
 
 
 def build(folder: Path, family: str) -> SequenceClassifier:
@@ -165,12 +173,12 @@ def test_a_smaller_tile_gives_the_numbers_of_a_mask(family: str, kernels: Kernel
     classifier = build(tmp_path, family)
     packed = try_packing(classifier)
     assert isinstance(packed, PackedClassifier), packed
-    assert packed.longest_tile_text == 64
+    assert packed.tile == 64
     passes = PackedPasses(packed)
     pack = make_pack(make_rows(classifier), range(ROWS), 256, ROWS + 2)
     found = []
     for longest in (64, 32, 0):  # 40 tokens fit into the first
-        packed.longest_tile_text = longest
+        packed.tile = longest
         kernels.used.clear()
         passes.flat.buffer.zero_()
         found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))
@@ -186,9 +194,9 @@ def test_the_length_of_packs_follows_the_lowered_limit(
 ) -> None:
     classifier = build(tmp_path, "llama")
     packed, rows, ranks = PackedClassifier(classifier), make_rows(classifier), OneRank()
-    assert packed.longest_tile_text == 128
+    assert packed.tile == 128
     assert [packed.longest_pack(n) for n in (40, 128, 129)] == [LONGEST_PACK, LONGEST_PACK, LONGEST_MASKED_PACK]
-    packed.longest_tile_text = 32
+    packed.tile = 32
     assert [packed.longest_pack(n) for n in (32, 33)] == [LONGEST_PACK, LONGEST_MASKED_PACK]
     monkeypatch.setattr("lorabench.packed.LONGEST_MASKED_PACK", 64)
     kernels.used.clear()
@@ -235,7 +243,7 @@ def test_scores_that_are_capped_are_computed_under_a_mask(kernels: Kernels, tmp_
     classifier = tiny.build_tiny(save_gemma2(tmp_path), lora=lora).eval()
     packed = try_packing(classifier)
     assert isinstance(packed, PackedClassifier), packed
-    assert packed.longest_tile_text == 0
+    assert packed.tile == 0
     kernels.used.clear()
     rows = make_rows(classifier)
     with torch.no_grad():
@@ -259,16 +267,19 @@ def test_attention_that_gives_other_logits_is_done_without(
     monkeypatch.setattr(kernels, "forward", lambda *arguments: forward(*arguments) * 2)
     packed = try_packing(build(tmp_path, "bert"))
     assert isinstance(packed, PackedClassifier), packed
-    assert packed.longest_tile_text == 0
+    assert packed.tile == 0
 
 
 def test_the_rate_of_dropout_and_the_heads_are_those_of_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(attention, "longest_text", lambda *shape: asked.append(shape) or 32)
+    monkeypatch.setattr(attention, "find_tile", lambda question, device: asked.append((question, device)) or 32)
     PackedClassifier(build(tmp_path / "llama", "llama"), torch.bfloat16)
     bert = build(tmp_path / "bert", "bert")
     bert.config.attention_probs_dropout_prob = 0.25
-    assert PackedClassifier(bert).longest_tile_text == 32
-    assert asked == [(CPU, 8, 2, torch.bfloat16, True, 0.0), (CPU, 8, 1, torch.float32, False, 0.25)]
+    assert PackedClassifier(bert).tile == 32
+    assert asked == [
+        (Question(8, 2, torch.bfloat16, True, 0.0, 128), CPU),
+        (Question(8, 1, torch.float32, False, 0.25, 128), CPU),
+    ]

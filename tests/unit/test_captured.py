@@ -196,6 +196,8 @@ class Timed:
     def time(self, pack: Any) -> float:
         return self._pass_s
 
+    def forget(self, pack: Any) -> None: ...
+
     def release(self) -> None: ...
 
 
@@ -210,6 +212,35 @@ def test_long_runs_of_slow_passes_are_compiled(
     assert found == compiles
     assert lengths == sorted(lengths) and lengths[-1] >= 200
     assert ("not compiled" in said[0]) == (not compiles)
+
+
+class TimedByLength(Timed):
+    """Passes whose time depends on their length.
+
+    Attributes:
+        forgotten: lengths whose graphs were given up.
+    """
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        super().__init__(0.0)
+        self._seconds = seconds
+        self.forgotten: list[int] = []
+
+    def time(self, pack: Any) -> float:
+        return self._seconds[pack.length]
+
+    def forget(self, pack: Any) -> None:
+        self.forgotten.append(pack.length)
+
+
+def test_lengths_that_take_as_long_as_longer_ones_are_left_out(
+    folders: dict[str, Path], accelerator: Accelerator
+) -> None:
+    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+    execution._graphs = graphs = TimedByLength({224: 15.8, 240: 16.5, 256: 16.2, 320: 19.9, 336: 19.2, 352: 19.2})
+    kept = execution._leave_out_slow_lengths([224, 240, 256, 320, 336, 352])  # pyright: ignore
+    assert kept == [224, 256, 352]
+    assert sorted(graphs.forgotten) == [240, 320, 336]
 
 
 class Uncaptured(Timed):
@@ -311,6 +342,22 @@ def test_what_cannot_be_compiled_or_captured_runs_as_it_is(
     if not captures:
         expected.append("packs run without graphs: capturing one failed (not permitted)")
     assert said == expected
+
+
+def test_a_compiler_that_fails_while_lengths_are_timed_is_done_without(
+    folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorabench.captured.COMPILE_S", 0.0)
+    said: list[str] = []
+    execution, _, _, _ = make_execution(
+        "captured", "llama", folders["llama"], accelerator, (8, 2), complain=said.append
+    )
+    execution._graphs = graphs = Failing(execution._passes)
+    graphs.compiles = False
+    graphs.time = lambda pack: graphs.run(pack).sum().item() * 0 + 0.01
+    lengths = execution._decide()
+    assert lengths and not execution._passes.compiled
+    assert said == ["packs run uncompiled: compiling failed (no C compiler)"]
 
 
 def test_checkpointed_blocks_change_no_number(folders: dict[str, Path], accelerator: Accelerator) -> None:

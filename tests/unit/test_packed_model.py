@@ -296,7 +296,7 @@ def test_a_lack_of_memory_says_nothing_about_the_model(
     assert raised.value is error
     assert count_hooks(classifier) == 0
     assert classifier.training
-    monkeypatch.setattr("lorabench.attention.longest_text", fail)
+    monkeypatch.setattr("lorabench.attention.find_tile", fail)
     with pytest.raises(type(error)):
         try_packing(classifier)
     assert count_hooks(classifier) == 0

@@ -1,0 +1,107 @@
+"""What is compiled while the model is still being built, and that it is what the model will ask for."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from lorabench import attention, head_start
+from lorabench.attention import Question
+from lorabench.head_start import FEWEST_PASSES, compiling_ahead
+from lorabench.packed import PackedClassifier
+
+GPU = torch.device("cuda", 3)
+
+
+class Begun:
+    """What was begun: questions with their devices, and the compiler."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Question, torch.device]] = []
+        self.compilers = 0
+
+    def find_tile(self, question: Question, device: torch.device) -> int:
+        self.asked.append((question, device))
+        return 32
+
+    def start_compiler(self) -> None:
+        self.compilers += 1
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """As if there were four GPUs."""
+    found = Begun()
+    monkeypatch.setattr(attention, "find_tile", found.find_tile)
+    monkeypatch.setattr(head_start, "start_compiler", found.start_compiler)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: GPU.index)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return found
+
+
+def make_setting(precision: str = "bf16", strategy: str = "DDP", device: str = "cuda", **optim: Any) -> Any:
+    options = SimpleNamespace(**{"execution": "auto", "gradient_accumulation": 1, **optim})
+    ranks = SimpleNamespace(device=torch.device(device))
+    return SimpleNamespace(config=SimpleNamespace(optim=options), ranks=ranks, strategy=strategy, precision=precision)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize("longest", [20, 75, 500])
+def test_the_tile_is_tried_that_the_model_will_ask_for(
+    family: str, longest: int, begun: Begun, tmp_path: Path
+) -> None:
+    classifier = tiny.build_tiny(tiny.save_tiny(tmp_path, family))
+    with compiling_ahead(make_setting(), classifier.config, longest, steps=1):
+        pass
+    ((ahead, device),) = begun.asked
+    PackedClassifier(classifier, torch.bfloat16, longest)
+    assert begun.asked[1][0] == ahead
+    assert device == GPU
+
+
+@pytest.mark.parametrize(("steps", "accumulation", "started"), [(FEWEST_PASSES - 1, 1, 0), (FEWEST_PASSES // 2, 2, 1)])
+def test_the_compiler_starts_for_long_runs(steps: int, accumulation: int, started: int, begun: Begun) -> None:
+    setting = make_setting(gradient_accumulation=accumulation)
+    with compiling_ahead(setting, tiny.tiny_config("llama"), 20, steps):
+        pass
+    assert begun.compilers == started
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        make_setting(execution="eager"),
+        make_setting(device="cpu"),
+        make_setting(strategy="FSDP2"),
+    ],
+    ids=["eager", "CPU", "sharded"],
+)
+def test_nothing_is_begun_for_steps_that_are_not_captured(setting: Any, begun: Begun) -> None:
+    with compiling_ahead(setting, tiny.tiny_config("llama"), 20, 10**6):
+        pass
+    assert not begun.asked and not begun.compilers
+
+
+def test_no_tile_is_tried_in_32_bits_or_for_an_unknown_family(begun: Begun) -> None:
+    with compiling_ahead(make_setting("fp32"), tiny.tiny_config("llama"), 20, 1):
+        pass
+    with compiling_ahead(make_setting(), SimpleNamespace(model_type="gemma9"), 20, 1):
+        pass
+    assert not begun.asked
+
+
+def test_what_fails_ahead_does_not_end_the_run(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(head_start, "start_compiler", fail)
+    with compiling_ahead(make_setting(), tiny.tiny_config("llama"), 20, 10**6):
+        pass
+    assert len(begun.asked) == 1
+    monkeypatch.setattr(attention, "find_tile", fail)
+    with compiling_ahead(make_setting(), tiny.tiny_config("llama"), 20, 10**6):
+        pass
