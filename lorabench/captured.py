@@ -21,9 +21,9 @@ from lorabench.ranks import Ranks
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
 # Seconds to capture a length of pack, and to compile for all lengths, the compiler's start included; and the share of
-# an uncompiled pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.5-0.9 s; 7-10 s; of
+# an uncompiled pass that compiling saves. Measured on an H100 and an H200, torch 2.11: 0.3-0.5 s; 7-10 s; of
 # Llama-2-7B (224 to 352 tokens) 0.30-0.38, of RoBERTa-large 0.25 in fp16 and 0.11 in fp32.
-CAPTURE_S = 0.6
+CAPTURE_S = 0.4
 COMPILE_S = 9.0
 COMPILED_SAVES = 0.3
 # Part of the free memory that activations may take.
