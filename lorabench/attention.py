@@ -5,8 +5,11 @@ program takes one text and one head and holds all of its scores: the forward pas
 backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -94,13 +97,33 @@ def _try_tile(tile: int, asked: Question, device: torch.device) -> None:
     shapes = [(len(segments), heads, asked.size) for heads in (asked.group, 1, 1)]
     # In the layout that projections leave.
     inputs = [torch.ones(shape, device=device, dtype=asked.dtype).transpose(0, 1).requires_grad_() for shape in shapes]
-    bounds, seed = text_bounds(segments, len(lengths) - 1), torch.zeros(1, dtype=torch.int64, device=device)
-    with torch.enable_grad():
-        scaling = asked.size**-0.5
-        output = attend_within_texts(*inputs, bounds, seed, scaling, asked.causal, asked.dropout, tile)
-        found = torch.autograd.grad(output, inputs, torch.ones_like(output))
+    bounds = text_bounds(segments, len(lengths) - 1)
+    seed = torch.zeros(1, dtype=torch.int64, device=device) if asked.dropout else bounds
+    settings = (bounds, seed, asked.size**-0.5, asked.causal, asked.dropout, tile)
+    gradient = torch.ones_like(inputs[0].transpose(0, 1))
+    plain = [tensor.detach() for tensor in inputs]
+    with torch.enable_grad(), _meanwhile(device, lambda: _backward(gradient, *plain, *settings)):
+        output = attend_within_texts(*inputs, *settings)
+    found = torch.autograd.grad(output, inputs, gradient)
     if not all(tensor.isfinite().all().item() for tensor in (output, *found)):
         raise RuntimeError(f"attention within texts of {tile} tokens gives numbers that are not finite")
+
+
+@contextmanager
+def _meanwhile(device: torch.device, work: Callable[[], Any]) -> Iterator[None]:
+    """Do some work in a thread of its own: the two kernels take seconds to compile. Its errors are not raised."""
+
+    def run() -> None:
+        # Threads have current devices of their own.
+        with suppress(Exception), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            work()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 @cache
@@ -185,9 +208,8 @@ def _attend(
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    seed = (
-        torch.randint(2**31, (1,), device=device) if dropout else torch.zeros((1,), dtype=torch.int64, device=device)
-    )
+    # Without dropout nothing reads the seed: any tensor will do.
+    seed = torch.randint(2**31, (1,), device=device) if dropout else attention_mask
     causal = bool(getattr(module, "is_causal", False))
     output = attend_within_texts(query[0], key[0], value[0], attention_mask, seed, scaling, causal, dropout, largest)
     return output[None], None
@@ -212,7 +234,7 @@ def attend_within_texts(
         key: [key heads, tokens, size]; neighbouring query heads share one.
         value: like `key`.
         bounds: what `text_bounds` gives.
-        seed: of the dropout, [1].
+        seed: of the dropout, [1]; any tensor without dropout.
         causal: a token sees none that come after it.
         dropout: probability with which a weight is set to zero.
         largest: of `TILES`; no text is longer.
