@@ -94,13 +94,13 @@ def _try_tile(tile: int, asked: Question, device: torch.device) -> None:
     """
     lengths = torch.tensor([tile, 1, tile // 2 + 1, 7])
     segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
-    shapes = [(len(segments), heads, asked.size) for heads in (asked.group, 1, 1)]
+    shapes = [(1, len(segments), heads, asked.size) for heads in (asked.group, 1, 1)]
     # In the layout that projections leave.
-    inputs = [torch.ones(shape, device=device, dtype=asked.dtype).transpose(0, 1).requires_grad_() for shape in shapes]
+    inputs = [torch.ones(shape, device=device, dtype=asked.dtype).transpose(1, 2).requires_grad_() for shape in shapes]
     bounds = text_bounds(segments, len(lengths) - 1)
     seed = torch.zeros(1, dtype=torch.int64, device=device) if asked.dropout else bounds
     settings = (bounds, seed, asked.size**-0.5, asked.causal, asked.dropout, tile)
-    gradient = torch.ones_like(inputs[0].transpose(0, 1))
+    gradient = torch.ones_like(inputs[0].transpose(1, 2))
     plain = [tensor.detach() for tensor in inputs]
     with torch.enable_grad(), _meanwhile(device, lambda: _backward(gradient, *plain, *settings)):
         output = attend_within_texts(*inputs, *settings)
@@ -211,8 +211,7 @@ def _attend(
     # Without dropout nothing reads the seed: any tensor will do.
     seed = torch.randint(2**31, (1,), device=device) if dropout else attention_mask
     causal = bool(getattr(module, "is_causal", False))
-    output = attend_within_texts(query[0], key[0], value[0], attention_mask, seed, scaling, causal, dropout, largest)
-    return output[None], None
+    return attend_within_texts(query, key, value, attention_mask, seed, scaling, causal, dropout, largest), None
 
 
 @torch.library.custom_op("lorabench::attend_within_texts", mutates_args=())
@@ -227,11 +226,13 @@ def attend_within_texts(
     dropout: float,
     largest: int,
 ) -> torch.Tensor:
-    """Softmax attention of each token to those of its own text, [tokens, heads, size]; zero for the padding.
+    """Softmax attention of each token to those of its own text, [1, tokens, heads, size]; zero for the padding.
+
+    The dimension of one is what modules have. To take it off before would make the compiler copy its inputs.
 
     Args:
-        query: [heads, tokens, size].
-        key: [key heads, tokens, size]; neighbouring query heads share one.
+        query: [1, heads, tokens, size].
+        key: [1, key heads, tokens, size]; neighbouring query heads share one.
         value: like `key`.
         bounds: what `text_bounds` gives.
         seed: of the dropout, [1]; any tensor without dropout.
@@ -241,13 +242,14 @@ def attend_within_texts(
     """
     from lorabench import attention_kernels
 
-    return attention_kernels.forward(query, key, value, bounds, seed, scaling, causal, dropout, largest)
+    inputs = (query[0], key[0], value[0], bounds, seed)
+    return attention_kernels.forward(*inputs, scaling, causal, dropout, largest)[None]
 
 
 @attend_within_texts.register_fake
 def _(query: torch.Tensor, *others: Any) -> torch.Tensor:
-    heads, tokens, size = query.shape
-    return query.new_empty(tokens, heads, size)
+    _, heads, tokens, size = query.shape
+    return query.new_empty(1, tokens, heads, size)
 
 
 @torch.library.custom_op("lorabench::attend_within_texts_backward", mutates_args=())
@@ -265,14 +267,16 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from lorabench import attention_kernels
 
-    return attention_kernels.backward(gradient, query, key, value, bounds, seed, scaling, causal, dropout, largest)
+    inputs = (gradient[0], query[0], key[0], value[0], bounds, seed)
+    found = attention_kernels.backward(*inputs, scaling, causal, dropout, largest)
+    return found[0][None], found[1][None], found[2][None]
 
 
 @_backward.register_fake
 def _(
     gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    found = [t.new_empty(t.shape[1], t.shape[0], t.shape[2]).transpose(0, 1) for t in (query, key, value)]
+    found = [t.new_empty(1, t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in (query, key, value)]
     return found[0], found[1], found[2]
 
 

@@ -148,7 +148,8 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     With `dynamic=True` the sizes of the weights would be unknown to the code as well, and compiling Llama-2-7B's takes
     87 s where this takes 4 s.
     """
-    compiled = torch.compile(forward, dynamic=False)
+    # Without the option halves of rotated queries and keys are written one by one, and read again to be put together.
+    compiled = torch.compile(forward, dynamic=False, options={"force_pointwise_cat": True})
 
     def run(*arguments: Any, **keywords: Any) -> Any:
         for tensor in tree_leaves((arguments, keywords)):

@@ -119,20 +119,22 @@ def test_attention_within_texts_is_that_of_a_block_mask(
     segments = torch.repeat_interleave(torch.arange(len(counts)), counts).cuda()
     tokens, texts = len(segments), len(lengths)
     shapes = [(tokens, n, size) for n in (heads, key_heads, key_heads)]
-    q, k, v = (torch.randn(s, device="cuda", dtype=torch.bfloat16).transpose(0, 1).requires_grad_() for s in shapes)
+    q, k, v = (
+        torch.randn(1, *s, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for s in shapes
+    )
     allowed = segments[:, None] == segments[None, :]
     if causal:
         allowed = allowed & torch.ones_like(allowed).tril()
     group = heads // key_heads
     exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
-    wide = (exact[0], exact[1].repeat_interleave(group, 0), exact[2].repeat_interleave(group, 0))
-    expected = F.scaled_dot_product_attention(*(t[None] for t in wide), attn_mask=allowed)[0].transpose(0, 1)
+    wide = (exact[0], exact[1].repeat_interleave(group, 1), exact[2].repeat_interleave(group, 1))
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=allowed).transpose(1, 2)
     gradient = torch.randn_like(expected) * (segments < texts)[:, None, None]
     bounds, seed = attention.text_bounds(segments, texts), torch.zeros(1, dtype=torch.int64, device="cuda")
     found = attention.attend_within_texts(q, k, v, bounds, seed, size**-0.5, causal, 0.0, largest)
-    assert found[segments == texts].abs().max() == 0
+    assert found[:, segments == texts].abs().max() == 0
     real = segments < texts
-    assert (found[real] - expected[real]).norm() < 1e-2 * expected[real].norm()
+    assert (found[:, real] - expected[:, real]).norm() < 1e-2 * expected[:, real].norm()
     wanted = torch.autograd.grad(expected, exact, gradient)
     for mine, theirs in zip(torch.autograd.grad(found, (q, k, v), gradient.bfloat16()), wanted, strict=True):
         assert (mine - theirs).norm() < 1e-2 * theirs.norm()
@@ -194,7 +196,8 @@ def test_attention_dropout_is_the_same_in_both_passes(largest: int) -> None:
     """Of a linear function of the values, the gradient is the function: what was dropped there is dropped here."""
     torch.manual_seed(0)
     segments = torch.repeat_interleave(torch.arange(3), torch.tensor([40, largest - 2, 26])).cuda()
-    q, k, v = (torch.randn(len(segments), 4, 64, device="cuda", dtype=torch.float16).transpose(0, 1) for _ in range(3))
+    shape = (1, len(segments), 4, 64)
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3))
     bounds = attention.text_bounds(segments, 2)
     v.requires_grad_()
     outputs = []

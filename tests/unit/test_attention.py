@@ -210,7 +210,7 @@ def test_compiled_blocks_attend_within_texts(
     kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_blocks = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda call, **how: compile_blocks(call, backend="aot_eager", **how))
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile_blocks(call, backend="aot_eager", dynamic=False))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     classifier = build(tmp_path, "llama")

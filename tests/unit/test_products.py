@@ -84,7 +84,7 @@ def test_cut_products_change_no_gradient(
     family: str, compiled: bool, shallow: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compile_blocks = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda call, **how: compile_blocks(call, backend="aot_eager", **how))
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile_blocks(call, backend="aot_eager", dynamic=False))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses, gradient = run_packs(tmp_path / "whole", family)
