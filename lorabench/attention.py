@@ -5,11 +5,7 @@ program takes one text and one head and holds all of its scores: the forward pas
 backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache, partial
-from threading import Thread
 from typing import Any
 
 import torch
@@ -20,112 +16,6 @@ TILES = (32, 64, 128)
 _UNKNOWN = ("softcap", "s_aux", "sinks", "position_bias", "block_indices")
 
 
-@dataclass(frozen=True)
-class Question:
-    """What decides which tile texts get.
-
-    Attributes:
-        size: of a head.
-        group: query heads per key head.
-        dtype: of queries, keys and values.
-        causal: no token sees those after it.
-        dropout: of the attention weights, as in training.
-        largest: the tile that the longest text needs, or the largest that there is.
-    """
-
-    size: int
-    group: int
-    dtype: torch.dtype
-    causal: bool
-    dropout: float
-    largest: int
-
-
-def question(config: Any, dtype: torch.dtype, causal: bool, longest: int) -> Question | None:
-    """What a model asks for; None where its heads are not all alike.
-
-    Args:
-        config: of a transformers model.
-        longest: tokens of the longest text.
-    """
-    heads = getattr(config, "num_attention_heads", None)
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    if not (isinstance(heads, int) and isinstance(key_heads, int)):
-        return None
-    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
-    rates = [getattr(config, name, None) or 0.0 for name in ("attention_dropout", "attention_probs_dropout_prob")]
-    return Question(size, heads // key_heads, dtype, causal, max(rates), tile_for(longest))
-
-
-@cache
-def find_tile(asked: Question, device: torch.device) -> int:
-    """The largest tile that works here and that texts need, found by trying; 0 for none.
-
-    The shared memory that the kernels take depends on the compiler, so no table would say.
-
-    Args:
-        device: with its number.
-
-    Raises:
-        torch.OutOfMemoryError: the device has no memory left to try in.
-    """
-    if not _is_supported(device, asked.size, asked.dtype):
-        return 0
-    for tile in reversed([tile for tile in TILES if tile <= asked.largest]):
-        try:
-            _try_tile(tile, asked, device)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # no Triton, no C compiler, too little shared memory: each has errors of its own
-            continue
-        return tile
-    return 0
-
-
-def _is_supported(device: torch.device, size: int, dtype: torch.dtype) -> bool:
-    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and size in (16, 32, 64, 128)
-
-
-def _try_tile(tile: int, asked: Question, device: torch.device) -> None:
-    """Run both passes over texts of up to `tile` tokens. No random number is drawn.
-
-    Raises:
-        RuntimeError: an output or a gradient is not finite; the kernels raise errors of their own.
-    """
-    lengths = torch.tensor([tile, 1, tile // 2 + 1, 7])
-    segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
-    shapes = [(1, len(segments), heads, asked.size) for heads in (asked.group, 1, 1)]
-    # In the layout that projections leave.
-    inputs = [torch.ones(shape, device=device, dtype=asked.dtype).transpose(1, 2).requires_grad_() for shape in shapes]
-    bounds = text_bounds(segments, len(lengths) - 1)
-    seed = torch.zeros(1, dtype=torch.int64, device=device) if asked.dropout else bounds
-    settings = (bounds, seed, asked.size**-0.5, asked.causal, asked.dropout, tile)
-    gradient = torch.ones_like(inputs[0].transpose(1, 2))
-    plain = [tensor.detach() for tensor in inputs]
-    with torch.enable_grad(), _meanwhile(device, lambda: _backward(gradient, *plain, *settings)):
-        output = attend_within_texts(*inputs, *settings)
-    found = torch.autograd.grad(output, inputs, gradient)
-    if not all(tensor.isfinite().all().item() for tensor in (output, *found)):
-        raise RuntimeError(f"attention within texts of {tile} tokens gives numbers that are not finite")
-
-
-@contextmanager
-def _meanwhile(device: torch.device, work: Callable[[], Any]) -> Iterator[None]:
-    """Do some work in a thread of its own: the two kernels take seconds to compile. Its errors are not raised."""
-
-    def run() -> None:
-        # Threads have current devices of their own.
-        with suppress(Exception), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            work()
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
 @cache
 def register() -> None:
     """Make the attention known to transformers by its names; modules then pass text bounds in place of a mask."""
@@ -133,14 +23,6 @@ def register() -> None:
 
     for tile in TILES:
         AttentionInterface.register(name_of(tile), partial(_attend, largest=tile))
-
-
-def tile_for(longest: int) -> int:
-    """The smallest tile for texts of up to `longest` tokens, or the largest that there is.
-
-    A smaller one leaves room for more programs at once.
-    """
-    return next((tile for tile in TILES if longest <= tile), TILES[-1])
 
 
 def name_of(tile: int) -> str:
@@ -253,7 +135,7 @@ def _(query: torch.Tensor, *others: Any) -> torch.Tensor:
 
 
 @torch.library.custom_op("lorabench::attend_within_texts_backward", mutates_args=())
-def _backward(
+def attend_backward(
     gradient: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -272,7 +154,7 @@ def _backward(
     return found[0][None], found[1][None], found[2][None]
 
 
-@_backward.register_fake
+@attend_backward.register_fake
 def _(
     gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -287,7 +169,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     settings = (ctx.scaling, ctx.causal, ctx.dropout, ctx.largest)
-    found = _backward(gradient.contiguous(), *ctx.saved_tensors, *settings)
+    found = attend_backward(gradient.contiguous(), *ctx.saved_tensors, *settings)
     return (*found, None, None, None, None, None, None)
 
 

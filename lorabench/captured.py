@@ -1,7 +1,8 @@
 """Optimizer steps over packs, as CUDA graphs where there is a GPU."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ from lorabench.batching import MicroBatch, PaddedCollator, StepPlan
 from lorabench.config import Checkpointing, OnOutOfMemory
 from lorabench.execution import EagerExecution, RandomState, RowLosses, WindowPasses
 from lorabench.gradients import Gradients
-from lorabench.graphs import CaptureError, CompileError, GraphedPasses
+from lorabench.graphs import TIMED, CaptureError, CompileError, GraphedPasses
 from lorabench.meters import free_bytes
 from lorabench.pack_plan import PackPlan
 from lorabench.packing import Pack, Packer, choose_lengths
@@ -26,6 +27,10 @@ LOOKED_AT = 2000
 CAPTURE_S = 0.4
 COMPILE_S = 6.0
 COMPILED_SAVES = 0.32
+# Passes that it takes to capture and time a length, where they are short; and the part of its time that a length must
+# save over a longer one, which is more than what timings differ by.
+PASSES_PER_LENGTH = 2 + TIMED
+LEAST_GAIN = 0.01
 # Part of the free memory that activations may take.
 MEMORY_SHARE = 0.8
 
@@ -105,25 +110,26 @@ class CapturedExecution(EagerExecution):
     def _run(self, pack: Pack) -> torch.Tensor:
         """One pass: of compiled blocks and as a graph, where that was decided and works."""
         while self._graphs is not None:
-            try:
+            with self._doing_without_what_fails():
                 return self._graphs.run(pack)
-            except CompileError as error:
-                self._do_without_compiling(error)
-            except CaptureError as error:
-                self._do_without_graphs(error)
         return self._passes.run(pack.to(self._ranks.device))
 
-    def _do_without_compiling(self, error: CompileError) -> None:
-        if self._graphs is not None:
-            self._graphs.release()
-        self._passes.compiled = False
-        self._complain(f"packs run uncompiled: compiling failed ({error})")
-
-    def _do_without_graphs(self, error: CaptureError) -> None:
-        if self._graphs is not None:
-            self._graphs.release()
-        self._graphs = None
-        self._complain(f"packs run without graphs: capturing one failed ({error})")
+    @contextmanager
+    def _doing_without_what_fails(self) -> Iterator[None]:
+        """Should compiling or capturing fail inside, passes run without it from now on."""
+        try:
+            yield
+        except CompileError as error:
+            self._complain(f"packs run uncompiled: compiling failed ({error})")
+            self._passes.compiled = False
+            if self._graphs is not None:
+                self._graphs.release()
+        except CaptureError as error:
+            self._complain(f"packs run without graphs: capturing one failed ({error})")
+            self._passes.compiled = False  # only graphs are worth it
+            if self._graphs is not None:
+                self._graphs.release()
+            self._graphs = None
 
     def _shrink(self, problem: str | None) -> None:
         if self._graphs is not None:
@@ -137,14 +143,21 @@ class CapturedExecution(EagerExecution):
         random = RandomState.read(self._ranks.device)
         given = self._given
         if given is not None and given.batch_size == self.batch_size and given.lengths[-1] >= self._longest_text:
-            lengths = list(given.lengths)
-            if self._checkpointing == "auto":
-                self._passes.checkpointed = given.recomputed_blocks
-            self._passes.compiled = given.compiled and self._graphs is not None and self._passes.can_compile
+            lengths = self._take_over(given)
         else:
             lengths = self._decide()
         random.restore(self._ranks.device)
         return self._make_packer(lengths)
+
+    def _take_over(self, plan: PackPlan) -> list[int]:
+        if self._checkpointing == "auto":
+            self._passes.checkpointed = plan.recomputed_blocks
+        self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
+        if self._passes.compiled and self._graphs is not None:
+            # Code is made with the first length in mind, so it is the same one as before.
+            with self._doing_without_what_fails():
+                self._graphs.capture(self._make_packer(plan.lengths).example(plan.lengths[-1]))
+        return list(plan.lengths)
 
     def _decide(self) -> list[int]:
         lengths = self._data.data.lengths
@@ -162,15 +175,13 @@ class CapturedExecution(EagerExecution):
         if self._checkpointing == "auto":
             passes.checkpointed = 0  # to measure what all blocks would hold
             passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
-        try:
-            chosen, passes.compiled = self._weigh_compiling(
-                totals, self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
-            )
-            chosen = self._leave_out_slow_lengths(chosen)
-        except CompileError as error:
-            self._do_without_compiling(error)
-        except CaptureError as error:
-            self._do_without_graphs(error)
+        estimate = "not timed"
+        with self._doing_without_what_fails():
+            runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
+            chosen, passes.compiled, estimate = self._weigh_compiling(self._graphs, totals, runs)
+            chosen = self._leave_out_slow_lengths(self._graphs, chosen)
+        how = "compiled" if passes.compiled else "not compiled"
+        self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen
 
     def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
@@ -200,51 +211,51 @@ class CapturedExecution(EagerExecution):
             )
         return count
 
-    def _leave_out_slow_lengths(self, lengths: Sequence[int]) -> list[int]:
+    def _leave_out_slow_lengths(self, graphs: GraphedPasses, lengths: Sequence[int]) -> list[int]:
         """Without those whose passes take as long as those of a longer one: for some sizes the kernels are poor."""
-        if self._graphs is None:
-            raise RuntimeError("only graphs have a time of their own")
         packer = self._make_packer(lengths)
         kept: list[int] = []
         least = math.inf
         for length in reversed(lengths):
             example = packer.example(length)
-            seconds = self._graphs.time(example)
-            if seconds < least:
+            seconds = graphs.time(example)
+            if seconds < (1 - LEAST_GAIN) * least:
                 kept, least = [length, *kept], seconds
             else:
-                self._graphs.forget(example)
+                graphs.forget(example)
         return kept
 
-    def _weigh_compiling(self, totals: Sequence[int], runs_of_totals: float) -> tuple[list[int], bool]:
+    def _weigh_compiling(
+        self, graphs: GraphedPasses, totals: Sequence[int], runs_of_totals: float
+    ) -> tuple[list[int], bool, str]:
         """The lengths of packs, and whether the run is long enough for what compiling saves to exceed what it takes.
 
         Args:
             totals: tokens of some of the run's micro-batches.
             runs_of_totals: how many times as many the run has.
+
+        Returns:
+            Lengths, whether blocks are to be compiled, and the estimate in words.
         """
-        if self._graphs is None:
-            raise RuntimeError("only graphs are worth compiling for")
         (usual,) = self._choose_lengths(totals, most=1)
-        pass_s = self._graphs.time(self._make_packer([usual]).example(usual))
-        self._graphs.release()
+        pass_s = graphs.time(self._make_packer([usual]).example(usual))
+        graphs.release()
         packs = len(totals) * runs_of_totals
         options = []
-        for compiles, token_s, once_s in (
-            (False, pass_s / usual, 0.0),
-            (True, (1 - COMPILED_SAVES) * pass_s / usual, COMPILE_S),
-        ):
-            lengths = self._choose_lengths(totals, price=CAPTURE_S / token_s / runs_of_totals)
+        for compiles, usual_s, once_s in ((False, pass_s, 0.0), (True, (1 - COMPILED_SAVES) * pass_s, COMPILE_S)):
+            token_s = usual_s / usual
+            length_s = CAPTURE_S + PASSES_PER_LENGTH * usual_s
+            lengths = self._choose_lengths(totals, price=length_s / token_s / runs_of_totals)
             tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
-            seconds = tokens * runs_of_totals * token_s + once_s + CAPTURE_S * len(lengths)
+            seconds = tokens * runs_of_totals * token_s + once_s + length_s * len(lengths)
             options.append((seconds, lengths, compiles))
         plain, compiled = options
         _, lengths, compiles = min(options) if self._passes.can_compile else plain
-        self._say(
-            f"packs of {', '.join(map(str, lengths))} tokens, {'compiled' if compiles else 'not compiled'}: about "
-            f"{packs:.0f} passes would take {compiled[0]:.0f} s compiled, compiling included, and {plain[0]:.0f} s not"
+        estimate = (
+            f"about {packs:.0f} passes would take {compiled[0]:.0f} s compiled, compiling included, and "
+            f"{plain[0]:.0f} s not"
         )
-        return lengths, compiles
+        return lengths, compiles, estimate
 
 
 def blocks_to_recompute(needed: float, free: float, blocks: int) -> int:

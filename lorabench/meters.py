@@ -85,7 +85,8 @@ def peak_rss_bytes() -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; libraries beside the allocator say so in errors of another class."""
     said = (
-        *("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+        *("CUDA out of memory", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory"),
+        "CUBLAS_STATUS_ALLOC_FAILED",
         *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate"),
     )
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorabench import attention
+from lorabench import attention, tiles
 from lorabench.batching import TokenizedRows
 from lorabench.blocks import find_blocks
 from lorabench.classifier import SequenceClassifier
@@ -76,8 +76,8 @@ class PackedClassifier:
 
     def _find_tile(self, longest_text: int) -> int:
         dtype = self.autocast or self._body.dtype
-        asked = attention.question(self._base.config, dtype, self._pools_last, longest_text)
-        return 0 if asked is None else attention.find_tile(asked, next(self.classifier.parameters()).device)
+        shape = tiles.attention_shape(self._base.config, dtype, self._pools_last, longest_text)
+        return 0 if shape is None else tiles.find_tile(shape, next(self.classifier.parameters()).device)
 
     def detach(self) -> None:
         """Leave the model without anything of this one."""

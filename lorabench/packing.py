@@ -19,7 +19,7 @@ LONGEST_PACK = 4096
 LONGEST_MASKED_PACK = 1024
 # Lengths are multiples of this. The fast matrix kernels come for many sizes: of Llama-2-7B, on an H100, passes of 256,
 # 272, 288 and 304 tokens take 16.2, 17.1, 17.6 and 18.1 ms.
-TILE = 16
+LENGTH_STEP = 16
 # Lengths that are prepared for, and the share of packs that may have to be split in two for want of a longer one.
 MOST_LENGTHS = 12
 RARE = 0.01
@@ -147,12 +147,12 @@ def choose_lengths(
     longest_text: int,
     longest_pack: int = LONGEST_PACK,
     price: float = 0.0,
-    tile: int = TILE,
+    step: int = LENGTH_STEP,
     most: int = MOST_LENGTHS,
 ) -> list[int]:
     """Pack lengths for micro-batches of `totals` tokens, rising.
 
-    Every multiple of `tile` that packs need, thinned out to `most`, and further to those that are worth their price.
+    Every multiple of `step` that packs need, thinned out to `most`, and further to those that are worth their price.
     Rare totals get no length of their own: their packs are split.
 
     Args:
@@ -161,10 +161,10 @@ def choose_lengths(
         longest_pack: no length is larger, but for a text that is.
         price: what one more length costs, in tokens computed for nothing over all of `totals`.
     """
-    rounded = np.minimum(np.sort(_round_up(np.asarray(totals), tile)), _round_up(longest_pack, tile))
+    rounded = np.minimum(np.sort(_round_up(np.asarray(totals), step)), _round_up(longest_pack, step))
     common = rounded[: max(1, int(np.ceil(len(rounded) * (1 - RARE))))]
     needed, counts = np.unique(common, return_counts=True)
-    largest = max(int(needed[-1]), int(_round_up(longest_text, tile)))
+    largest = max(int(needed[-1]), int(_round_up(longest_text, step)))
     if needed[-1] != largest:
         needed, counts = np.append(needed, largest), np.append(counts, 0)
     while len(needed) > 1:
@@ -178,8 +178,8 @@ def choose_lengths(
     return needed.tolist()
 
 
-def _round_up(value: "np.ndarray | int", tile: int) -> "np.ndarray":
-    return -(-np.asarray(value) // tile) * tile
+def _round_up(value: "np.ndarray | int", step: int) -> "np.ndarray":
+    return -(-np.asarray(value) // step) * step
 
 
 def split_to_fit(rows: Sequence[int], lengths: Callable[[int], int], longest: int) -> list[list[int]]:

@@ -6,8 +6,9 @@ their inputs more often. Two products of half the depth, added up, keep all of t
 tokens, on an H100, 44 us instead of 63 (from 12288 numbers to 4096), 77 instead of 103 (from 22016) and 41 instead of
 62 (from 11008).
 
-Each part is rounded to 16 bits before they are added, as the library's own cut products are, where PyTorch allows them
-to be (`torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`, and that of fp16, which are on).
+Each part is rounded to 16 bits before they are added, as the library's own cut products may be: where PyTorch is told
+not to allow that (`torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`, and that of fp16), nothing is
+cut. In bf16 the result of 11008 terms is off by 2.4e-3 of its norm rather than by 1.7e-3.
 """
 
 from typing import Any
@@ -21,11 +22,18 @@ BLOCK = 128
 BUSY = 0.8
 # Less depth is not worth the adding up.
 SHALLOWEST = 6144
+# Fast kernels want rows to start at multiples of 16 bytes, and so each half.
+ALIGNMENT = 8
 
 
 def multiprocessors(weight: torch.Tensor) -> int:
-    """How many share a product with `weight`; 0 where cutting is not known to pay: on the CPU, and in 32 bits."""
-    if weight.device.type != "cuda" or weight.element_size() != 2:
+    """How many share a product with `weight`; 0 where it may not be cut: on the CPU, in 32 bits, and if forbidden."""
+    rules = torch.backends.cuda.matmul
+    allowed = {
+        torch.float16: rules.allow_fp16_reduced_precision_reduction,
+        torch.bfloat16: rules.allow_bf16_reduced_precision_reduction,
+    }
+    if weight.device.type != "cuda" or not allowed.get(weight.dtype, False):
         return 0
     return torch.cuda.get_device_properties(weight.device).multi_processor_count
 
@@ -59,7 +67,7 @@ def frozen_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def _cuts(rows: int, depth: int, columns: int, units: int) -> bool:
-    if depth < SHALLOWEST or depth % 2:
+    if depth < SHALLOWEST or depth % (2 * ALIGNMENT):
         return False
     return -(-rows // BLOCK) * -(-columns // BLOCK) <= BUSY * units
 

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lorabench import attention, captured, train
-from lorabench.attention import Question
+from lorabench import attention, captured, tiles, train
 from lorabench.batching import PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs, ModelConfig
@@ -28,6 +27,7 @@ from lorabench.packing import make_pack
 from lorabench.passes import PackedPasses
 from lorabench.predict import predict_command
 from lorabench.presets import resolve_defaults
+from lorabench.tiles import AttentionShape
 from lorabench.tokenizer import train_stand_in
 
 pytestmark = [
@@ -110,8 +110,8 @@ def test_attention_within_texts_is_that_of_a_block_mask(
     heads: int, key_heads: int, size: int, causal: bool, largest: int
 ) -> None:
     torch.manual_seed(0)
-    asked = Question(size, heads // key_heads, torch.bfloat16, causal, 0.0, 128)
-    tile = attention.find_tile(asked, torch.device("cuda", 0))
+    asked = AttentionShape(size, heads // key_heads, torch.bfloat16, causal, 0.0, 128)
+    tile = tiles.find_tile(asked, torch.device("cuda", 0))
     if tile < largest:
         pytest.skip(f"texts of {largest} tokens need more shared memory than this card has")
     lengths = [length for length in (5, 60, 1, 33, 100, 0, 32, 64) if length <= largest]
@@ -144,8 +144,8 @@ def test_attention_within_texts_is_that_of_a_block_mask(
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_texts_of_64_tokens_need_no_mask_on_any_card(heads: int, key_heads: int, size: int, dropout: float) -> None:
     for causal in (False, True):
-        asked = Question(size, heads // key_heads, torch.bfloat16, causal, dropout, 128)
-        assert attention.find_tile(asked, torch.device("cuda", 0)) >= 64
+        asked = AttentionShape(size, heads // key_heads, torch.bfloat16, causal, dropout, 128)
+        assert tiles.find_tile(asked, torch.device("cuda", 0)) >= 64
 
 
 def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,11 +160,11 @@ def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch
         return backward(*arguments)
 
     monkeypatch.setattr(attention_kernels, "backward", limited)
-    attention.find_tile.cache_clear()
+    tiles.find_tile.cache_clear()
     try:
-        assert attention.find_tile(Question(64, 2, torch.bfloat16, True, 0.0, 128), torch.device("cuda", 0)) == 64
+        assert tiles.find_tile(AttentionShape(64, 2, torch.bfloat16, True, 0.0, 128), torch.device("cuda", 0)) == 64
     finally:
-        attention.find_tile.cache_clear()
+        tiles.find_tile.cache_clear()
     assert list(dict.fromkeys(tried)) == [128, 64]
 
 
@@ -172,8 +172,8 @@ def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch
 def test_a_smaller_tile_gives_the_numbers_of_a_mask(
     family: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attend, tiles = attention.attend_within_texts, []
-    monkeypatch.setattr(attention, "attend_within_texts", lambda *given: tiles.append(given[-1]) or attend(*given))
+    attend, used = attention.attend_within_texts, []
+    monkeypatch.setattr(attention, "attend_within_texts", lambda *given: used.append(given[-1]) or attend(*given))
     passes, rows, classifier = make_passes(models[family], dropout=0.0)
     classifier.eval()
     assert passes.packed.tile >= 64
@@ -182,10 +182,10 @@ def test_a_smaller_tile_gives_the_numbers_of_a_mask(
     found = []
     for longest in (64, 0):
         passes.packed.tile = longest
-        tiles.clear()
+        used.clear()
         passes.flat.buffer.zero_()
         found.append((passes.run(pack).clone(), passes.flat.buffer.clone()))
-        assert set(tiles) == ({64} if longest else set())
+        assert set(used) == ({64} if longest else set())
     (losses, gradient), (expected, wanted) = found
     assert (losses - expected).abs().max() < 3e-2 * expected.abs().max()
     assert (gradient - wanted).norm() < 5e-2 * wanted.norm()

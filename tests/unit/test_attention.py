@@ -12,8 +12,7 @@ import torch
 from toys import OneRank
 
 import lorabench
-from lorabench import attention
-from lorabench.attention import Question
+from lorabench import attention, tiles
 from lorabench.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.classifier import SequenceClassifier
 from lorabench.config import LoraArgs
@@ -21,6 +20,7 @@ from lorabench.evaluation import predict_logits
 from lorabench.packed import PackedClassifier, try_packing
 from lorabench.packing import LONGEST_MASKED_PACK, LONGEST_PACK, make_pack
 from lorabench.passes import PackedPasses
+from lorabench.tiles import AttentionShape
 
 ROWS = 9
 CPU = torch.device("cpu")
@@ -76,14 +76,14 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     stand_in = Kernels()
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.setattr(lorabench, "attention_kernels", stand_in, raising=False)
-    monkeypatch.setattr(attention, "_is_supported", lambda *asked: True)
-    attention.find_tile.cache_clear()
+    monkeypatch.setattr(tiles, "_is_supported", lambda *asked: True)
+    tiles.find_tile.cache_clear()
     yield stand_in
-    attention.find_tile.cache_clear()
+    tiles.find_tile.cache_clear()
 
 
 def find_tile() -> int:
-    return attention.find_tile(Question(16, 2, torch.float32, True, 0.1, 128), CPU)
+    return tiles.find_tile(AttentionShape(16, 2, torch.float32, True, 0.1, 128), CPU)
 
 
 @pytest.mark.parametrize("limit", [128, 64, 32, 0])
@@ -114,13 +114,21 @@ def test_gradients_that_are_not_finite_are_no_success(kernels: Kernels, monkeypa
     assert find_tile() == 32
 
 
-def test_a_lack_of_memory_is_no_answer(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["PyTorch", "Triton"],
+)
+def test_a_lack_of_memory_is_no_answer(error: RuntimeError, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(kernels, "forward", fail)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(type(error), match="out of memory"):
             find_tile()
     assert find_tile() == 128, "nothing was remembered"
 
@@ -132,12 +140,12 @@ def test_a_lack_of_memory_is_no_answer(kernels: Kernels, monkeypatch: pytest.Mon
 def test_what_the_kernels_cannot_take_is_not_tried(
     device: str, size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_try_tile", lambda *asked: pytest.fail("tried"))
-    assert attention.find_tile(Question(size, 1, dtype, True, 0.0, 128), torch.device(device)) == 0
+    monkeypatch.setattr(tiles, "_try_tile", lambda *asked: pytest.fail("tried"))
+    assert tiles.find_tile(AttentionShape(size, 1, dtype, True, 0.0, 128), torch.device(device)) == 0
 
 
 def test_the_smallest_tile_that_holds_a_text_is_used() -> None:
-    assert [attention.tile_for(longest) for longest in (1, 32, 33, 64, 65, 128, 500)] == [
+    assert [tiles.tile_for(longest) for longest in (1, 32, 33, 64, 65, 128, 500)] == [
         32,
         32,
         64,
@@ -274,12 +282,12 @@ def test_the_rate_of_dropout_and_the_heads_are_those_of_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(attention, "find_tile", lambda question, device: asked.append((question, device)) or 32)
+    monkeypatch.setattr(tiles, "find_tile", lambda shape, device: asked.append((shape, device)) or 32)
     PackedClassifier(build(tmp_path / "llama", "llama"), torch.bfloat16)
     bert = build(tmp_path / "bert", "bert")
     bert.config.attention_probs_dropout_prob = 0.25
     assert PackedClassifier(bert).tile == 32
     assert asked == [
-        (Question(8, 2, torch.bfloat16, True, 0.0, 128), CPU),
-        (Question(8, 1, torch.float32, False, 0.25, 128), CPU),
+        (AttentionShape(8, 2, torch.bfloat16, True, 0.0, 128), CPU),
+        (AttentionShape(8, 1, torch.float32, False, 0.25, 128), CPU),
     ]

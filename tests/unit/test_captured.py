@@ -122,7 +122,7 @@ def test_rows_that_do_not_fit_one_pack_are_split_with_the_same_step(
     outcomes = []
     for longest in (4096, 64):
         monkeypatch.setattr("lorabench.packed.LONGEST_MASKED_PACK", longest)
-        monkeypatch.setattr("lorabench.packing.TILE", 32)
+        monkeypatch.setattr("lorabench.packing.LENGTH_STEP", 32)
         execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (16, 1))
         outcomes.append(execution.step(next(iter(plan.epoch(0)))))
     whole, split = outcomes
@@ -205,13 +205,12 @@ class Timed:
 def test_long_runs_of_slow_passes_are_compiled(
     pass_s: float, runs: float, compiles: bool, folders: dict[str, Path], accelerator: Accelerator
 ) -> None:
-    said: list[str] = []
-    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2), say=said.append)
-    execution._graphs = Timed(pass_s)  # pyright: ignore
-    lengths, found = execution._weigh_compiling([60, 100, 120, 90, 200] * 20, runs)  # pyright: ignore
+    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+    totals = [60, 100, 120, 90, 200] * 20
+    lengths, found, estimate = execution._weigh_compiling(Timed(pass_s), totals, runs)  # pyright: ignore
     assert found == compiles
     assert lengths == sorted(lengths) and lengths[-1] >= 200
-    assert ("not compiled" in said[0]) == (not compiles)
+    assert f"about {100 * runs:.0f} passes would take" in estimate
 
 
 class TimedByLength(Timed):
@@ -237,8 +236,8 @@ def test_lengths_that_take_as_long_as_longer_ones_are_left_out(
     folders: dict[str, Path], accelerator: Accelerator
 ) -> None:
     execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
-    execution._graphs = graphs = TimedByLength({224: 15.8, 240: 16.5, 256: 16.2, 320: 19.9, 336: 19.2, 352: 19.2})
-    kept = execution._leave_out_slow_lengths([224, 240, 256, 320, 336, 352])  # pyright: ignore
+    graphs = TimedByLength({224: 15.8, 240: 16.5, 256: 16.2, 320: 19.9, 336: 19.19, 352: 19.2})
+    kept = execution._leave_out_slow_lengths(graphs, [224, 240, 256, 320, 336, 352])  # pyright: ignore
     assert kept == [224, 256, 352]
     assert sorted(graphs.forgotten) == [240, 320, 336]
 
@@ -262,7 +261,7 @@ def test_what_is_decided_before_the_first_step_changes_no_number(
     layout: tuple[int, int], folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which lengths, some too short for the longest text, and which blocks recompute; dropout's numbers stay, too."""
-    monkeypatch.setattr("lorabench.packing.TILE", 8)
+    monkeypatch.setattr("lorabench.packing.LENGTH_STEP", 8)
     monkeypatch.setattr("lorabench.captured.free_bytes", lambda device: 1000)
 
     def measure(passes: PackedPasses, pack: Any) -> int:
@@ -344,20 +343,72 @@ def test_what_cannot_be_compiled_or_captured_runs_as_it_is(
     assert said == expected
 
 
-def test_a_compiler_that_fails_while_lengths_are_timed_is_done_without(
-    folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("compiles", "captures", "complaint"),
+    [
+        (False, True, "packs run uncompiled: compiling failed (no C compiler)"),
+        (True, False, "packs run without graphs: capturing one failed (not permitted)"),
+    ],
+)
+def test_what_fails_while_lengths_are_timed_is_done_without(
+    compiles: bool,
+    captures: bool,
+    complaint: str,
+    folders: dict[str, Path],
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lorabench.captured.COMPILE_S", 0.0)
-    said: list[str] = []
+    said, decided = [], []
     execution, _, _, _ = make_execution(
-        "captured", "llama", folders["llama"], accelerator, (8, 2), complain=said.append
+        "captured",
+        "llama",
+        folders["llama"],
+        accelerator,
+        (8, 2),
+        complain=said.append,
+        say=decided.append,
     )
     execution._graphs = graphs = Failing(execution._passes)
-    graphs.compiles = False
+    graphs.compiles, graphs.captures = compiles, captures
     graphs.time = lambda pack: graphs.run(pack).sum().item() * 0 + 0.01
     lengths = execution._decide()
     assert lengths and not execution._passes.compiled
-    assert said == ["packs run uncompiled: compiling failed (no C compiler)"]
+    assert (execution._graphs is graphs) == captures
+    assert said == [complaint]
+    assert f"packs of {', '.join(map(str, lengths))} tokens, not compiled" in decided[0]
+
+
+def test_a_lack_of_memory_while_lengths_are_timed_halves_the_packs(
+    folders: dict[str, Path], accelerator: Accelerator
+) -> None:
+    execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+    execution._graphs = graphs = Uncaptured(execution._passes)
+    times = []
+
+    def time(pack: Any) -> float:
+        times.append(len(pack.labels))
+        if len(times) == 2:  # after the usual length, the first of those to be timed
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return 0.004
+
+    graphs.time = time
+    outcome = execution.step(next(iter(plan.epoch(0))))
+    assert outcome.batch_size == execution.batch_size == 4
+    assert times[:3] == [8, 8, 4]
+
+
+def test_a_plan_of_compiled_packs_is_captured_by_its_longest(
+    folders: dict[str, Path], accelerator: Accelerator
+) -> None:
+    execution, _, _, _ = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+    execution._graphs = graphs = Uncaptured(execution._passes)
+    captured: list[int] = []
+    graphs.capture = lambda pack: captured.append(pack.length)
+    execution.settle(PackPlan(8, (192, 320), True, 0, True))
+    packer = execution._prepare()
+    assert (captured, packer.lengths) == ([320], [192, 320])
+    assert execution._passes.compiled
 
 
 def test_checkpointed_blocks_change_no_number(folders: dict[str, Path], accelerator: Accelerator) -> None:

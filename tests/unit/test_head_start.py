@@ -1,6 +1,6 @@
 """What is compiled while the model is still being built, and that it is what the model will ask for."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,24 +9,29 @@ import pytest
 import tiny
 import torch
 
-from lorabench import attention, head_start
-from lorabench.attention import Question
+from lorabench import head_start, tiles
 from lorabench.head_start import FEWEST_PASSES, compiling_ahead
 from lorabench.packed import PackedClassifier
+from lorabench.tiles import AttentionShape
 
 GPU = torch.device("cuda", 3)
 
 
 class Begun:
-    """What was begun: questions with their devices, and the compiler."""
+    """What was begun: tiles tried for a shape on a device, with the thread's current one, and the compiler."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Question, torch.device]] = []
+        self.asked: list[tuple[AttentionShape, torch.device]] = []
+        self.entered: list[torch.device] = []
         self.compilers = 0
 
-    def find_tile(self, question: Question, device: torch.device) -> int:
-        self.asked.append((question, device))
+    def find_tile(self, shape: AttentionShape, device: torch.device) -> int:
+        self.asked.append((shape, device))
         return 32
+
+    def enter(self, device: torch.device) -> AbstractContextManager[None]:
+        self.entered.append(device)
+        return nullcontext()
 
     def start_compiler(self) -> None:
         self.compilers += 1
@@ -36,17 +41,20 @@ class Begun:
 def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     """As if there were four GPUs."""
     found = Begun()
-    monkeypatch.setattr(attention, "find_tile", found.find_tile)
+    monkeypatch.setattr(tiles, "find_tile", found.find_tile)
     monkeypatch.setattr(head_start, "start_compiler", found.start_compiler)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: GPU.index)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", found.enter)
     return found
 
 
-def make_setting(precision: str = "bf16", strategy: str = "DDP", device: str = "cuda", **optim: Any) -> Any:
+def make_setting(
+    precision: str = "bf16", strategy: str = "DDP", device: str = "cuda", quantize: str = "none", **optim: Any
+) -> Any:
     options = SimpleNamespace(**{"execution": "auto", "gradient_accumulation": 1, **optim})
+    config = SimpleNamespace(optim=options, model=SimpleNamespace(quantize=quantize))
     ranks = SimpleNamespace(device=torch.device(device))
-    return SimpleNamespace(config=SimpleNamespace(optim=options), ranks=ranks, strategy=strategy, precision=precision)
+    return SimpleNamespace(config=config, ranks=ranks, strategy=strategy, precision=precision)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
@@ -61,6 +69,7 @@ def test_the_tile_is_tried_that_the_model_will_ask_for(
     PackedClassifier(classifier, torch.bfloat16, longest)
     assert begun.asked[1][0] == ahead
     assert device == GPU
+    assert begun.entered == [GPU]
 
 
 @pytest.mark.parametrize(("steps", "accumulation", "started"), [(FEWEST_PASSES - 1, 1, 0), (FEWEST_PASSES // 2, 2, 1)])
@@ -69,6 +78,19 @@ def test_the_compiler_starts_for_long_runs(steps: int, accumulation: int, starte
     with compiling_ahead(setting, tiny.tiny_config("llama"), 20, steps):
         pass
     assert begun.compilers == started
+
+
+def test_the_compiler_does_not_start_for_4_bit_weights(begun: Begun) -> None:
+    with compiling_ahead(make_setting(quantize="nf4"), tiny.tiny_config("llama"), 20, 10**6):
+        pass
+    assert len(begun.asked) == 1 and not begun.compilers
+
+
+def test_what_fails_meanwhile_ends_as_it_would(begun: Begun) -> None:
+    meanwhile = compiling_ahead(make_setting(), tiny.tiny_config("llama"), 20, 1)
+    with pytest.raises(ValueError, match="no weights"), meanwhile:
+        raise ValueError("no weights")
+    assert len(begun.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -102,6 +124,6 @@ def test_what_fails_ahead_does_not_end_the_run(begun: Begun, monkeypatch: pytest
     with compiling_ahead(make_setting(), tiny.tiny_config("llama"), 20, 10**6):
         pass
     assert len(begun.asked) == 1
-    monkeypatch.setattr(attention, "find_tile", fail)
+    monkeypatch.setattr(tiles, "find_tile", fail)
     with compiling_ahead(make_setting(), tiny.tiny_config("llama"), 20, 10**6):
         pass

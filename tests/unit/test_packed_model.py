@@ -20,7 +20,7 @@ from lorabench.config import LoraArgs, ModelConfig
 from lorabench.evaluation import predict_logits
 from lorabench.packed import PackedClassifier, try_packing
 from lorabench.packing import make_pack
-from lorabench.passes import PackedPasses
+from lorabench.passes import PackedPasses, _token_dimensions
 
 FAMILIES = tuple(tiny.SHAPES)
 WEIGHTS = (1.0, 4.0)
@@ -295,7 +295,7 @@ def test_a_lack_of_memory_says_nothing_about_the_model(
     assert raised.value is error
     assert count_hooks(classifier) == 0
     assert classifier.training
-    monkeypatch.setattr("lorabench.attention.find_tile", fail)
+    monkeypatch.setattr("lorabench.tiles.find_tile", fail)
     with pytest.raises(type(error)):
         try_packing(classifier)
     assert count_hooks(classifier) == 0
@@ -306,6 +306,16 @@ def test_a_model_that_is_no_stack_of_blocks_is_refused(tmp_path: Path) -> None:
     classifier.adapted.get_base_model().bert.encoder.layer = nn.Sequential()
     reason = try_packing(classifier)
     assert reason == "BertForSequenceClassification takes no packs (LookupError: BertModel has no list of blocks)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions"),
+    [((1, 96, 32), (1,)), ((1, 96), (1,)), ((96,), (0,)), ((1, 1, 96, 96), (2, 3)), ((1, 1, 5, 2), (2,)), ((), ())],
+)
+def test_of_what_blocks_are_given_the_dimensions_of_tokens_and_texts_vary(
+    shape: tuple[int, ...], dimensions: tuple[int, ...]
+) -> None:
+    assert _token_dimensions(torch.zeros(shape)) == dimensions
 
 
 @pytest.mark.parametrize("checkpointed", [0, 1])

@@ -121,7 +121,7 @@ def test_an_example_is_of_any_length_that_a_text_fits(lengths: list[int], texts:
 )
 @settings(max_examples=200, deadline=None)
 def test_lengths_are_few_rising_tiles_that_the_longest_text_fits(totals: list[int], longest: int, most: int) -> None:
-    lengths = choose_lengths(totals, longest, tile=64, most=most)
+    lengths = choose_lengths(totals, longest, step=64, most=most)
     assert 1 <= len(lengths) <= most
     assert lengths == sorted(set(lengths))
     assert all(length % 64 == 0 for length in lengths)
@@ -130,15 +130,15 @@ def test_lengths_are_few_rising_tiles_that_the_longest_text_fits(totals: list[in
 
 def test_frequent_totals_get_their_length_and_rare_ones_do_not() -> None:
     totals = [250] * 400 + [380] * 300 + [100] * 100 + [2000]
-    assert choose_lengths(totals, 72, tile=128) == [128, 256, 384]
+    assert choose_lengths(totals, 72, step=128) == [128, 256, 384]
     assert choose_lengths(totals, 72) == [112, 256, 384]
     # With two, what costs the fewest tokens goes: 100 packs grow from 128 to 256.
-    assert choose_lengths(totals, 72, tile=128, most=2) == [256, 384]
-    assert choose_lengths(totals, 500, tile=128) == [128, 256, 384, 512]
+    assert choose_lengths(totals, 72, step=128, most=2) == [256, 384]
+    assert choose_lengths(totals, 500, step=128) == [128, 256, 384, 512]
     # A length that costs more than what it saves, 100 packs of 128 tokens, is not worth it; one that costs less is.
-    assert choose_lengths(totals, 72, tile=128, price=12_801) == [256, 384]
-    assert choose_lengths(totals, 72, tile=128, price=12_799) == [128, 256, 384]
-    assert choose_lengths(totals, 72, tile=128, price=1e9) == [384]
+    assert choose_lengths(totals, 72, step=128, price=12_801) == [256, 384]
+    assert choose_lengths(totals, 72, step=128, price=12_799) == [128, 256, 384]
+    assert choose_lengths(totals, 72, step=128, price=1e9) == [384]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
