@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT := Path(__file__).resolve().parents[1]))
 from benchmarks.options import has_execution, run_flags, shared_parser, use_device
 from lorabench.config import RunConfig
 from lorabench.environment import environment
-from lorabench.errors import EXIT_RUN_FAILED, ConfigError, RunError
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
 from lorabench.results import read_run, write_json_atomic
 from lorabench.table import UNKNOWN
 from lorabench.train import quiet_libraries
@@ -36,10 +36,10 @@ WARMUP_STEPS = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     quiet_libraries()
-    use_device(options)
     flags = [*run_flags(options, options.model, options.batch_size), "--epochs", str(options.epochs)]
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "environment": environment()}
     try:
+        use_device(options)
         # First, while this process holds no memory of the GPU.
         record["lorabench"] = time_lorabench(options, flags)
         report(record, options)
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ratio = record["reference"]["wall_seconds"] / record["lorabench"]["wall_seconds"]
             record["reference_over_lorabench"] = ratio
             report(record, options)
-    except (ConfigError, RunError) as error:
+    except ConfigError as error:
+        print(f"epoch_time: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except RunError as error:
         print(f"epoch_time: failed: {error}", file=sys.stderr)
         return EXIT_RUN_FAILED
     return 0

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lorabench.config import RunConfig
+from lorabench.errors import ConfigError
 
 
 def shared_parser(description: str) -> argparse.ArgumentParser:
@@ -29,9 +30,18 @@ def shared_parser(description: str) -> argparse.ArgumentParser:
 
 
 def use_device(options: argparse.Namespace) -> None:
-    """Make accelerate, and processes started from here, follow `--device`."""
+    """Make accelerate, and processes started from here, follow `--device`.
+
+    Raises:
+        ConfigError: there is no GPU, and the CPU was not asked for: these models would fill its memory.
+    """
     if options.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError("--device auto: there is no CUDA GPU; expected one, or --device cpu with a small --model")
 
 
 def run_flags(options: argparse.Namespace, model: str, batch_size: int) -> list[str]:

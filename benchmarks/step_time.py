@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = parse(arguments)
     quiet_libraries()
-    use_device(options)
     deadline = started + options.budget_seconds
     results: list[dict[str, Any]] = []
     try:
+        use_device(options)
         # Heavy imports, after the libraries have been told to be quiet.
         from benchmarks.contest import check_devices, run_workload
         from benchmarks.step_report import render

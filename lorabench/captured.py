@@ -22,9 +22,9 @@ from lorabench.ranks import Ranks
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
 # Seconds to capture a length of pack, and to compile for all lengths, with the compiler's processes started before;
-# and the share of an uncompiled pass that compiling saves. Measured on an H100, torch 2.11: 0.1-0.4 s; 5.1 s of
+# and the share of an uncompiled pass that compiling saves. Measured on an H100, torch 2.11: 0.1-0.3 s; 5.1 s of
 # RoBERTa-large and 6.5 s of Llama-2-7B; 0.31 of RoBERTa-large in bf16, 0.11 in fp32, and 0.30-0.38 of Llama-2-7B.
-CAPTURE_S = 0.4
+CAPTURE_S = 0.25
 COMPILE_S = 6.0
 COMPILED_SAVES = 0.32
 # Passes that it takes to capture and time a length, where they are short; and the part of its time that a length must

@@ -272,3 +272,13 @@ def test_reference_side_of_the_whole_run(flags: list[str]) -> None:
     assert figures["wall_seconds"] == pytest.approx(
         30 * figures["ms_per_step"] / 1e3 + 3 * figures["evaluation_seconds"]
     )
+
+
+@pytest.mark.parametrize("benchmark", [step_time, epoch_time])
+def test_without_a_gpu_the_cpu_must_be_asked_for(
+    benchmark: Any, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default models would fill a laptop's memory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.main(["--train-file", str(rows)]) == 2
+    assert "there is no CUDA GPU; expected one, or --device cpu" in capsys.readouterr().err
