@@ -119,17 +119,15 @@ class CapturedExecution(EagerExecution):
         """Should compiling or capturing fail inside, passes run without it from now on."""
         try:
             yield
-        except CompileError as error:
-            self._complain(f"packs run uncompiled: compiling failed ({error})")
-            self._passes.compiled = False
+        except (CompileError, CaptureError) as error:
+            self._passes.compiled = False  # without graphs, too: nothing else is worth it
             if self._graphs is not None:
                 self._graphs.release()
-        except CaptureError as error:
-            self._complain(f"packs run without graphs: capturing one failed ({error})")
-            self._passes.compiled = False  # only graphs are worth it
-            if self._graphs is not None:
-                self._graphs.release()
-            self._graphs = None
+            if isinstance(error, CompileError):
+                self._complain(f"packs run uncompiled: compiling failed ({error})")
+            else:
+                self._graphs = None
+                self._complain(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
         if self._graphs is not None:

@@ -276,9 +276,9 @@ def test_reference_side_of_the_whole_run(flags: list[str]) -> None:
 
 @pytest.mark.parametrize("benchmark", [step_time, epoch_time])
 def test_without_a_gpu_the_cpu_must_be_asked_for(
-    benchmark: Any, rows: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The default models would fill a laptop's memory."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.main(["--train-file", str(rows)]) == 2
+    assert benchmark.main(["--train-file", str(tmp_path / "train.csv")]) == 2
     assert "there is no CUDA GPU; expected one, or --device cpu" in capsys.readouterr().err
