@@ -60,4 +60,8 @@ def explain_hub_error(error: Exception) -> str:
     if names & _UNREACHABLE:
         return "the Hub cannot be reached (or HF_HUB_OFFLINE is set) and it is not in the local cache"
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    first = text.splitlines()[0].strip()
+    # A line that announces a list says nothing without it.
+    return (" ".join(text.split()) if first.endswith(":") else first).rstrip(".")

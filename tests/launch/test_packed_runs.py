@@ -13,7 +13,7 @@ import tiny
 import torch
 from resuming import At, assert_same_run, events, record, resumed
 
-from lorabench.packing import TILE
+from lorabench.packing import LENGTH_STEP
 
 MakeFlags = Callable[..., list[str]]
 
@@ -25,12 +25,12 @@ class PackOnCpu:
     Attributes:
         fits: texts per pack that fit into the memory of rank 1; None for all.
         refuses: rank 1 finds that the model takes no packs.
-        tile: lengths of packs are multiples of it, where they are not those of a checkpoint.
+        step: lengths of packs are multiples of it, where they are not those of a checkpoint.
     """
 
     fits: int | None = None
     refuses: bool = False
-    tile: int = TILE
+    step: int = LENGTH_STEP
 
     def arm(self) -> None:
         import os
@@ -41,7 +41,7 @@ class PackOnCpu:
             return None
 
         setting.capture_obstacle = execution_choice.capture_obstacle = no_obstacle  # pyright: ignore
-        captured.choose_lengths = partial(captured.choose_lengths, tile=self.tile)
+        captured.choose_lengths = partial(captured.choose_lengths, step=self.step)
         if os.environ.get("RANK", "0") != "1":
             return
         if self.refuses:
@@ -135,7 +135,7 @@ def test_a_run_that_goes_on_keeps_its_lengths_of_packs(make_flags: MakeFlags, tm
     assert ended.code == 0, ended
     flags = make_flags(run_dir, **changes)
     assert resuming.run(flags, At("step", 3, signal.SIGTERM), fault=PackOnCpu()).code == 143
-    ended = resuming.run(resumed(flags), fault=PackOnCpu(tile=128))
+    ended = resuming.run(resumed(flags), fault=PackOnCpu(step=128))
     assert ended.code == 0, ended
     assert_same_run(run_dir, reference)
     (packs,) = record(run_dir)["packs"]

@@ -212,6 +212,7 @@ def test_an_error_of_the_hub_is_one_plain_sentence_however_deep_it_lies(name: st
 
 def test_any_other_error_gives_its_first_line_or_its_name() -> None:
     assert explain_hub_error(OSError("first\nsecond")) == "first"
+    assert explain_hub_error(OSError("None of: \n(1) this,\n(2) that.")) == "None of: (1) this, (2) that"
     assert explain_hub_error(ValueError()) == "ValueError"
 
 
