@@ -10,7 +10,7 @@ from torch import nn
 
 from lorabench.lowrank import ALIGNMENT, JointGroup, JointProjection
 from lorabench.meters import free_bytes
-from lorabench.products import frozen_linear, may_cut, multiprocessors
+from lorabench.products import may_cut
 
 # Siblings that read the same input, in the order in which the model calls them.
 _SIBLINGS = (
@@ -35,20 +35,6 @@ class _Alone(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (output,) = self.joint(x)
         return output
-
-
-class _Frozen(nn.Module):
-    """Stands for a frozen projection without LoRA or siblings, whose products may be cut."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.weight = base.weight
-        self.bias = base.bias
-        self._units = multiprocessors(base.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
-        return frozen_linear(rows, self.weight, self.bias, self._units).view(*x.shape[:-1], -1)
 
 
 class _Together(nn.Module):
@@ -106,11 +92,6 @@ class JointProjections:
         ]
         self.groups = _lay_out([joint for _, _, joint in found])
         self._replacements: list[tuple[nn.Module, str, Any, nn.Module]] = []
-        taken = {(parent, name) for parent, names, _ in found for name in names}
-        for parent, name, base in _plain(blocks, dtype):
-            if (parent, name) not in taken and may_cut(base.weight):
-                frozen = _Frozen(base)
-                self._replacements.append((parent, name, frozen, frozen))
         for parent, names, joint in found:
             if len(names) == 1:
                 self._replacements.append((parent, names[0], _Alone(joint), joint))
@@ -158,16 +139,10 @@ def layers_side_by_side(layer: int, free: int | None) -> int:
     return min(SIDE_BY_SIDE, max(1, int(MEMORY_SHARE * free) // layer))
 
 
-def _plain(blocks: nn.ModuleList, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Frozen linear layers in `dtype` that are no part of an adapter: parent, name and layer."""
-    for parent in blocks.modules():
-        for name, child in () if isinstance(parent, LoraLinear) else parent.named_children():
-            if type(child) is nn.Linear and _can_join([child], dtype):
-                yield parent, name, child
-
-
 def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Names of projections of `parent` that may run together, and of those that have LoRA and stand alone."""
+    """Names of projections of `parent` that may run together, and of those that gain by being joints on their own."""
+    if isinstance(parent, LoraLinear):
+        return  # the projection is the whole of it
     taken: set[str] = set()
     children = dict(parent.named_children())
     for names in _SIBLINGS:
@@ -175,8 +150,13 @@ def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
             taken.update(names)
             yield names
     for name, child in children.items():
-        if name not in taken and isinstance(child, LoraLinear):
+        if name not in taken and _gains_alone(child):
             yield (name,)
+
+
+def _gains_alone(child: nn.Module) -> bool:
+    """Whether a projection has LoRA, which becomes a part of its product, or its product may be cut."""
+    return isinstance(child, LoraLinear) or (type(child) is nn.Linear and may_cut(child.weight))
 
 
 def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:

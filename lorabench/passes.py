@@ -35,7 +35,7 @@ class PackedPasses:
         loss: sum of the packs' shares of the step's loss since it was last set to zero, scalar.
         checkpointed: how many blocks, from the first, recompute their activations in the backward pass.
         compiled: compile the transformer blocks.
-        joined: how many products stand for several projections, or for one with its LoRA.
+        joined: how many products stand for several projections, for one with its LoRA, or for one that may be cut.
     """
 
     def __init__(

@@ -132,7 +132,7 @@ def test_cut_products_change_no_gradient(
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     losses, gradient = run_packs(tmp_path / "whole", family)
-    for module in ("joints", "lowrank", "products"):
+    for module in ("lowrank", "products"):
         monkeypatch.setattr(f"lorabench.{module}.multiprocessors", lambda weight: 132)
     cuts, decide = [], products._cuts  # pyright: ignore
     if not compiled:
