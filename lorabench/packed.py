@@ -34,7 +34,7 @@ class PackedClassifier:
 
     Raises:
         LookupError: the model is no stack of blocks.
-        torch.OutOfMemoryError: no memory is left to try the attention within texts in.
+        RuntimeError: no memory is left to try the attention within texts in (see `meters.is_out_of_memory`).
 
     Attributes:
         tile: tokens of the longest text that needs no mask, 0 for none: one of `attention.TILES`, as large as texts

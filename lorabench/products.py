@@ -52,8 +52,7 @@ def multiply(left: torch.Tensor, right: torch.Tensor, units: int) -> torch.Tenso
     """
     if not _cuts(left.shape[0], left.shape[1], right.shape[1], units):
         return left @ right
-    parts = torch.bmm(left.unflatten(1, (2, -1)).transpose(0, 1), right.unflatten(0, (2, -1)))
-    return parts[0] + parts[1]
+    return _multiply_in_two(left, right)
 
 
 def frozen_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, units: int) -> torch.Tensor:
@@ -73,6 +72,11 @@ def _cuts(rows: int, depth: int, columns: int, units: int) -> bool:
     return -(-rows // BLOCK) * -(-columns // BLOCK) <= BUSY * units
 
 
+def _multiply_in_two(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    parts = torch.bmm(left.unflatten(1, (2, -1)).transpose(0, 1), right.unflatten(0, (2, -1)))
+    return parts[0] + parts[1]
+
+
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -82,7 +86,7 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.units = units
         if not _cuts(x.shape[0], x.shape[1], weight.shape[0], units):
             return F.linear(x, weight, bias)
-        product = multiply(x, weight.t(), units)
+        product = _multiply_in_two(x, weight.t())
         return product if bias is None else product + bias
 
     @staticmethod

@@ -144,8 +144,8 @@ def test_cut_products_change_no_gradient(
         assert torch._dynamo.utils.counters["frames"]["ok"] == 1
         # Two lengths of which one is not cut have code of their own.
         passes = PackedPasses(PackedClassifier(build(tmp_path / "again", family)), compiled=True)
+        monkeypatch.setattr(products, "BUSY", 1 / 132)
         for length in (96, 136):
-            monkeypatch.setattr(products, "BUSY", 1 / 132)
             passes.run(make_pack(make_rows(family, passes.packed.classifier), range(ROWS), length, ROWS))
         assert torch._dynamo.utils.counters["frames"]["ok"] == 3
         assert not torch._dynamo.utils.counters["graph_break"]
