@@ -37,4 +37,4 @@ case " $* " in
     *" --track tensorboard "* | *" --track=tensorboard "*) extras="$extras,tensorboard" ;;
 esac
 install_project "${LORABENCH_VENV:-$PROJECT/.venv}" "$extras"
-exec "$VENV_PYTHON" -m lorabench.launcher "$@"
+exec "$VENV_PYTHON" -m lorabench.launch "$@"

@@ -16,10 +16,10 @@ from benchmarks.options import has_execution
 from benchmarks.reference import TrainerContestant, trainer_recipe
 from benchmarks.step_report import summarise
 from benchmarks.workload import Contestant, Workload, load_workload, longest
-from lorabench.batching import Window
-from lorabench.config import Precision
+from lorabench.config.run_config import Precision
+from lorabench.data.batching import Window
 from lorabench.errors import ConfigError
-from lorabench.precision import DTYPES
+from lorabench.machine.precision import DTYPES
 
 # Without dropout, and too short a run to spend time on compilation.
 CHECK_FLAGS = ("--lora-dropout", "0", "--base-dropout", "0", "--max-steps", "1")

@@ -22,11 +22,11 @@ from typing import Any
 sys.path.insert(0, str(ROOT := Path(__file__).resolve().parents[1]))
 
 from benchmarks.options import has_execution, run_flags, shared_parser, use_device
-from lorabench.config import RunConfig
-from lorabench.environment import environment
+from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
-from lorabench.results import read_run, write_json_atomic
-from lorabench.table import UNKNOWN
+from lorabench.machine.environment import environment
+from lorabench.results.run_folder import read_run, write_json_atomic
+from lorabench.results.table import UNKNOWN
 from lorabench.train import quiet_libraries
 
 SCHEMA_VERSION = 1

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
-from lorabench.meters import Stopwatch
+from lorabench.machine.meters import Stopwatch
 
 # 2 forward and 2 for the gradient of the activations; frozen weights need no gradient of their own.
 OPERATIONS_PER_PARAMETER_AND_TOKEN = 4

@@ -10,16 +10,16 @@ import torch
 from benchmarks.launch_state import LaunchState
 from benchmarks.patching import after_call
 from benchmarks.workload import WindowRun, Workload, fill_weights
-from lorabench import assembly
-from lorabench.arguments import parse_run_config
-from lorabench.batching import StepPlan, Window
+from lorabench.config.command_line import parse_run_config
+from lorabench.data.batching import StepPlan, Window
+from lorabench.distributed.setting import enter_launch
 from lorabench.errors import ConfigError
-from lorabench.execution import EagerExecution
-from lorabench.job import Progress
-from lorabench.meters import MemoryMonitor, Stopwatch
-from lorabench.setting import enter_launch
-from lorabench.steps import train_epoch
-from lorabench.tracking import Record
+from lorabench.machine.meters import MemoryMonitor, Stopwatch
+from lorabench.results.tracking import Record
+from lorabench.step.eager import EagerExecution
+from lorabench.training import assembly
+from lorabench.training.epoch import train_epoch
+from lorabench.training.job import Progress
 
 
 @dataclass(frozen=True)

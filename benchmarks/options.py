@@ -5,7 +5,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from lorabench.config import RunConfig
+from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 
 

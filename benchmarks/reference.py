@@ -21,13 +21,13 @@ from transformers import (
 
 from benchmarks.launch_state import LaunchState
 from benchmarks.workload import WindowRun, Workload, fill_weights
-from lorabench.batching import TokenizedRows, Window
-from lorabench.classifier import head_names, trained_copies
-from lorabench.config import Precision
-from lorabench.description import lora_targets, model_arguments
-from lorabench.meters import Stopwatch
-from lorabench.precision import DTYPES
-from lorabench.presets import MODELS
+from lorabench.config.presets import MODELS
+from lorabench.config.run_config import Precision
+from lorabench.data.batching import TokenizedRows, Window
+from lorabench.machine.meters import Stopwatch
+from lorabench.machine.precision import DTYPES
+from lorabench.models.classifier import head_names, trained_copies
+from lorabench.models.description import lora_targets, model_arguments
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.floor import floor_seconds, rate_name
-from lorabench.table import UNKNOWN
+from lorabench.results.table import UNKNOWN
 
 if TYPE_CHECKING:
     from benchmarks.contest import Entry

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.options import run_flags, shared_parser, use_device
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError
-from lorabench.results import write_json_atomic
+from lorabench.results.run_folder import write_json_atomic
 from lorabench.train import quiet_libraries
 
 SCHEMA_VERSION = 1
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Heavy imports, after the libraries have been told to be quiet.
         from benchmarks.contest import check_devices, run_workload
         from benchmarks.step_report import render
-        from lorabench.environment import environment
+        from lorabench.machine.environment import environment
 
         check_devices()
         facts = environment()

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from benchmarks.launch_state import LaunchState
-from lorabench.arguments import parse_run_config
-from lorabench.assembly import Inputs, prepare_inputs
-from lorabench.batching import StepPlan, TokenizedRows, Window
-from lorabench.config import RunConfig
-from lorabench.data import TaskData, load_task
-from lorabench.setting import enter_launch
+from lorabench.config.command_line import parse_run_config
+from lorabench.config.run_config import RunConfig
+from lorabench.data.batching import StepPlan, TokenizedRows, Window
+from lorabench.data.task import TaskData, load_task
+from lorabench.distributed.setting import enter_launch
+from lorabench.training.assembly import Inputs, prepare_inputs
 
 # Times r, the size of an adapter's product before it is scaled by alpha / r: a third of its layer's for alpha = 16.
 ADAPTER_SHARE = 0.02

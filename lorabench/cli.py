@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import tyro
 
-from lorabench.arguments import report_config_error
-from lorabench.config import RunConfig
+from lorabench.config.command_line import report_config_error
+from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, resolve_defaults
+from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
-from lorabench.presets import ARCHITECTURES, MODELS, TASKS, resolve_defaults
-from lorabench.report import OutputFormat, table_command
+from lorabench.results.report import OutputFormat, table_command
 
 Options = TypeVar("Options")
 
@@ -60,8 +60,8 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "lorabench predict")
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size {options.batch_size}: expected a whole number of at least 1")
-    from lorabench.predict import predict_command
     from lorabench.train import quiet_libraries
+    from lorabench.training.prediction import predict_command
 
     quiet_libraries()
     count = predict_command(options.run, options.input, options.output, options.batch_size, options.trust_remote_code)

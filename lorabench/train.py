@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from lorabench.arguments import PROGRAM, is_first_on_host, parse_run_config, report_config_error
-from lorabench.config import ModelConfig
-from lorabench.data import load_task
+from lorabench.config.command_line import PROGRAM, is_first_on_host, parse_run_config, report_config_error
+from lorabench.config.presets import MODELS
+from lorabench.config.run_config import ModelConfig
+from lorabench.data.task import load_task
 from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RankError, RunError, RunInterrupted
-from lorabench.hardware import check_driver
-from lorabench.hub import prefer_cache_if_unreachable
-from lorabench.presets import MODELS
+from lorabench.machine.gpus import check_driver
+from lorabench.machine.hub import prefer_cache_if_unreachable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prefer_cache_if_unreachable()  # before anything imports the Hub's client
         data = load_task(config.data, config.optim.seed)
         # Heavy imports, only for input that is known to be good.
-        from lorabench.run import execute
+        from lorabench.training.run import execute
 
         execute(config, data)
     except ConfigError as error:

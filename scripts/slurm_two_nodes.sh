@@ -34,7 +34,7 @@ run_on_node() {
     # Slurm sends USR1 to every process, and one that neither ignores nor handles it dies.
     (
         trap '' USR1
-        exec "$VENV_PYTHON" -m lorabench.launcher --machine_rank "$SLURM_NODEID" "$@"
+        exec "$VENV_PYTHON" -m lorabench.launch --machine_rank "$SLURM_NODEID" "$@"
     ) &
     launcher=$!
     # The training processes are the launcher's children.

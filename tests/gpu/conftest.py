@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.gpu.running import SAMPLE, train
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from lorabench.data import load_rows
-from lorabench.presets import resolve_defaults
-from lorabench.tokenizer import train_stand_in
-from tests.gpu.running import SAMPLE, train
+from lorabench.config.presets import resolve_defaults
+from lorabench.data.task import load_rows
+from lorabench.data.tokenizer import train_stand_in
 
 
 @pytest.fixture(scope="session")

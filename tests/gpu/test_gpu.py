@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.gpu.running import largest_difference, train
 
 pytestmark = [

@@ -14,28 +14,29 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lorabench import attention, captured, tiles, train
-from lorabench.batching import PaddedCollator, TokenizedRows
-from lorabench.classifier import SequenceClassifier
-from lorabench.config import LoraArgs, ModelConfig
-from lorabench.data import load_rows
-from lorabench.description import load_model_config
-from lorabench.graphs import GraphedPasses
-from lorabench.model import Placement, build_classifier
-from lorabench.packed import PackedClassifier, try_packing
-from lorabench.packing import make_pack
-from lorabench.passes import PackedPasses
-from lorabench.predict import predict_command
-from lorabench.presets import resolve_defaults
-from lorabench.tiles import AttentionShape
-from lorabench.tokenizer import train_stand_in
+from lorabench import train
+from lorabench.config.presets import resolve_defaults
+from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.data.batching import PaddedCollator, TokenizedRows
+from lorabench.data.task import load_rows
+from lorabench.data.tokenizer import train_stand_in
+from lorabench.models.build import Placement, build_classifier
+from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.description import load_model_config
+from lorabench.packed import attention, captured, tiles
+from lorabench.packed.classifier import PackedClassifier, try_packing
+from lorabench.packed.graphs import GraphedPasses
+from lorabench.packed.packs import make_pack
+from lorabench.packed.passes import PackedPasses
+from lorabench.packed.tiles import AttentionShape
+from lorabench.training.prediction import predict_command
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-SAMPLE = Path(__file__).resolve().parents[2] / "lorabench" / "sample" / "train.csv"
+SAMPLE = Path(__file__).resolve().parents[2] / "lorabench" / "data" / "sample" / "train.csv"
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": dict(
         vocab_size=2048, hidden_size=512, intermediate_size=1376, num_hidden_layers=4, num_attention_heads=8,
@@ -149,7 +150,7 @@ def test_texts_of_64_tokens_need_no_mask_on_any_card(heads: int, key_heads: int,
 
 
 def test_a_tile_that_fails_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorabench import attention_kernels
+    from lorabench.packed import attention_kernels
 
     backward, tried = attention_kernels.backward, []
 

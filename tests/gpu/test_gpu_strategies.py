@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.gpu.nccl import PROJECT, run_ranks
 from tests.gpu.running import largest_difference, launch_file, read, run_arguments, train
 

@@ -13,10 +13,10 @@ from launching import read_json, read_lines
 from reloading import reload_adapters
 from safetensors.torch import load_file
 
-from lorabench import checkpoint
-from lorabench.config import ModelConfig
-from lorabench.model import load_trained_classifier
-from lorabench.predict import predict_command
+from lorabench.checkpoint import adapter as checkpoint
+from lorabench.config.run_config import ModelConfig
+from lorabench.models.build import load_trained_classifier
+from lorabench.training.prediction import predict_command
 
 TYPES = ("llama", "bert", "roberta")
 QUANTIZED = tuple(f"{name}, nf4" for name in TYPES)
@@ -39,7 +39,9 @@ def trained(
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         kept: list[torch.Tensor] = []
-        patch.setattr("lorabench.run.write_predictions", lambda path, ids, labels, logits: kept.append(logits))
+        patch.setattr(
+            "lorabench.training.run.write_predictions", lambda path, ids, labels, logits: kept.append(logits)
+        )
         for name in (*TYPES, *QUANTIZED, "llama, nf4, bf16"):
             kind, *settings = name.split(", ")
             run = tmp_path_factory.mktemp(kind) / "run"
@@ -92,7 +94,9 @@ def test_predict_reproduces_the_trained_models_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept: list[torch.Tensor] = []
-    monkeypatch.setattr("lorabench.predict.write_predictions", lambda path, ids, labels, logits: kept.append(logits))
+    monkeypatch.setattr(
+        "lorabench.training.prediction.write_predictions", lambda path, ids, labels, logits: kept.append(logits)
+    )
     run, logits = trained[name]
     predict_command(run, files["unlabelled"], tmp_path / "out.csv", batch_size=3)
     torch.testing.assert_close(kept[0], logits, rtol=1e-5, atol=1e-5)
@@ -190,7 +194,7 @@ def test_a_tensor_that_did_not_move_fails_the_run(
 ) -> None:
     run = tmp_path / "run"
     flags = tiny.run_flags(models["bert"], files["train"], files["validation"], run)
-    monkeypatch.setattr("lorabench.preparation.build_optimizer", stopped_head)
+    monkeypatch.setattr("lorabench.training.preparation.build_optimizer", stopped_head)
     assert tiny.train_in_process(flags) == 1
     record = read_json(run / "run.json")
     assert record["status"] == "failed"

@@ -13,8 +13,8 @@ from launching import explain, launch, on_ranks
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 from torch import nn
 
-from lorabench.assembly import prepare_inputs
-from lorabench.setting import enter_launch
+from lorabench.distributed.setting import enter_launch
+from lorabench.training.assembly import prepare_inputs
 
 WORKER = Path(exactness.__file__)
 MODELS = ("tiny-llama", "tiny-bert")

@@ -13,7 +13,7 @@ import tiny
 import torch
 from resuming import At, assert_same_run, events, record, resumed
 
-from lorabench.packing import LENGTH_STEP
+from lorabench.packed.packs import LENGTH_STEP
 
 MakeFlags = Callable[..., list[str]]
 
@@ -35,7 +35,9 @@ class PackOnCpu:
     def arm(self) -> None:
         import os
 
-        from lorabench import captured, execution_choice, passes, setting
+        from lorabench.distributed import setting
+        from lorabench.packed import captured, passes
+        from lorabench.packed import choice as execution_choice
 
         def no_obstacle(strategy: str, device: str) -> None:
             return None

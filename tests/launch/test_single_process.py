@@ -15,7 +15,7 @@ from launching import CONFIGS, explain, launch, offline_environment, python, wai
 from resuming import assert_same_run, checkpoints, record
 
 CPU = ["--config_file", CONFIGS / "cpu.yaml"]
-LAUNCHER = ["-m", "lorabench.launcher", *CPU]
+LAUNCHER = ["-m", "lorabench.launch", *CPU]
 MakeFlags = Callable[..., list[str]]
 
 

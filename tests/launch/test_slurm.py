@@ -112,7 +112,7 @@ def test_one_launcher_per_node_meets_at_the_first_host(cluster: Cluster) -> None
     assert result.returncode == 0, explain(result)
     for rank, line in enumerate(launches(cluster)):
         assert line == (
-            f"node {rank}: -m lorabench.launcher --machine_rank {rank} --config_file two_nodes_ddp.yaml "
+            f"node {rank}: -m lorabench.launch --machine_rank {rank} --config_file two_nodes_ddp.yaml "
             "--num_machines 2 --num_processes 16 --main_process_ip 127.0.0.1 --main_process_port 24711 "
             f"--config_file two_nodes_zero3.yaml --text-column two words --output-dir {cluster.run_dir}"
         )

@@ -1,0 +1,249 @@
+"""The adapter on disk: saved whole or not at all, and checked by loading it back."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lorabench.distributed.sharding import split_like, whole_tensor
+from lorabench.errors import RunError
+from lorabench.results.run_folder import sync_folder
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+
+ADAPTER_FOLDER = "adapter"
+ADAPTER_NAME = "default"
+_PREVIOUS = f".{ADAPTER_FOLDER}.previous"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
+    """Adapter and head, by the names under which PEFT saves them, on the CPU.
+
+    A collective call under FSDP2; under ZeRO-3, parameters must have been gathered (`sharding.whole_parameters`).
+
+    Raises:
+        RunError: a tensor is empty, as ungathered ZeRO-3 parameters are.
+    """
+    state = _peft_state(adapted)
+    empty = [name for name, tensor in state.items() if tensor.numel() == 0]
+    if empty:
+        raise RunError(f"{len(empty)} adapter tensors are empty and would be saved so ({empty[0]}, ...)")
+    return {name: whole_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def _peft_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT saves, less the biases of both copies of the head that `lora_bias="all"` adds to the head's own."""
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    copies = (".original_module.", ".modules_to_save.")
+    return {name: tensor for name, tensor in state.items() if not any(part in name for part in copies)}
+
+
+def save_adapter(
+    run_dir: Path,
+    adapted: PeftModel,
+    state: Mapping[str, torch.Tensor],
+    tokenizer: "PreTrainedTokenizerBase",
+    card: str,
+) -> Path:
+    """Write `adapter/`: weights, configuration, tokenizer and model card. Call on one rank.
+
+    The folder is written under another name, synced and then swapped in, so that a save that fails or is killed
+    leaves the previous adapter as it was.
+
+    Raises:
+        RunError: the disk does not take it.
+    """
+    target = run_dir / ADAPTER_FOLDER
+    staging = run_dir / f".{ADAPTER_FOLDER}.writing"
+    retired = run_dir / _PREVIOUS
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        save_file(dict(state), staging / _WEIGHTS, metadata={"format": "pt"})
+        settings = copy.copy(adapted.peft_config[ADAPTER_NAME])
+        settings.inference_mode = True
+        settings.save_pretrained(str(staging))
+        tokenizer.save_pretrained(str(staging))
+        (staging / "README.md").write_text(card, encoding="utf-8")
+        for path in staging.rglob("*"):
+            sync_path(path)
+        swap_in(staging, target, retired)
+        sync_path(run_dir)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(f"the adapter could not be saved in {target}: {error}") from error
+    shutil.rmtree(retired, ignore_errors=True)
+    return target
+
+
+def swap_in(staging: Path, target: Path, retired: Path) -> None:
+    """Rename `staging` to `target`; a folder of that name is kept as `retired`, and gets its name back on failure.
+
+    Between two renames a kill leaves `retired` alone: whoever reads must look there too.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    if target.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+        target.rename(retired)
+    try:
+        staging.rename(target)
+    except OSError:
+        if retired.exists():
+            retired.rename(target)
+        raise
+
+
+def sync_path(path: Path) -> None:
+    """Make a file, or a folder's entries, durable."""
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Read an adapter back and compare it with what was to be saved, bit by bit.
+
+    Raises:
+        RunError: a tensor is missing, added or different.
+    """
+    saved = _load_weights(folder)
+    wrong = sorted(name for name in saved.keys() | state.keys() if not _same(saved.get(name), state.get(name)))
+    if wrong:
+        raise RunError(f"{folder}: {len(wrong)} tensors differ from the trained ones ({wrong[0]}, ...)")
+
+
+def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    return first is not None and second is not None and first.dtype == second.dtype and torch.equal(first, second)
+
+
+def load_state(adapted: PeftModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Put adapter and head into the model; under ZeRO-3, its parameters must have been gathered.
+
+    Raises:
+        RunError: names or shapes differ from the model's.
+    """
+    expected = _peft_state(adapted)
+    if state.keys() != expected.keys():
+        difference = sorted(state.keys() ^ expected.keys())
+        raise RunError(f"{len(difference)} tensors of the adapter are not the model's ({difference[0]}, ...)")
+    wrong = [name for name, tensor in state.items() if tensor.shape != expected[name].shape]
+    if wrong:
+        raise RunError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}")
+    set_peft_model_state_dict(adapted, {name: split_like(tensor, expected[name]) for name, tensor in state.items()})
+
+
+def load_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Put the weights saved in `folder` into the model. Raises `RunError` if they cannot be read, or do not fit."""
+    load_state(adapted, _load_weights(folder))
+
+
+def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / _WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder / _WEIGHTS}: {error}") from error
+
+
+def find_adapter(run_dir: Path) -> Path | None:
+    """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none."""
+    candidates = (run_dir / ADAPTER_FOLDER, run_dir / _PREVIOUS)
+    return next((folder for folder in candidates if (folder / _WEIGHTS).is_file()), None)
+
+
+def unmoved_parameters(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors in which training changed nothing at all."""
+    return [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
+
+
+def model_card(
+    base: str,
+    labels: tuple[str, ...],
+    pad_token_id: int,
+    max_length: int,
+    facts: Mapping[str, Any],
+    quantization: "BitsAndBytesConfig | None" = None,
+) -> str:
+    """The adapter's README.md, with the exact call that reloads it.
+
+    Args:
+        base: what PEFT loads the base model from.
+        facts: shown as a list.
+        quantization: how the base model was quantised; None: it was not.
+    """
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    names = ", ".join(f"{i} = {name}" for i, name in enumerate(labels))
+    arguments = f"num_labels={len(labels)}, pad_token_id={pad_token_id}"
+    code = _reload_code(arguments) if quantization is None else _reload_4bit_code(arguments, quantization)
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-classification
+tags: [lora, lorabench]
+---
+
+# LoRA classifier
+
+{listed}
+- classes: {names}
+
+All arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
+Pad on the right. While the base model loads, its head is reported missing: that is as it should be, it is in here.
+The base model is loaded from `{base}`; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
+
+```python
+{code}
+model.eval()
+
+labels = {list(labels)!r}
+texts = ["the first text", "another"]
+inputs = tokenizer(texts, truncation=True, max_length={max_length}, padding=True, return_tensors="pt").to(model.device)
+probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
+```
+"""
+
+
+def _reload_code(arguments: str) -> str:
+    return f"""from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, {arguments}
+)"""
+
+
+def _reload_4bit_code(arguments: str, quantization: "BitsAndBytesConfig") -> str:
+    """The base model in the same 4 bits: rounded from weights of the same dtype, without the same layers."""
+    return f"""import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+quantization = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="{quantization.bnb_4bit_quant_type}",
+    bnb_4bit_use_double_quant={quantization.bnb_4bit_use_double_quant},
+    bnb_4bit_compute_dtype={quantization.bnb_4bit_compute_dtype},
+    llm_int8_skip_modules={json.dumps(quantization.llm_int8_skip_modules)},
+)
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, {arguments}, dtype={quantization.bnb_4bit_compute_dtype}, quantization_config=quantization
+)
+for module in model.modules():
+    module.support_avx512bf16_for_cpu = False  # bitsandbytes would round the weights once more on some CPUs"""

@@ -1,0 +1,106 @@
+"""Savepoints: a training run on disk, from which it goes on as if it had never stopped.
+
+`checkpoints/step-00000123/` holds the trained weights, optimizer, schedule, scaler and best adapter (`state.pt`), what
+the run has done so far (`progress.json`), and a manifest with the size and hash of each file. A folder is written
+under another name, synced and renamed, so one that is there is whole unless the disk damaged it, and the manifest
+tells. One of the same step that was there before is set aside meanwhile, and read where a kill came in between.
+"""
+
+import hashlib
+import json
+import pickle
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabench.checkpoint.adapter import swap_in, sync_path
+from lorabench.errors import RunError
+
+FOLDER = "checkpoints"
+_STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
+_PREFIX, _STAGING, _REPLACED = "step-", ".writing-", ".replaced-"
+
+
+@dataclass(frozen=True)
+class Savepoint:
+    """What a run needs to go on.
+
+    Attributes:
+        state: tensors and state dictionaries; loadable with `torch.load(weights_only=True)`.
+        progress: JSON values: position, history, times, and what must agree with the run that goes on.
+    """
+
+    state: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -> Path:
+    """Write a savepoint, then remove all but the newest `keep`, and what killed saves left. Call on one rank.
+
+    Raises:
+        RunError: the disk does not take it; earlier savepoints are as they were.
+    """
+    parent = run_dir / FOLDER
+    target = parent / f"{_PREFIX}{step:08d}"
+    staging = parent / f"{_STAGING}{step:08d}"
+    try:
+        parent.mkdir(exist_ok=True)
+        for half_written in parent.glob(f"{_STAGING}*"):
+            shutil.rmtree(half_written, ignore_errors=True)
+        staging.mkdir()
+        torch.save(savepoint.state, staging / _STATE)
+        (staging / _PROGRESS).write_text(json.dumps(savepoint.progress), encoding="utf-8")
+        manifest = {name: _fingerprint(staging / name) for name in (_STATE, _PROGRESS)}
+        (staging / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        for path in (*staging.iterdir(), staging):
+            sync_path(path)
+        # One of the same step is there where its evaluation came after it.
+        swap_in(staging, target, parent / f"{_REPLACED}{step:08d}")
+        sync_path(parent)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error
+    found = _folders(run_dir)
+    # Those of later steps are damaged: a run that goes on has gone back behind them.
+    newest = [folder for folder in found if folder.name.startswith(_PREFIX) and folder.name <= target.name]
+    for old in {*found} - {*newest[:keep]}:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
+    """The newest whole savepoint; damaged ones are skipped with a warning. None if there is none."""
+    for folder in _folders(run_dir):
+        try:
+            return _read(folder)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(f"{folder}: damaged ({reason}), going back to the one before", stacklevel=2)
+    return None
+
+
+def _folders(run_dir: Path) -> list[Path]:
+    """Savepoints, the newest first, each before one of its step that it was to replace."""
+    parent = run_dir / FOLDER
+    found = (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_REPLACED}*"))
+    return sorted(found, key=lambda folder: (folder.name.rpartition("-")[2], folder.name), reverse=True)
+
+
+def _read(folder: Path) -> Savepoint:
+    """A savepoint as it was written. Raises one of several errors if it is not."""
+    manifest: Mapping[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    for name in (_STATE, _PROGRESS):
+        if manifest[name] != _fingerprint(folder / name):
+            raise ValueError(f"{name} is not what was written")
+    state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+    return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,120 @@
+"""What is wrong with the values of a configuration: each issue names flag, value and expectation."""
+
+import math
+import os
+from pathlib import Path
+
+from lorabench.config.run_config import RunConfig
+from lorabench.data.labels import parse_class_weights
+from lorabench.errors import IssueList
+
+
+def find_issues(config: RunConfig) -> list[str]:
+    """Everything that is wrong with the values and can be said without reading a file, one sentence each."""
+    issues = IssueList()
+    for flag, value in _counts(config).items():
+        if value is not None:
+            issues.check(value >= 1, f"--{flag} {value}: expected a whole number of at least 1")
+    for flag, value in {
+        "learning-rate": config.optim.learning_rate,
+        "max-grad-norm": config.optim.max_grad_norm,
+    }.items():
+        issues.check(math.isfinite(value) and value > 0, f"--{flag} {value}: expected a number above 0")
+    decay, warmup = config.optim.weight_decay, config.optim.warmup_ratio
+    issues.check(math.isfinite(decay) and decay >= 0, f"--weight-decay {decay}: expected a number of at least 0")
+    issues.check(0 <= warmup <= 1, f"--warmup-ratio {warmup}: expected a number from 0 to 1")
+    for flag, value in {"lora-dropout": config.lora.lora_dropout, "base-dropout": config.model.base_dropout}.items():
+        if value is not None:
+            issues.check(0 <= value < 1, f"--{flag} {value}: expected a number of at least 0 and below 1")
+    issues.check(config.optim.seed >= 0, f"--seed {config.optim.seed}: expected a whole number of at least 0")
+    targets = config.lora.lora_targets
+    issues.check(
+        all(name.strip() for name in targets.split(",")),
+        f"--lora-targets {targets!r}: expected comma-separated module names, `all-linear` or `auto`",
+    )
+    limit = config.run.gpu_memory_limit
+    if limit is not None:
+        fits = math.isfinite(limit) and limit > 0
+        issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
+    issues.extend(class_weight_issues(config.data.class_weights))
+    issues.extend(quantization_issues(config))
+    if config.run.output_dir is None or looks_into_output_dir():
+        issues.extend(output_dir_issues(config.run.output_dir, config.run.resume))
+    return list(issues)
+
+
+def quantization_issues(config: RunConfig) -> list[str]:
+    """What a 4-bit base model cannot do."""
+    issues = IssueList()
+    if config.model.quantize == "nf4":
+        frozen, bias = config.model.frozen_dtype, config.lora.lora_bias
+        issues.check(
+            frozen == "auto",
+            f"--frozen-dtype {frozen}: --quantize nf4 holds the frozen weights in 4 bits; expected auto, or "
+            "--quantize none",
+        )
+        # bitsandbytes casts the biases of its layers to the compute dtype at the first forward pass.
+        issues.check(
+            bias == "none",
+            f"--lora-bias {bias}: --quantize nf4 keeps the biases of its layers in the compute dtype, too coarse to "
+            "train; expected none, or --quantize none",
+        )
+    return list(issues)
+
+
+def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
+    """What is wrong with the folder of the results, as this process sees it."""
+    if folder is None:
+        return ["--resume: expected --output-dir with the folder of the run that is to go on"] if resume else []
+    if resume:
+        has_run = (folder / "run.json").is_file()
+        return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
+    if not os.path.exists(folder):
+        return []
+    if not folder.is_dir():
+        return [f"--output-dir {folder}: expected a folder, found a file"]
+    if any(folder.iterdir()):
+        return [f"--output-dir {folder}: in use; expected a new or empty folder, or --resume to go on"]
+    return []
+
+
+def looks_into_output_dir() -> bool:
+    """Whether this process looks before all have met: the first rank, where all are on one machine.
+
+    A late one would find what the first has written already. On several machines the folder need not be everywhere,
+    and a machine that refused alone would leave the others waiting for it: there the first rank looks later, for all.
+    """
+    ranks, here, rank = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"))
+    return rank == 0 and ranks <= max(here, 1)
+
+
+def class_weight_issues(text: str) -> list[str]:
+    """What is wrong with a `--class-weights` value, whatever the number of classes."""
+    if text in ("balanced", "none"):
+        return []
+    try:
+        weights = parse_class_weights(text)
+    except ValueError:
+        weights = ()
+    if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
+        return []
+    return [f"--class-weights {text!r}: expected `balanced`, `none` or one number above 0 per class, as in 0.9,1.2"]
+
+
+def _counts(config: RunConfig) -> dict[str, int | None]:
+    """Flags that take a count of at least one, where they are set."""
+    return {
+        "lora-r": config.lora.lora_r,
+        "lora-alpha": config.lora.lora_alpha,
+        "max-length": config.data.max_length,
+        "max-train-samples": config.data.max_train_samples,
+        "max-eval-samples": config.data.max_eval_samples,
+        "epochs": config.optim.epochs,
+        "max-steps": config.optim.max_steps,
+        "batch-size": config.optim.batch_size,
+        "eval-batch-size": config.optim.eval_batch_size,
+        "gradient-accumulation": config.optim.gradient_accumulation,
+        "early-stopping": config.run.early_stopping,
+        "logging-steps": config.run.logging_steps,
+        "keep-checkpoints": config.run.keep_checkpoints,
+    }

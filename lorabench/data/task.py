@@ -1,0 +1,245 @@
+"""A task's rows: where they come from, how they split, which classes they have and what those weigh."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorabench.config.presets import TaskPreset, task_preset
+from lorabench.config.run_config import DataConfig
+from lorabench.data.labels import class_weights, count_classes, label_names, label_text, positive_index
+from lorabench.data.readers import read_columns
+from lorabench.data.sources import Table, load_tables
+from lorabench.errors import ConfigError, IssueList
+
+# The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
+SPLIT_SEED = 42
+SPLIT_TRAIN_SHARE = 0.8
+_ID_COLUMNS = ("id", "id_string")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts of one split, in columns of equal length.
+
+    Attributes:
+        ids: the file's `id` or `id_string`, else the row's number from 0.
+        texts: what the model reads.
+        labels: class indices; None for an unlabelled test file.
+        cuttable: per row, the range of characters that truncation may take from.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    labels: list[int] | None
+    cuttable: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, indices: Sequence[int]) -> "Rows":
+        """The rows at `indices`, in that order."""
+        return Rows(
+            ids=[self.ids[i] for i in indices],
+            texts=[self.texts[i] for i in indices],
+            labels=None if self.labels is None else [self.labels[i] for i in indices],
+            cuttable=[self.cuttable[i] for i in indices],
+        )
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Everything a run needs to know of its data.
+
+    Attributes:
+        labels: class names; the class index is the position.
+        positive: index of the class that precision, recall and F1 are about; None for more than two (macro averages).
+        class_weights: one weight per class; None without weighting.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows | None
+    labels: tuple[str, ...]
+    positive: int | None
+    class_weights: tuple[float, ...] | None
+
+    def splits(self) -> dict[str, Rows]:
+        """The splits that exist, by name."""
+        splits = {"train": self.train, "validation": self.validation}
+        return splits if self.test is None else {**splits, "test": self.test}
+
+    def class_counts(self, rows: Rows) -> list[int] | None:
+        """Rows per class, in the order of `labels`; None for unlabelled rows."""
+        return None if rows.labels is None else count_classes(rows.labels, len(self.labels))
+
+
+def load_task(config: DataConfig, seed: int) -> TaskData:
+    """Read, check, split and weigh the rows of a task.
+
+    Args:
+        config: the task, its files and columns.
+        seed: draws the rows of `--max-train-samples` and `--max-eval-samples`.
+
+    Raises:
+        ConfigError: everything that is wrong with the files, together.
+    """
+    preset = task_preset(config.task)
+    tables = load_tables(config, preset)
+    issues = IssueList()
+    texts = {split: _texts(table, config, preset, issues) for split, table in tables.items()}
+    raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
+    issues.raise_if_any()
+
+    labels = label_names(tables["train"].origin, config.label_column, raw_labels["train"] or [])
+    rows = {
+        split: _number(split, tables[split].origin, texts[split], raw_labels[split], labels, issues)
+        for split in tables
+    }
+    issues.raise_if_any()
+    all_train = rows["train"]
+    if "validation" in rows:
+        train, validation = all_train, rows["validation"]
+    else:
+        train, validation = split_rows(tables["train"].origin, all_train)
+    train = _sample(train, config.max_train_samples, seed)
+    validation = _sample(validation, config.max_eval_samples, seed)
+    weighed = all_train if preset.weigh_all_rows else train
+    return TaskData(
+        train=_check_classes(train, labels, tables["train"].origin, config),
+        validation=validation,
+        test=rows.get("test"),
+        labels=labels,
+        positive=positive_index(config.positive_label, labels),
+        class_weights=class_weights(config.class_weights, weighed.labels or [], labels),
+    )
+
+
+def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
+    """Texts and ids of one file without labels, by the task's columns.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks the text column or has rows without a text.
+    """
+    issues = IssueList()
+    rows = _texts(Table(f"{flag} {path}", read_columns(flag, path)), config, task_preset(config.task), issues)
+    issues.raise_if_any()
+    return rows
+
+
+def _texts(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList) -> Rows:
+    """Texts and ids of a table, unlabelled yet; issues for missing columns and empty texts."""
+    columns = table.columns
+    needed = ("context", "question", "answers") if preset.join == "reclor" else (config.text_column,)
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        flag = "" if preset.join == "reclor" else " (--text-column)"
+        issues.add(f"{table.origin}: no column {', '.join(missing)!r}{flag}; the columns are {', '.join(columns)}")
+        return Rows([], [], None, [])
+    if preset.join == "reclor":
+        joined = [_join_reclor(*row) for row in zip(*(columns[name] for name in needed), strict=True)]
+        bad = [i for i, text in enumerate(joined) if text is None]
+        texts = [text[0] if text else "" for text in joined]
+        cuttable = [text[1] if text else (0, 0) for text in joined]
+        expectation = "expected a text in `context` and `question` and a list of texts in `answers`"
+    else:
+        values = columns[config.text_column]
+        bad = [i for i, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
+        texts = [value if isinstance(value, str) else "" for value in values]
+        cuttable = [(0, len(text)) for text in texts]
+        expectation = f"expected a text in column {config.text_column!r}"
+    if bad:
+        issues.add(f"{table.origin}: {describe_rows(bad)} without a text; {expectation}")
+    id_column = next((name for name in _ID_COLUMNS if name in columns), None)
+    ids = [str(value) for value in columns[id_column]] if id_column else [str(i) for i in range(len(texts))]
+    return Rows(ids, texts, None, cuttable)
+
+
+def _join_reclor(context: Any, question: Any, answers: Any) -> tuple[str, tuple[int, int]] | None:
+    """One text of a ReClor row and the range of the context in it; None if a part is missing or not a text."""
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(a, str) for a in (context, question, *answers))
+    ):
+        return None
+    options = " ".join(f"Option {chr(ord('A') + i)}: {answer}" for i, answer in enumerate(answers))
+    start = len("Context: ")
+    return f"Context: {context} Question: {question} {options}", (start, start + len(context))
+
+
+def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList) -> list[str] | None:
+    """Labels as texts; None where a test table has none at all."""
+    name = config.label_column
+    if name not in table.columns:
+        if split == "test":
+            return None
+        hint = "" if config.task == "custom" else " (your own data set? add --task custom)"
+        issues.add(
+            f"{table.origin}: no column {name!r} (--label-column); the columns are {', '.join(table.columns)}{hint}"
+        )
+        return []
+    labels = [label_text(value) for value in table.columns[name]]
+    missing = [i for i, label in enumerate(labels) if label is None]
+    if split == "test" and len(missing) == len(labels):
+        return None
+    if missing:
+        issues.add(f"{table.origin}: {describe_rows(missing)} without a label in column {name!r}")
+    return [label or "" for label in labels]
+
+
+def _number(
+    split: str, origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, ...], issues: IssueList
+) -> Rows:
+    """The rows with class indices; an issue for labels that the training rows do not have."""
+    if raw is None:
+        return rows
+    index = {name: i for i, name in enumerate(labels)}
+    unknown = [i for i, label in enumerate(raw) if label not in index]
+    if unknown:
+        values = ", ".join(repr(name) for name in sorted({raw[i] for i in unknown})[:5])
+        issues.add(
+            f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
+            f"{', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}"
+        )
+    return Rows(rows.ids, rows.texts, [index.get(label, -1) for label in raw], rows.cuttable)
+
+
+def split_rows(origin: str, rows: Rows) -> tuple[Rows, Rows]:
+    """80 % / 20 % at seed 42, by `datasets`, so that the original experiments' rows come out.
+
+    Raises:
+        ConfigError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise ConfigError(f"{origin}: {len(rows)} row cannot be split into training and validation rows")
+    from datasets import Dataset
+
+    parts = Dataset.from_dict({"row": list(range(len(rows)))}).train_test_split(
+        train_size=SPLIT_TRAIN_SHARE, seed=SPLIT_SEED
+    )
+    return rows.select(list(parts["train"]["row"])), rows.select(list(parts["test"]["row"]))
+
+
+def _sample(rows: Rows, limit: int | None, seed: int) -> Rows:
+    """At most `limit` rows, drawn without replacement, in their order."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
+
+
+def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: DataConfig) -> Rows:
+    """The training rows, if each class is among them."""
+    counts = count_classes(train.labels or [], len(labels))
+    absent = [name for name, count in zip(labels, counts, strict=True) if count == 0]
+    if absent:
+        cause = "--max-train-samples" if config.max_train_samples else "the split into training and validation rows"
+        raise ConfigError(f"{origin}: {cause} left no training row of class {', '.join(absent)}")
+    return train
+
+
+def describe_rows(indices: Sequence[int]) -> str:
+    """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
+    named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
+    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"

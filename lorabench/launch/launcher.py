@@ -1,0 +1,237 @@
+"""Chooses how to start a run from the GPUs of this machine and the size of the model, and starts it.
+
+    python -m lorabench.launch [--config_file FILE] [--num_processes N] FLAGS OF THE RUN...
+
+It prints one line that says which file of `accelerate_configs/` it chose and why, and becomes `accelerate launch`, or
+the training process itself where there is only one. `--config_file` overrides the choice. On several machines, start
+it on each with `--num_machines N --machine_rank R --main_process_ip HOST_OF_RANK_0`. A model counts as fitting one
+card when
+
+    1.1 x bytes of its frozen weights + 2 GB <= memory of the smallest card
+
+where the tenth covers buffers and fragmentation, and the 2 GB the CUDA context, adapter, optimizer and activations
+under gradient checkpointing.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from lorabench.config.presets import MODELS, ModelPreset, resolve_defaults, task_preset
+from lorabench.config.run_config import DataConfig, ModelConfig
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
+from lorabench.launch.one_process import start_alone
+from lorabench.launch.options import (
+    CONFIGS,
+    LaunchOptions,
+    find_config,
+    launch_command,
+    take_launch_options,
+    take_option,
+)
+from lorabench.machine.gpus import Gpu, check_driver, list_gpus
+from lorabench.models.footprint import WeightCount, count_preset
+
+_GB = 10**9
+_WEIGHT_FACTOR = 1.1
+_RESERVED_BYTES = 2 * _GB
+_BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Matrices of a checkpoint that are no linear layer of the model's body.
+_NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Bytes of a model's frozen weights (None: unknown) and the dtype they are counted in."""
+
+    model: str
+    weight_bytes: int | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One file of `accelerate_configs/`, how many processes it starts, and why."""
+
+    config: str
+    num_processes: int
+    reason: str
+
+
+def main() -> NoReturn:
+    """Replace this process by the launch, so that it receives the signals and gives the exit code.
+
+    A single training process takes the place of the launch, too.
+    """
+    began = time.time()
+    try:
+        command = build_command(sys.argv[1:])
+        command, environment = start_alone(command, os.environ, began) or (command, dict(os.environ))
+    except ConfigError as error:
+        print(f"lorabench: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("lorabench: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def build_command(arguments: Sequence[str]) -> list[str]:
+    """The command that a run's arguments lead to on this machine; prints the line that explains it.
+
+    Raises:
+        ConfigError: no such config file, more processes than GPUs, GPUs that torch cannot use, DeepSpeed missing,
+            machines that do not know of each other.
+    """
+    if {"-h", "--help"} & set(arguments):
+        return [sys.executable, "-m", "lorabench.train", *arguments]
+    options, rest = take_launch_options(arguments)
+    if options.config_file is not None:
+        path = find_config(options.config_file)
+        print(f"lorabench: {path} as asked by --config_file", flush=True)
+        return launch_command(path, options, rest)
+    check_driver()
+    choice = choose(usable_gpus(options), measure_model(rest), options.num_machines or 1)
+    path = find_config(str(CONFIGS / choice.config))
+    command = launch_command(path, replace(options, num_processes=choice.num_processes), rest)
+    print(f"lorabench: {choice.reason} (accelerate_configs/{choice.config})", flush=True)
+    return command
+
+
+def usable_gpus(options: LaunchOptions) -> list[Gpu]:
+    """The GPUs of this machine that the run takes: all, or this machine's share of `--num_processes`.
+
+    Raises:
+        ConfigError: fewer are there, or the processes cannot be shared out.
+    """
+    gpus, machines, asked = list_gpus(), options.num_machines or 1, options.num_processes
+    if asked is None:
+        return gpus
+    share, left_over = divmod(asked, machines)
+    if left_over:
+        raise ConfigError(f"--num_processes {asked}: expected a multiple of --num_machines {machines}")
+    if share > max(len(gpus), 1):
+        each = "" if machines == 1 else f" on {machines} machines, {share} on each"
+        raise ConfigError(
+            f"--num_processes {asked}{each}: this machine has {len(gpus)} usable GPUs; expected at most that many, or "
+            "a --config_file (accelerate_configs/cpu_2ranks.yaml runs ranks on the CPU)"
+        )
+    return gpus[:share]
+
+
+def choose(gpus: Sequence[Gpu], size: ModelSize, machines: int = 1) -> Choice:
+    """The strategy for these cards: one process, data parallel where the model fits each card, else ZeRO-3.
+
+    Args:
+        gpus: of this machine; the other machines are taken to have the same.
+    """
+    everywhere = f" on each of {machines} machines" if machines > 1 else ""
+    if not gpus:
+        config = "cpu_2ranks.yaml" if machines > 1 else "cpu.yaml"
+        return Choice(config, machines, f"no GPU -> one process on the CPU{everywhere}")
+    cards = " + ".join(_gigabytes(gpu.total_bytes) for gpu in gpus)
+    ranks = len(gpus) * machines
+    if ranks == 1:
+        found = f"1 GPU ({gpus[0].name}, {cards}) -> one process"
+        return Choice("single_gpu.yaml", 1, f"{found}{_note_on_one_card(gpus[0], size)}")
+    found = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({cards}){everywhere}"
+    data_parallel = _nearest_file("ddp", len(gpus), machines)
+    if size.weight_bytes is None:
+        reason = f"{found}: size of {size.model} is unknown -> DDP; if it does not fit one card: zero3.yaml"
+        return Choice(data_parallel, ranks, reason)
+    taken = f"{found}: weights of {size.model} take {_gigabytes(size.weight_bytes)} in {size.dtype}"
+    if _fits(size.weight_bytes, gpus):
+        return Choice(data_parallel, ranks, f"{taken} and fit one card -> DDP")
+    reason = f"{taken} and do not fit one card -> ZeRO-3"
+    if not _fits(size.weight_bytes // ranks, gpus):
+        share = _gigabytes(size.weight_bytes // ranks)
+        reason += f"; a rank's share of {share} does not fit either: zero3_offload.yaml holds it in host memory"
+    return Choice(_nearest_file("zero3", len(gpus), machines), ranks, reason)
+
+
+def _fits(weight_bytes: int, gpus: Sequence[Gpu]) -> bool:
+    return weight_bytes * _WEIGHT_FACTOR + _RESERVED_BYTES <= min(gpu.total_bytes for gpu in gpus)
+
+
+def _nearest_file(strategy: str, gpus: int, machines: int) -> str:
+    """The file of this strategy that is made for so many cards, else the one for any number."""
+    if machines == 2:
+        return f"two_nodes_{strategy}.yaml"
+    candidate = f"{strategy}_{gpus}gpus.yaml"
+    return candidate if machines == 1 and (CONFIGS / candidate).is_file() else f"{strategy}.yaml"
+
+
+def _note_on_one_card(gpu: Gpu, size: ModelSize) -> str:
+    """Which file may serve better than the plain one-GPU file; empty if none."""
+    if size.weight_bytes is not None and not _fits(size.weight_bytes, [gpu]):
+        taken = f"weights of {size.model} take {_gigabytes(size.weight_bytes)} in {size.dtype} and do not fit"
+        return f"; {taken}: zero3_offload.yaml with --num_processes 1 holds them in host memory"
+    if gpu.name.endswith("RTX A6000"):
+        return "; single_a6000.yaml runs it in fp16, as the original experiments"
+    return ""
+
+
+def measure_model(arguments: Sequence[str]) -> ModelSize:
+    """Size of the frozen weights that these flags ask for, from the preset table or a local folder."""
+    model = take_option(arguments, "model")[0] or ModelConfig().model
+    task = take_option(arguments, "task")[0] or DataConfig().task
+    precision = take_option(arguments, "precision")[0] or "auto"
+    if take_option(arguments, "frozen-dtype")[0] == "fp32":
+        precision = "fp32"
+    quantize = take_option(arguments, "quantize")[0] or resolve_defaults(model, task).model.quantize
+    nf4 = quantize == "nf4"
+    preset = _find_preset(model)
+    if preset is not None:
+        dtype = precision if precision in _BYTES_PER_WEIGHT else task_preset(task).precision or preset.precision
+        size = count_preset(preset).held_bytes(_BYTES_PER_WEIGHT[dtype], nf4)
+        return ModelSize(model, size, "nf4" if nf4 else dtype)
+    counted = _read_safetensors(Path(model))
+    if counted is None:
+        return ModelSize(model, None, "unknown")
+    weights, stored_bytes = counted
+    if nf4:
+        return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT.get(precision, 2), nf4), "nf4")
+    if precision in _BYTES_PER_WEIGHT:
+        return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT[precision], nf4), precision)
+    return ModelSize(model, stored_bytes, "their stored dtype")
+
+
+def _find_preset(model: str) -> ModelPreset | None:
+    """A preset by its name, or by the Hub id that it stands for."""
+    if model in MODELS:
+        return MODELS[model]
+    return next((preset for preset in MODELS.values() if preset.hub_id == model), None)
+
+
+def _read_safetensors(folder: Path) -> tuple[WeightCount, int] | None:
+    """Parameters and bytes from the headers of a folder's weight files; None where there are none to read."""
+    parameters = linear = stored_bytes = 0
+    # `model*` leaves out the second copy of the same weights that some checkpoints carry as consolidated.safetensors.
+    for path in folder.glob("model*.safetensors"):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
+            parameters += sum(sizes.values())
+            linear += sum(
+                size
+                for name, size in sizes.items()
+                if len(tensors[name]["shape"]) == 2 and not _NO_LINEAR.search(name)
+            )
+            stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+            return None  # Damaged weights are for the training process to report; here their size is unknown.
+    return (WeightCount(parameters, linear), stored_bytes) if parameters else None
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / _GB:.1f} GB"

@@ -1,0 +1,220 @@
+"""The launcher's own flags, and the command of `accelerate launch` that they and a launch file lead to.
+
+accelerate's `--config_file`, `--num_processes` (over all machines), `--num_machines`, `--machine_rank`,
+`--main_process_ip` and `--main_process_port`, with underscores or hyphens, are taken out of a run's arguments and
+handed to the launcher; all others are the run's.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lorabench.errors import ConfigError
+
+_PROJECT = Path(__file__).resolve().parents[2]
+CONFIGS = _PROJECT / "accelerate_configs"
+_DEFAULT_PORT = 29500
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What was asked of the launcher; None where nothing was said.
+
+    Attributes:
+        num_processes: over all machines.
+        machine_rank: of this machine, from 0.
+    """
+
+    config_file: str | None = None
+    num_processes: int | None = None
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+
+def take_launch_options(arguments: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
+    """The launcher's flags, and the other arguments.
+
+    Raises:
+        ConfigError: a flag without a value, or whose value is no such number.
+    """
+    rest = list(arguments)
+
+    def take(name: str, parse: Callable[[str, str], T]) -> T | None:
+        nonlocal rest
+        text, rest = take_option(rest, name.replace("_", "-"))
+        return None if text is None else parse(f"--{name}", text)
+
+    options = LaunchOptions(
+        config_file=take("config_file", _text),
+        num_processes=take("num_processes", _count),
+        num_machines=take("num_machines", _count),
+        machine_rank=take("machine_rank", _index),
+        main_process_ip=take("main_process_ip", _text),
+        main_process_port=take("main_process_port", _index),
+    )
+    return options, rest
+
+
+def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value of `--name VALUE` or `--name=VALUE` (hyphens and underscores alike), and the other arguments.
+
+    Raises:
+        ConfigError: the option comes last, without a value.
+    """
+    value: str | None = None
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, inline = argument.partition("=")
+        if not flag.startswith("--") or flag[2:].replace("_", "-") != name:
+            rest.append(argument)
+            continue
+        value = inline if equals else next(remaining, None)
+        if value is None:
+            raise ConfigError(f"{flag}: expected a value after it")
+    return value, rest
+
+
+def find_config(name: str) -> Path:
+    """The launch file: as given from this folder, else from the project's folder or by its name in accelerate_configs.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    for candidate in (Path(name), _PROJECT / name, CONFIGS / name):
+        if candidate.is_file():
+            return candidate.resolve()
+    known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+    raise ConfigError(f"--config_file {name}: no such file; expected a path, or one of {known or 'none found'}")
+
+
+def launch_command(config: Path, options: LaunchOptions, arguments: Sequence[str]) -> list[str]:
+    """`accelerate launch` with that file; adds what a YAML cannot say for every folder and machine.
+
+    Raises:
+        ConfigError: the file cannot be used here, or several machines do not know of each other.
+    """
+    values = read_config(config)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    # A run that fails says so itself; accelerate's own traceback after it would hide that message.
+    command.append("--quiet")
+    command += _process_options(config, values, options)
+    if values.get("distributed_type") == "DEEPSPEED":
+        command += _deepspeed_options(config, values)
+    elif values.get("distributed_type") == "NO" and "OMP_NUM_THREADS" not in os.environ:
+        # A single process would otherwise get one thread on a GPU machine, and on some CPUs too.
+        command += ["--num_cpu_threads_per_process", str(_cpu_threads())]
+    return [*command, "-m", "lorabench.train", *arguments]
+
+
+def _process_options(config: Path, values: dict[str, Any], options: LaunchOptions) -> list[str]:
+    """How many processes, and where: the flags as given, checked where there are several machines."""
+    machines = options.num_machines or int(values.get("num_machines") or 1)
+    port = options.main_process_port
+    if machines > 1:
+        _check_machines(config, values, options, machines)
+        # A file for one machine says 0, any free port: every machine would choose another.
+        port = port or values.get("main_process_port") or _DEFAULT_PORT
+    given = {
+        "num_processes": options.num_processes,
+        "num_machines": options.num_machines,
+        "machine_rank": options.machine_rank,
+        "main_process_ip": options.main_process_ip,
+        "main_process_port": port,
+    }
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def _check_machines(config: Path, values: dict[str, Any], options: LaunchOptions, machines: int) -> None:
+    """What several machines need: a launch that lacks it would wait for ever, or start less than was asked for."""
+    issues = []
+    if values.get("distributed_type") == "NO":
+        issues.append(
+            f"--num_machines {machines}: {config.name} starts one process; expected ddp.yaml, another strategy, or "
+            "cpu_2ranks.yaml for the CPU"
+        )
+    rank = options.machine_rank if options.machine_rank is not None else values.get("machine_rank")
+    if rank is None or not 0 <= int(rank) < machines:
+        given = "not given" if rank is None else rank
+        issues.append(f"--machine_rank {given}: expected 0 to {machines - 1}, on each machine another")
+    if not (options.main_process_ip or values.get("main_process_ip")):
+        issues.append("--main_process_ip not given: expected the address of the machine of rank 0, on every machine")
+    processes = options.num_processes or values.get("num_processes")
+    if processes is None or int(processes) % machines:
+        given = "not given" if processes is None else processes
+        issues.append(f"--num_processes {given}: expected the number over all machines, a multiple of {machines}")
+    if issues:
+        raise ConfigError(issues)
+
+
+def _deepspeed_options(config: Path, values: dict[str, Any]) -> list[str]:
+    """The DeepSpeed JSON by its full path: the YAML names it relative to the folder of the launch."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"{config}: needs DeepSpeed, which is not installed; expected `pip install --no-build-isolation deepspeed`"
+        )
+    name = (values.get("deepspeed_config") or {}).get("deepspeed_config_file")
+    if name is None:
+        return []
+    for folder in (Path.cwd(), config.parent.parent, config.parent, _PROJECT):
+        if (folder / name).is_file():
+            return ["--deepspeed_config_file", str((folder / name).resolve())]
+    raise ConfigError(f"{config}: deepspeed_config_file {name}: no such file, neither here nor beside the YAML")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Content of a launch file, read as accelerate does: by its name, JSON or YAML.
+
+    Raises:
+        ConfigError: it is neither, or holds something else than keys and values.
+    """
+    load, language = (json.loads, "JSON") if path.name.endswith(".json") else (yaml.safe_load, "YAML")
+    try:
+        values = load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"--config_file {path}: not valid {language}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config_file {path}: expected an accelerate configuration (key: value)")
+    return values
+
+
+def _text(flag: str, text: str) -> str:
+    if not text:
+        raise ConfigError(f"{flag}: expected a value after it")
+    return text
+
+
+def _count(flag: str, text: str) -> int:
+    return _whole_number(flag, text, 1)
+
+
+def _index(flag: str, text: str) -> int:
+    return _whole_number(flag, text, 0)
+
+
+def _whole_number(flag: str, text: str, least: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise ConfigError(f"{flag} {text}: expected a whole number of at least {least}")
+    return int(text)
+
+
+def _cpu_threads() -> int:
+    """Physical cores that this process may use; logical ones where the physical number is not known."""
+    import psutil
+
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        usable = os.cpu_count() or 1
+    return max(min(usable, psutil.cpu_count(logical=False) or usable), 1)

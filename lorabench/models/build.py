@@ -1,0 +1,237 @@
+"""A classifier with LoRA: base model, adapter, head and dtypes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.errors import ConfigError, IssueList
+from lorabench.machine.hub import explain_hub_error
+from lorabench.models.classifier import SequenceClassifier, head_names, trained_copies
+from lorabench.models.description import (
+    MODEL_EXPECTATION,
+    build_skeleton,
+    load_model_config,
+    lora_targets,
+    model_arguments,
+    model_source,
+)
+from lorabench.models.quantization import POOLER, build_random, build_settings, cpu_issues, expand_anew, keep_layout
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+
+PEFT_HEAD_NAMES = ("classifier", "score")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the weights are held.
+
+    Attributes:
+        device: where this rank computes.
+        frozen_dtype: dtype of the frozen weights; of quantised ones, the dtype that they compute in.
+        trainable_dtype: dtype of adapter and head.
+        load_on_cpu: the strategy takes the weights from host memory and splits them itself.
+        checkpointing: recompute activations in the backward pass.
+        quant_storage: dtype that 4-bit weights are packed in.
+        regathers: the strategy takes a layer's weights away between its forward and its backward pass.
+    """
+
+    device: torch.device
+    frozen_dtype: torch.dtype
+    trainable_dtype: torch.dtype = torch.float32
+    load_on_cpu: bool = False
+    checkpointing: bool = False
+    quant_storage: torch.dtype = torch.uint8
+    regathers: bool = False
+
+
+def build_classifier(
+    config: ModelConfig,
+    lora: LoraArgs,
+    model_config: PretrainedConfig,
+    placement: Placement,
+    seed: int,
+) -> SequenceClassifier:
+    """Base model, LoRA and head, ready to be prepared by the Accelerator.
+
+    Trainable parameters (adapter and head) are in `placement.trainable_dtype`, all others frozen. A head, or a
+    pooler, that the checkpoint does not carry is drawn in float32 from `seed`, the same on every rank, and trained.
+    The model pads with `model_config.pad_token_id`.
+
+    Raises:
+        ConfigError: the weights cannot be had, or are not all there.
+    """
+    torch.manual_seed(seed)
+    base, fresh = _load_base(config, model_config, placement)
+    base.config.use_cache = False
+    keep_layout(base)
+    if placement.regathers:
+        expand_anew(base)
+    torch.manual_seed(seed)
+    adapted = _add_adapter(base, lora, fresh, config.revision)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(placement.trainable_dtype)
+    _initialise_fresh(adapted, fresh, getattr(model_config, "initializer_range", 0.02), seed)
+    _check_trained_copies(adapted, placement.trainable_dtype)
+    if placement.checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return SequenceClassifier(adapted)
+
+
+def load_trained_classifier(
+    folder: Path,
+    classes: int,
+    device: torch.device,
+    frozen_dtype: torch.dtype,
+    trust_remote_code: bool,
+    quantized_from: torch.dtype | None = None,
+) -> tuple[SequenceClassifier, "PreTrainedTokenizerBase"]:
+    """A saved adapter on its base model, for prediction, with its tokenizer. Adapter and head are in float32.
+
+    Args:
+        folder: an `adapter/` that `checkpoint.save_adapter` wrote.
+        trust_remote_code: run Python code that comes with the base model.
+        quantized_from: dtype of the weights that the run quantised; other ones would be rounded to other 4 bits.
+
+    Raises:
+        ConfigError: the folder is not such an adapter, or the base model cannot be had.
+    """
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        quantization = None
+        if quantized_from is not None:
+            quantization = _quantization_of_base(folder, classes, device, frozen_dtype, trust_remote_code)
+        adapted = AutoPeftModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=classes,
+            pad_token_id=tokenizer.pad_token_id,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=quantized_from or frozen_dtype,
+            quantization_config=quantization,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: {explain_hub_error(error)}") from None
+    tokenizer.padding_side = "right"
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or ".modules_to_save." in name:
+            parameter.data = parameter.data.float()
+        elif parameter.is_floating_point():
+            parameter.data = parameter.data.to(frozen_dtype)
+    keep_layout(adapted)
+    return SequenceClassifier(adapted.to(device)).eval(), tokenizer
+
+
+def _quantization_of_base(
+    folder: Path, classes: int, device: torch.device, compute_dtype: torch.dtype, trust_remote_code: bool
+) -> "BitsAndBytesConfig":
+    saved = PeftConfig.from_pretrained(str(folder))
+    config = ModelConfig(
+        model=str(saved.base_model_name_or_path), revision=saved.revision, trust_remote_code=trust_remote_code
+    )
+    skeleton = build_skeleton(config, load_model_config(config, classes))
+    issues = IssueList()
+    issues.extend(cpu_issues(skeleton) if device.type == "cpu" else [])
+    issues.raise_if_any()
+    return build_settings(skeleton, compute_dtype, torch.uint8)
+
+
+def _load_base(
+    config: ModelConfig, model_config: PretrainedConfig, placement: Placement
+) -> tuple[PreTrainedModel, set[str]]:
+    """The frozen model on its device, and the names of the weights that its checkpoint does not carry.
+
+    Raises:
+        ConfigError: the weights cannot be had, or other ones are missing than those of head and pooler.
+    """
+    arguments = model_arguments(config, placement.frozen_dtype)
+    device = torch.device("cpu") if placement.load_on_cpu else placement.device
+    quantization = None
+    if config.quantize == "nf4":
+        skeleton = build_skeleton(config, model_config)
+        quantization = build_settings(skeleton, placement.frozen_dtype, placement.quant_storage)
+    if config.weights == "random":
+        if quantization is not None:
+            base = build_random(model_config, arguments, quantization, device)
+        else:
+            with device:
+                base = AutoModelForSequenceClassification.from_config(model_config, **arguments)
+        return base, {name for name in base.state_dict() if _is_heads(base, name)}
+    try:
+        base, loading = AutoModelForSequenceClassification.from_pretrained(
+            model_source(config),
+            config=model_config,
+            revision=config.revision,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            device_map={"": device},
+            quantization_config=quantization,
+            **arguments,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
+    fresh = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    lost = sorted(name for name in fresh if not _is_heads(base, name) and f".{POOLER}." not in name)
+    if lost:
+        raise ConfigError(
+            f"--model {config.model}: its checkpoint lacks {len(lost)} weights of a {type(base).__name__}, or has "
+            f"them in another shape ({', '.join(lost[:3])}, ...); expected a whole pretrained model"
+        )
+    return base, fresh
+
+
+def _is_heads(base: PreTrainedModel, name: str) -> bool:
+    return name.startswith(tuple(f"{head}." for head in head_names(base)))
+
+
+def _add_adapter(base: PreTrainedModel, lora: LoraArgs, fresh: set[str], revision: str | None) -> PeftModel:
+    """LoRA on the targets; heads, and a new pooler, are trained and saved whole (PEFT adds its own two names)."""
+    whole = [*head_names(base), *([POOLER] if any(f".{POOLER}." in name for name in fresh) else [])]
+    settings = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=lora.lora_r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.lora_bias,
+        target_modules=lora_targets(lora, base.config.model_type),
+        modules_to_save=[name for name in whole if name not in PEFT_HEAD_NAMES] or None,
+    )
+    adapted = get_peft_model(base, settings, revision=revision)
+    if not isinstance(adapted, PeftModel):
+        raise TypeError(f"PEFT returned {type(adapted).__name__} for a LoRA configuration")
+    return adapted
+
+
+def _check_trained_copies(adapted: PeftModel, dtype: torch.dtype) -> None:
+    """What is trained whole must be plain layers in the dtype that trains, whatever became of the frozen ones."""
+    for path, copied in trained_copies(adapted):
+        odd = [type(module) for module in copied.modules() if isinstance(module, nn.Linear)]
+        if any(kind is not nn.Linear for kind in odd) or any(p.dtype != dtype for p in copied.parameters()):
+            raise RuntimeError(f"{path} is no plain layer in {dtype}: {copied}")
+
+
+def _initialise_fresh(adapted: PeftModel, fresh: set[str], std: float, seed: int) -> None:
+    """Normal weights and zero biases, drawn on the CPU in float32 so that every device and dtype starts alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for path, copied in trained_copies(adapted):
+        for name, module in copied.named_modules():
+            weight = ".".join(filter(None, (path, name, "weight")))
+            if isinstance(module, nn.Linear) and weight in fresh:
+                drawn = torch.empty(module.out_features, module.in_features).normal_(0.0, std, generator=generator)
+                with torch.no_grad():
+                    module.weight.copy_(drawn)
+                    if module.bias is not None:
+                        module.bias.zero_()

@@ -1,0 +1,46 @@
+"""How many bytes the frozen weights of a model take. Nothing here imports torch: the launcher asks, too."""
+
+from dataclasses import dataclass
+
+from lorabench.config.presets import ModelPreset
+
+# An 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
+NF4_SCALE_BITS = 8 / 64 + 32 / (64 * 256)
+NF4_BITS = 4 + NF4_SCALE_BITS
+
+
+@dataclass(frozen=True)
+class WeightCount:
+    """Parameters of a base model.
+
+    Attributes:
+        total: all of them, head included.
+        linear: weights of the body's linear layers, which nf4 holds in 4 bits.
+    """
+
+    total: int
+    linear: int
+
+    def held_bytes(self, bytes_per_weight: int, nf4: bool, ranks: int = 1) -> int:
+        """Bytes of the weights, where those that are not quantised take `bytes_per_weight` each.
+
+        Args:
+            ranks: so many split the weights evenly, and this is one's part. The scales of quantised weights are no
+                parameters: each rank has them all.
+        """
+        quantized = self.linear if nf4 else 0
+        split = (self.total - quantized) * bytes_per_weight + quantized * (NF4_BITS - NF4_SCALE_BITS) / 8
+        return round(split / ranks + quantized * NF4_SCALE_BITS / 8)
+
+
+def count_preset(preset: ModelPreset) -> WeightCount:
+    """A preset's parameters, from its shape."""
+    shape = preset.shape
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    if "num_key_value_heads" in shape:
+        # query, key, value and output projections; gate, up and down
+        keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
+        layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
+    else:
+        layer = 4 * hidden * hidden + 2 * hidden * inner
+    return WeightCount(total=preset.base_parameters, linear=shape["num_hidden_layers"] * layer)

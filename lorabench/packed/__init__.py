@@ -1,0 +1,1 @@
+"""The captured step: texts packed without padding, as CUDA graphs."""

@@ -1,0 +1,266 @@
+"""Optimizer steps over packs, as CUDA graphs where there is a GPU."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+
+from lorabench.config.run_config import Checkpointing, OnOutOfMemory
+from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan
+from lorabench.distributed.gradients import Gradients
+from lorabench.distributed.ranks import Ranks
+from lorabench.machine.meters import free_bytes
+from lorabench.packed.graphs import TIMED, CaptureError, CompileError, GraphedPasses
+from lorabench.packed.packs import Pack, Packer, choose_lengths
+from lorabench.packed.passes import PackedPasses
+from lorabench.packed.plan import PackPlan
+from lorabench.step.eager import EagerExecution, RandomState, RowLosses, WindowPasses
+
+# Windows that the lengths of packs are chosen from.
+LOOKED_AT = 2000
+# Seconds to capture a length of pack, and to compile for all lengths, with the compiler's processes started before;
+# and the share of an uncompiled pass that compiling saves. Measured on an H100, torch 2.11: 0.1-0.3 s; 5.1 s of
+# RoBERTa-large and 6.5 s of Llama-2-7B; 0.31 of RoBERTa-large in bf16, 0.11 in fp32, and 0.30-0.38 of Llama-2-7B.
+CAPTURE_S = 0.25
+COMPILE_S = 6.0
+COMPILED_SAVES = 0.32
+# Passes that it takes to capture and time a length, where they are short; and the part of its time that a length must
+# save over a longer one, which is more than what timings differ by.
+PASSES_PER_LENGTH = 2 + TIMED
+LEAST_GAIN = 0.01
+# Part of the free memory that activations may take.
+MEMORY_SHARE = 0.8
+
+
+class CapturedExecution(EagerExecution):
+    """Runs steps over packs.
+
+    Args:
+        passes: forward and backward of a pack.
+        gradients: the strategy's side, over `passes.flat`.
+        use_graphs: capture passes as CUDA graphs; without, they run as they are, on any device.
+        steps: optimizer steps of the whole run, for whether compiling pays.
+        checkpointing: which blocks recompute their activations: none, all, or as many as memory asks for.
+        say: tells the user what was decided.
+        complain: tells the user, from any rank, what did not work.
+    """
+
+    def __init__(
+        self,
+        passes: PackedPasses,
+        gradients: Gradients,
+        data: PaddedCollator,
+        plan: StepPlan,
+        ranks: Ranks,
+        on_out_of_memory: OnOutOfMemory = "shrink",
+        *,
+        use_graphs: bool,
+        steps: int,
+        checkpointing: Checkpointing = "off",
+        say: Callable[[str], None] = lambda line: None,
+        complain: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory)
+        self._passes = passes
+        self._graphs = GraphedPasses(passes) if use_graphs else None
+        self._steps = steps
+        self._checkpointing: Checkpointing = checkpointing
+        passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
+        self._say = say
+        self._complain = complain
+        self._longest_text = max(data.data.lengths)
+        self._packer: Packer | None = None
+        self._given: PackPlan | None = None
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether any block recomputes its activations."""
+        return self._passes.checkpointed > 0
+
+    def settled(self) -> PackPlan | None:
+        if self._packer is None:
+            return None
+        passes = self._passes
+        lengths = tuple(self._packer.lengths)
+        return PackPlan(self.batch_size, lengths, passes.compiled, passes.checkpointed, self._graphs is not None)
+
+    def settle(self, plan: PackPlan) -> None:
+        self._given = plan
+
+    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> WindowPasses:
+        if self._packer is None or self._packer.texts != self.batch_size:
+            self._packer = self._prepare()
+        passes = self._passes
+        passes.loss.zero_()
+        passes.total_weight.fill_(total_weight)
+        done = WindowPasses(passes.loss)
+        for micro_batch in micro_batches:
+            if micro_batch.real == 0:
+                continue  # nothing waits for this rank inside a pass
+            for pack in self._packer(micro_batch):
+                losses = self._run(pack)
+                done.counts.add(rows=len(pack.rows), tokens=pack.tokens, padded_tokens=pack.length)
+                done.rows.append(RowLosses(pack.rows, losses[: len(pack.rows)].clone()))
+        done.loss_share = passes.loss.clone()
+        return done
+
+    def _run(self, pack: Pack) -> torch.Tensor:
+        """One pass: of compiled blocks and as a graph, where that was decided and works."""
+        while self._graphs is not None:
+            with self._doing_without_what_fails():
+                return self._graphs.run(pack)
+        return self._passes.run(pack.to(self._ranks.device))
+
+    @contextmanager
+    def _doing_without_what_fails(self) -> Iterator[None]:
+        """Should compiling or capturing fail inside, passes run without it from now on."""
+        try:
+            yield
+        except (CompileError, CaptureError) as error:
+            self._passes.compiled = False  # without graphs, too: nothing else is worth it
+            if self._graphs is not None:
+                self._graphs.release()
+            if isinstance(error, CompileError):
+                self._complain(f"packs run uncompiled: compiling failed ({error})")
+            else:
+                self._graphs = None
+                self._complain(f"packs run without graphs: capturing one failed ({error})")
+
+    def _shrink(self, problem: str | None) -> None:
+        if self._graphs is not None:
+            self._graphs.release()
+        self._packer = None
+        super()._shrink(problem)
+
+    def _prepare(self) -> Packer:
+        """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
+        # A run that is resumed prepares at another step; its dropout must be the same.
+        random = RandomState.read(self._ranks.device)
+        given = self._given
+        if given is not None and given.batch_size == self.batch_size and given.lengths[-1] >= self._longest_text:
+            lengths = self._take_over(given)
+        else:
+            lengths = self._decide()
+        random.restore(self._ranks.device)
+        return self._make_packer(lengths)
+
+    def _take_over(self, plan: PackPlan) -> list[int]:
+        if self._checkpointing == "auto":
+            self._passes.checkpointed = plan.recomputed_blocks
+        self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
+        if self._passes.compiled and self._graphs is not None:
+            # Code is made with the first length in mind, so it is the same one as before.
+            with self._doing_without_what_fails():
+                self._graphs.capture(self._make_packer(plan.lengths).example(plan.lengths[-1]))
+        return list(plan.lengths)
+
+    def _decide(self) -> list[int]:
+        lengths = self._data.data.lengths
+        totals = [
+            sum(lengths[row] for row in micro_batch.rows)
+            for window in islice(self._plan.epoch(0), LOOKED_AT)
+            for micro_batch in self._plan.deal(window, self.batch_size)
+        ]
+        passes = self._passes
+        passes.compiled = False
+        chosen = self._choose_lengths(totals)
+        if self._graphs is None:
+            return chosen
+        self._graphs.release()
+        if self._checkpointing == "auto":
+            passes.checkpointed = 0  # to measure what all blocks would hold
+            passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
+        estimate = "not timed"
+        with self._doing_without_what_fails():
+            runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
+            chosen, passes.compiled, estimate = self._weigh_compiling(self._graphs, totals, runs)
+            chosen = self._leave_out_slow_lengths(self._graphs, chosen)
+        how = "compiled" if passes.compiled else "not compiled"
+        self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
+        return chosen
+
+    def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
+        longest_pack = self._passes.packed.longest_pack(self._longest_text)
+        return choose_lengths(totals, self._longest_text, longest_pack, **thrift)
+
+    def _make_packer(self, lengths: Sequence[int]) -> Packer:
+        return Packer(self._data, lengths, self.batch_size, self._longest_text)
+
+    def _blocks_to_checkpoint(self, packer: Packer) -> int:
+        """How many blocks must recompute their activations for the longest pack to fit into the free memory.
+
+        Measured by a forward pass of the shortest pack.
+        """
+        device, shortest, longest = self._ranks.device, packer.lengths[0], packer.lengths[-1]
+        torch.cuda.empty_cache()
+        held = self._passes.measure_activations(packer.example(shortest).to(device))
+        free = free_bytes(device)
+        if free is None:
+            return 0
+        needed, blocks = held * longest / shortest, len(self._passes.packed.blocks)
+        count = blocks_to_recompute(needed, free, blocks)
+        if count:
+            self._say(
+                f"{count} of {blocks} blocks recompute their activations: a pack of {longest} tokens would hold "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            )
+        return count
+
+    def _leave_out_slow_lengths(self, graphs: GraphedPasses, lengths: Sequence[int]) -> list[int]:
+        """Without those whose passes take as long as those of a longer one: for some sizes the kernels are poor."""
+        packer = self._make_packer(lengths)
+        kept: list[int] = []
+        least = math.inf
+        for length in reversed(lengths):
+            example = packer.example(length)
+            seconds = graphs.time(example)
+            if seconds < (1 - LEAST_GAIN) * least:
+                kept, least = [length, *kept], seconds
+            else:
+                graphs.forget(example)
+        return kept
+
+    def _weigh_compiling(
+        self, graphs: GraphedPasses, totals: Sequence[int], runs_of_totals: float
+    ) -> tuple[list[int], bool, str]:
+        """The lengths of packs, and whether the run is long enough for what compiling saves to exceed what it takes.
+
+        Args:
+            totals: tokens of some of the run's micro-batches.
+            runs_of_totals: how many times as many the run has.
+
+        Returns:
+            Lengths, whether blocks are to be compiled, and the estimate in words.
+        """
+        (usual,) = self._choose_lengths(totals, most=1)
+        pass_s = graphs.time(self._make_packer([usual]).example(usual))
+        graphs.release()
+        packs = len(totals) * runs_of_totals
+        options = []
+        for compiles, usual_s, once_s in ((False, pass_s, 0.0), (True, (1 - COMPILED_SAVES) * pass_s, COMPILE_S)):
+            token_s = usual_s / usual
+            length_s = CAPTURE_S + PASSES_PER_LENGTH * usual_s
+            lengths = self._choose_lengths(totals, price=length_s / token_s / runs_of_totals)
+            tokens = sum(next(length for length in [*lengths, total] if length >= total) for total in totals)
+            seconds = tokens * runs_of_totals * token_s + once_s + length_s * len(lengths)
+            options.append((seconds, lengths, compiles))
+        plain, compiled = options
+        _, lengths, compiles = min(options) if self._passes.can_compile else plain
+        estimate = (
+            f"about {packs:.0f} passes would take {compiled[0]:.0f} s compiled, compiling included, and "
+            f"{plain[0]:.0f} s not"
+        )
+        return lengths, compiles, estimate
+
+
+def blocks_to_recompute(needed: float, free: float, blocks: int) -> int:
+    """How many of `blocks` must recompute their activations.
+
+    Args:
+        needed: bytes that the activations of all blocks take.
+        free: bytes that there are.
+    """
+    return min(blocks, max(0, math.ceil(blocks * (1 - MEMORY_SHARE * free / needed))))

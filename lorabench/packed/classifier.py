@@ -1,0 +1,245 @@
+"""A classifier over packs: the same logits as over padded batches, without a padded token in between."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorabench.data.batching import TokenizedRows
+from lorabench.machine.meters import is_out_of_memory
+from lorabench.models.blocks import find_blocks
+from lorabench.models.classifier import SequenceClassifier
+from lorabench.packed import attention, tiles
+from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, make_pack
+
+# Attention kernels that take a mask of their own; flash attention does not.
+_MASKED_ATTENTION = ("sdpa", "eager")
+# Largest difference, relative to the largest logit, between a packed text and the same text alone.
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_PROBE_LENGTHS = (5, 1, 9, 3)
+
+
+class PackedClassifier:
+    """Runs a `SequenceClassifier` on packs.
+
+    Short texts are kept apart by attention within each, longer ones by an additive attention mask. Positions restart,
+    and each text is pooled where its padded row would be: decoders at its last token, encoders at its first.
+
+    Args:
+        autocast: dtype of the computation; None for the weights' own.
+        longest_text: tokens of the longest text that there will be, as far as is known.
+
+    Raises:
+        LookupError: the model is no stack of blocks.
+        RuntimeError: no memory is left to try the attention within texts in (see `meters.is_out_of_memory`).
+
+    Attributes:
+        tile: tokens of the longest text that needs no mask, 0 for none: one of `attention.TILES`, as large as texts
+            ask for and the model's device allows. It may be lowered, and must be the same on all data parallel ranks:
+            how many passes an evaluation has follows from it.
+        blocks: the model's transformer blocks, in order.
+        embeddings: the module that turns token ids into the first hidden states.
+    """
+
+    def __init__(
+        self,
+        classifier: SequenceClassifier,
+        autocast: torch.dtype | None = None,
+        longest_text: int = attention.TILES[-1],
+    ) -> None:
+        self.classifier = classifier
+        self.autocast = autocast
+        self._base: Any = classifier.adapted.get_base_model()
+        self._body: Any = classifier.body
+        found = find_blocks(self._body)
+        if found is None:
+            raise LookupError(f"{type(self._body).__name__} has no list of blocks")
+        owner, self.blocks = found
+        self.embeddings: nn.Module = self._body.get_input_embeddings()
+        self._pools_last = classifier.pools_last_token
+        self._first: torch.Tensor | None = None
+        embeddings: Any = getattr(self._body, "embeddings", None)
+        counts_from_pad = hasattr(embeddings, "create_position_ids_from_input_ids")
+        self._first_position = embeddings.padding_idx + 1 if counts_from_pad else 0
+        self._takes_types = "token_type_ids" in inspect.signature(self._base.forward).parameters
+        kinds = set(getattr(self._base.config, "layer_types", None) or ())
+        self._mixes_windows = len(kinds) > 1
+        self._window: int | None = getattr(self._base.config, "sliding_window", None)
+        if kinds == {"full_attention"}:
+            self._window = None
+        self.tile = self._find_tile(longest_text)
+        # Last: a model that cannot be packed is left as it was.
+        self._hook = None if self._pools_last else owner.register_forward_hook(self._pool_first)
+
+    def _find_tile(self, longest_text: int) -> int:
+        dtype = self.autocast or self._body.dtype
+        shape = tiles.attention_shape(self._base.config, dtype, self._pools_last, longest_text)
+        return 0 if shape is None else tiles.find_tile(shape, next(self.classifier.parameters()).device)
+
+    def detach(self) -> None:
+        """Leave the model without anything of this one."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def __call__(self, pack: Pack) -> torch.Tensor:
+        """Logits [texts, classes] in float32; those of stand-ins mean nothing."""
+        # Without autocast's cache: what it keeps across passes would be memory of a graph's own.
+        device = pack.segments.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
+            if not self._fits_tiles(pack.longest):
+                return self._logits(pack, self._masks(pack))
+            with self.attending(pack):
+                return self._logits(pack, attention.text_bounds(pack.segments, len(pack.labels)))
+
+    def longest_pack(self, longest_text: int) -> int:
+        """How many tokens a pack of several texts may have, where no text has more than `longest_text`."""
+        return LONGEST_PACK if self._fits_tiles(longest_text) else LONGEST_MASKED_PACK
+
+    def _fits_tiles(self, longest_text: int) -> bool:
+        """Whether texts are so short that attention within them is one tile each."""
+        sees_all = self._window is None or longest_text <= self._window
+        return sees_all and max(1, longest_text) <= self.tile
+
+    @contextmanager
+    def attending(self, pack: Pack) -> Iterator[None]:
+        """Inside, blocks attend as they do to `pack`, also where they are run once more in the backward pass."""
+        if not self._fits_tiles(pack.longest):
+            yield
+            return
+        config = self._base.config
+        attention.register()
+        before = config._attn_implementation
+        config._attn_implementation = attention.name_of(self.tile)
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def _logits(self, pack: Pack, attention_mask: Any) -> torch.Tensor:
+        if self._pools_last:
+            hidden = self._body(
+                input_ids=pack.input_ids,
+                position_ids=pack.positions,
+                attention_mask=attention_mask,
+                use_cache=False,
+            ).last_hidden_state
+            return self._base.score(hidden[0, pack.last]).float()
+        types = {"token_type_ids": torch.zeros_like(pack.input_ids)} if self._takes_types else {}
+        self._first = pack.first
+        try:
+            return self._base(
+                input_ids=pack.input_ids,
+                position_ids=pack.positions + self._first_position,
+                attention_mask=attention_mask,
+                **types,
+            ).logits.float()
+        finally:
+            self._first = None
+
+    def _pool_first(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        """Leave of the encoder's output [1, tokens, hidden] each text's first token, as [texts, 1, hidden].
+
+        The rest of the model (pooler, dropout, head) reads the first token of each row, and runs as it is.
+        """
+        if self._first is None:
+            return output
+        pooled = output[0][0, self._first].unsqueeze(1)
+        if isinstance(output, tuple):
+            return (pooled, *output[1:])
+        output.last_hidden_state = pooled
+        return output
+
+    def _masks(self, pack: Pack) -> Any:
+        dtype = self.autocast or self._body.dtype
+        positions = pack.positions[0] if self._pools_last else None
+        windowed = attention.block_mask(pack.segments, dtype, positions, self._window)
+        if not self._mixes_windows:
+            return windowed
+        return {
+            "full_attention": attention.block_mask(pack.segments, dtype, positions, None),
+            "sliding_attention": windowed,
+        }
+
+
+def try_packing(
+    classifier: SequenceClassifier, autocast: torch.dtype | None = None, longest_text: int = attention.TILES[-1]
+) -> PackedClassifier | str:
+    """The classifier over packs, or in a few words why its architecture allows none.
+
+    It is tried on a few tiny texts: in one pack and each alone, they must get the same logits. A model that needs more
+    than attention within texts computes is tried under a mask.
+
+    Raises:
+        RuntimeError: memory ran out, which says nothing about the architecture (see `meters.is_out_of_memory`).
+    """
+    base: Any = classifier.adapted.get_base_model()
+    kernels = getattr(classifier.config, "_attn_implementation", None)
+    if kernels not in _MASKED_ATTENTION:
+        return f"attention {kernels} takes no block mask"
+    try:
+        packed = PackedClassifier(classifier, autocast, longest_text)
+    except Exception as error:
+        return _refusal(base, error)
+    was_training = classifier.training
+    classifier.eval()
+    obstacle = "not tried yet"
+    try:
+        obstacle = _obstacle(packed)
+        if obstacle and packed.tile:
+            packed.tile = 0
+            obstacle = _obstacle(packed)
+    finally:
+        classifier.train(was_training)
+        if obstacle:
+            packed.detach()
+    return obstacle or packed
+
+
+def _refusal(base: nn.Module, error: Exception) -> str:
+    """An architecture may refuse a pack in any way; a lack of memory is not one of them."""
+    if is_out_of_memory(error):
+        raise error
+    return f"{type(base).__name__} takes no packs ({type(error).__name__}: {error})"
+
+
+def _obstacle(packed: PackedClassifier) -> str:
+    """Why the model cannot be packed; empty if it can."""
+    base: Any = packed.classifier.adapted.get_base_model()
+    try:
+        difference = _probe(packed)
+    except Exception as error:
+        return _refusal(base, error)
+    if not difference <= _TOLERANCES[packed.autocast or base.dtype]:
+        return f"{type(base).__name__} gives a packed text other logits (by {difference:.2g} of the largest)"
+    return ""
+
+
+class _ProbeRows:
+    """A few rows of arbitrary tokens."""
+
+    def __init__(self, lengths: Sequence[int], vocabulary: int, pad_token_id: int) -> None:
+        ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(length)] for i, length in enumerate(lengths)]
+        # RoBERTa's own positions, which the padded pass uses, skip tokens that look like padding.
+        ids = [[token if token != pad_token_id else (token + 1) % vocabulary for token in row] for row in ids]
+        self.data = TokenizedRows(ids, [0] * len(ids), cut_rows=0)
+        self.class_weights = (1.0,)
+        self.pad_token_id = pad_token_id
+
+
+@torch.no_grad()
+def _probe(packed: PackedClassifier) -> float:
+    """Largest difference between logits of packed texts and of the same texts alone, relative to the largest logit."""
+    classifier = packed.classifier
+    device = next(classifier.parameters()).device
+    rows = _ProbeRows(_PROBE_LENGTHS, classifier.config.vocab_size, classifier.config.pad_token_id or 0)
+    pack = make_pack(rows, range(len(rows.data)), 24, len(rows.data) + 1).to(device)
+    together = packed(pack)[: len(rows.data)]
+    alone = []
+    for ids in rows.data.input_ids:
+        row = torch.tensor([ids], device=device)
+        alone.append(classifier(row, torch.ones_like(row)))
+    expected = torch.cat(alone)
+    return ((together - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()

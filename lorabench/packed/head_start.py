@@ -1,0 +1,58 @@
+"""What a captured run has to compile, begun while the model is still being loaded or drawn."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from lorabench.config.presets import ARCHITECTURES
+from lorabench.distributed.setting import Setting
+from lorabench.distributed.strategies import capture_obstacle
+from lorabench.machine.precision import DTYPES
+from lorabench.packed import tiles
+from lorabench.packed.background import meanwhile
+
+# Passes from which blocks are likely to be compiled: it takes 6 s and saves a third of each pass. Where few but long
+# passes are compiled after all, the compiler starts then.
+FEWEST_PASSES = 300
+
+
+@contextmanager
+def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, steps: int) -> Iterator[None]:
+    """Meanwhile attention's kernels are tried, and the compiler's worker processes start.
+
+    What fails here is tried again where it is needed, and is dealt with there.
+
+    Args:
+        longest_text: tokens of the longest text of all splits.
+        steps: optimizer steps of the run.
+    """
+    config, device = setting.config, setting.ranks.device.type
+    if config.optim.execution == "eager" or capture_obstacle(setting.strategy, device) is not None:
+        yield
+        return
+    family = ARCHITECTURES.get(model_config.model_type)
+    shape = None
+    if family is not None and setting.precision != "fp32":
+        shape = tiles.attention_shape(model_config, DTYPES[setting.precision], family.causal, longest_text)
+    # 4-bit weights are never compiled.
+    compiles = config.model.quantize == "none" and steps * config.optim.gradient_accumulation >= FEWEST_PASSES
+    gpu = torch.device("cuda", torch.cuda.current_device())
+
+    def work() -> None:
+        if compiles:
+            with suppress(Exception):
+                start_compiler()
+        if shape is not None:
+            tiles.find_tile(shape, gpu)
+
+    with meanwhile(work, gpu):
+        yield
+
+
+def start_compiler() -> None:
+    """Start the worker processes of PyTorch's compiler, which take seconds to come up, without waiting for them."""
+    from torch._inductor.async_compile import maybe_warm_pool
+
+    maybe_warm_pool()

@@ -1,0 +1,1 @@
+"""What a run leaves behind: the record, the metrics, the table, the curves, a tracker's run."""

@@ -1,0 +1,227 @@
+"""Run records -> the table of many runs, and the lines that one run prints at its end.
+
+lorabench table runs/ --format markdown --reported
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from lorabench.errors import ConfigError, IssueList
+from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run, write_text_atomic
+from lorabench.results.table import (
+    UNKNOWN,
+    TableRow,
+    render_terminal,
+    to_csv,
+    to_html,
+    to_markdown,
+    to_text,
+    with_reported,
+)
+
+OutputFormat = Literal["terminal", "markdown", "csv", "html"]
+PHASES = ("load", "train", "eval")
+
+_FORMS: Mapping[OutputFormat, Callable[[Sequence[TableRow]], str]] = {
+    "terminal": to_text,
+    "markdown": to_markdown,
+    "csv": to_csv,
+    "html": to_html,
+}
+_SCORES = ("accuracy", "F1", "precision", "recall", "loss")
+
+
+def table_row(run: Mapping[str, Any]) -> TableRow:
+    """One run's record -> one row; what the record does not hold is "n/a"."""
+    task = str(lookup(run, "data", "task") or lookup(run, "config", "data", "task") or UNKNOWN)
+    random = lookup(run, "model", "weights") == "random"
+    percent = number_at(run, "model", "trainable_percent")
+    return TableRow(
+        model=str(lookup(run, "model", "name") or lookup(run, "config", "model", "model") or UNKNOWN),
+        task=f"{task} (synthetic)" if lookup(run, "data", "synthetic") else task,
+        strategy=str(lookup(run, "strategy") or UNKNOWN),
+        f1=_f1_cell(run),
+        training_time=format_seconds(number_at(run, "train_seconds")),
+        memory=tuple(_rank_memory(index, entry) for index, entry in enumerate(_ranks(run))),
+        trainable=UNKNOWN if percent is None else f"{three_digits(percent)} %",
+        source="random weights" if random else "measured",
+    )
+
+
+def format_seconds(seconds: float | None) -> str:
+    """`538 s`, from an hour on `7384 s (2:03 h)`, below ten seconds `3.4 s`."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s ({hours}:{minutes:02d} h)"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits without an exponent: `0.351`, `0.0121`, `12.3`."""
+    return f"{Decimal(f'{value:.2e}'):f}"
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The `run.json` files that `paths` mean: each a record, a run's folder, or a folder with runs at any depth.
+
+    Raises:
+        ConfigError: a path that is missing or holds no run, all of them at once.
+    """
+    issues = IssueList()
+    issues.check(bool(paths), "no runs named: expected output folders of runs, or folders that hold some")
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_file():
+            files = [path]
+        elif (path / RUN_FILE).is_file():
+            files = [path / RUN_FILE]
+        else:
+            files = sorted(path.rglob(RUN_FILE))
+            expected = f"expected a run's output folder, its {RUN_FILE}, or a folder that holds runs"
+            issues.check(bool(files), f"{path}: {'no run in it' if path.is_dir() else 'no such folder'}; {expected}")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    issues.raise_if_any()
+    return list(found.values())
+
+
+def table_command(paths: Sequence[Path], output_format: OutputFormat, output: Path | None, reported: bool) -> None:
+    """Print the table of all runs below `paths`, or write it to `output`.
+
+    Args:
+        paths: see `find_runs`.
+        output_format: `terminal` writes plain text of 120 columns where `output` is a file.
+        reported: also list the figures published for the original experiments.
+
+    Raises:
+        ConfigError: no run found, a record that cannot be read, or an `output` that cannot be written.
+    """
+    issues, rows = IssueList(), []
+    for file in find_runs(paths):
+        try:
+            rows.append(table_row(read_run(file)))
+        except ConfigError as error:
+            issues.extend(error.issues)
+    issues.raise_if_any()
+    if reported:
+        rows = with_reported(rows)
+    if output_format == "terminal" and output is None:
+        render_terminal(rows, Console())
+        return
+    text = _FORMS[output_format](rows)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_text_atomic(output, text)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--output {output}: {reason}; expected a file that can be written") from None
+
+
+def summary_lines(run: Mapping[str, Any]) -> list[str]:
+    """The result of one run in plain lines: scores, best epoch, time, throughput, memory of every rank and phase."""
+    status, error = str(lookup(run, "status") or UNKNOWN), " ".join(str(lookup(run, "error") or "").split())
+    lines = [] if status == "completed" else [f"status     {status}{': ' if error else ''}{error}"]
+    if lookup(run, "model", "weights") == "random":
+        lines.append("scores     n/a: random weights; time and memory are real, scores mean nothing")
+    else:
+        lines += _score_lines(run)
+    trainable, total = (_count(number_at(run, "model", f"{which}_parameters")) for which in ("trainable", "total"))
+    percent = number_at(run, "model", "trainable_percent")
+    share = UNKNOWN if percent is None else f"{three_digits(percent)} %"
+    wall, padding = format_seconds(number_at(run, "wall_seconds")), number_at(run, "padding_percent")
+    lines += [
+        f"trainable  {trainable} of {total} parameters ({share})",
+        f"time       training {format_seconds(number_at(run, 'train_seconds'))} for"
+        f" {_count(number_at(run, 'steps'))} steps (without evaluation and saving), whole run {wall}",
+        f"throughput {_rate(number_at(run, 'examples_per_second'))} rows/s,"
+        f" {_rate(number_at(run, 'tokens_per_second'))} tokens/s without padding;"
+        f" padding {UNKNOWN if padding is None else f'{padding:.1f} %'}",
+    ]
+    return lines + [_memory_line(index, entry) for index, entry in enumerate(_ranks(run))]
+
+
+def _score_lines(run: Mapping[str, Any]) -> list[str]:
+    before, best, test = (lookup(run, name) for name in ("before", "best", "test"))
+    changes = [f"{name} {_score(before, name)} -> {_score(best, name)}" for name in _SCORES]
+    rows = _count(number_at(best, "rows") or number_at(before, "rows"))
+    epochs = number_at(run, "config", "optim", "epochs")
+    epoch, metric = number_at(best, "epoch"), lookup(best, "metric") or UNKNOWN
+    lines = [
+        f"validation {rows} rows, before -> best: {', '.join(changes)}",
+        f"best epoch {_count(epoch)} of {_count(epochs)}, chosen by {metric}",
+    ]
+    if test is not None:
+        scores = ", ".join(f"{name} {_score(test, name)}" for name in _SCORES)
+        lines.append(f"test       {_count(number_at(test, 'rows'))} rows: {scores}")
+    return lines
+
+
+def _memory_line(index: int, entry: Mapping[str, Any]) -> str:
+    label, figure = _device(index, entry)
+    kind = "resident" if figure == "rss_gb" else "reserved"
+    phases = ", ".join(f"{phase} {format_gb(number_at(entry, 'phases', phase, figure))}" for phase in PHASES)
+    where = ", ".join(str(entry[key]) for key in ("host", "device_name") if entry.get(key))
+    return f"memory     {label}: {phases} ({kind}{', ' if where else ''}{where})"
+
+
+def _f1_cell(run: Mapping[str, Any]) -> str:
+    status = lookup(run, "status")
+    if status != "completed":
+        return str(status or UNKNOWN)
+    return UNKNOWN if lookup(run, "model", "weights") == "random" else _score(lookup(run, "best"), "F1")
+
+
+def _ranks(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    entries = lookup(run, "memory")
+    return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+
+
+def _device(index: int, entry: Mapping[str, Any]) -> tuple[str, str]:
+    """A rank's label, and which figure is its memory. Ranks are numbered: device names repeat on every host."""
+    on_cpu = str(entry.get("device", "")).startswith("cpu")
+    rank = number_at(entry, "rank")
+    number = int(index if rank is None else rank) + 1
+    return (f"CPU{number}", "rss_gb") if on_cpu else (f"GPU{number}", "reserved_gb")
+
+
+def _rank_memory(index: int, entry: Mapping[str, Any]) -> str:
+    label, figure = _device(index, entry)
+    figures = [number_at(entry, "phases", phase, figure) for phase in PHASES if lookup(entry, "phases", phase)]
+    known = [value for value in figures if value is not None]
+    # The largest of some phases could be too low where another phase's figure is missing.
+    return f"{label}: {format_gb(max(known) if known and len(known) == len(figures) else None)}"
+
+
+def format_gb(gigabytes: float | None) -> str:
+    """`29.6 GB`, below one `0.45 GB` (10^9 bytes)."""
+    if gigabytes is None:
+        return UNKNOWN
+    return f"{gigabytes:.1f} GB" if gigabytes >= 0.995 else f"{gigabytes:.2f} GB"
+
+
+def _score(scores: Any, name: str) -> str:
+    value = number_at(scores, name.lower())
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}"

@@ -1,0 +1,1 @@
+"""One optimizer step, whatever runs it; and the passes of an evaluation."""

@@ -1,0 +1,256 @@
+"""How one optimizer step runs.
+
+`EagerExecution` runs a window's micro-batches one after the other through PyTorch's eager mode, under any strategy.
+`captured.CapturedExecution` takes the same steps over packs.
+"""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, cast
+
+import torch
+
+from lorabench.config.run_config import OnOutOfMemory
+from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan, Window
+from lorabench.distributed.gradients import Gradients, RecoverableGradients
+from lorabench.distributed.ranks import Ranks
+from lorabench.errors import RankError, RunError
+from lorabench.machine.meters import Throughput, is_out_of_memory
+from lorabench.packed.plan import PackPlan
+from lorabench.step.loss import weighted_losses
+
+Phase = Literal["load", "train", "eval"]
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Weighted losses of some rows of a step.
+
+    Attributes:
+        rows: row indices of the training split.
+        losses: [rows] float32, on the device.
+    """
+
+    rows: list[int]
+    losses: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step leaves; tensors stay on the device, and reading them waits for the step.
+
+    Attributes:
+        loss_share: this rank's part of the window's weighted mean loss, scalar; the sum over ranks is the loss.
+        grad_norm: global norm before clipping, scalar; not finite where fp16 overflowed and the step was skipped.
+        row_losses: of this rank's rows.
+        counts: this rank's rows and tokens.
+        batch_size: rows per rank and micro-batch that the step ran with.
+    """
+
+    loss_share: torch.Tensor
+    grad_norm: torch.Tensor
+    row_losses: Sequence[RowLosses]
+    counts: Throughput
+    batch_size: int
+
+
+class Execution(Protocol):
+    """Runs optimizer steps.
+
+    Attributes:
+        batch_size: rows per rank and micro-batch; smaller than asked for after a lack of memory.
+    """
+
+    batch_size: int
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed in the backward pass; settled by the first step."""
+        ...
+
+    def settled(self) -> PackPlan | None:
+        """How this rank's packs run, once that is decided; None where there are none."""
+        ...
+
+    def settle(self, plan: PackPlan) -> None:
+        """Run packs as they ran before, where they still can; of no effect where there are none."""
+        ...
+
+    def step(self, window: Window) -> StepOutcome:
+        """One optimizer step over a window, with nothing read from the device. A collective call."""
+        ...
+
+
+class EagerExecution:
+    """Runs steps over padded batches.
+
+    Args:
+        model: prepared classifier, (input_ids, attention_mask) -> logits.
+        gradients: the strategy's side.
+        data: makes batches of training rows.
+        plan: deals a window's rows to ranks and micro-batches.
+        on_out_of_memory: "shrink" runs a window again in halved micro-batches, on all ranks, where the strategy can.
+        recomputes: whether the model recomputes activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        gradients: Gradients,
+        data: PaddedCollator,
+        plan: StepPlan,
+        ranks: Ranks,
+        on_out_of_memory: OnOutOfMemory = "shrink",
+        recomputes: bool = False,
+    ) -> None:
+        self._recomputes = recomputes
+        self._model = model
+        self._gradients = gradients
+        self._data = data
+        self._plan = plan
+        self._ranks = ranks
+        self._may_shrink = on_out_of_memory == "shrink"
+        self.batch_size = plan.batch_size
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the model recomputes activations in the backward pass."""
+        return self._recomputes
+
+    def settled(self) -> PackPlan | None:
+        return None
+
+    def settle(self, plan: PackPlan) -> None:
+        pass
+
+    def step(self, window: Window) -> StepOutcome:
+        """One optimizer step.
+
+        The loss is sum(w_i * l_i) / sum(w_i) over all rows of the window, whatever the number of micro-batches and
+        ranks: each micro-batch's weighted sum is divided by the window's total weight.
+
+        Raises:
+            RunError: out of memory, and the strategy or `--on-oom` allows no smaller micro-batches, or they are of
+                one row already.
+        """
+        start = RandomState.read(self._ranks.device)
+        while True:
+            passes, problem = self._try_passes(window)
+            failed_somewhere = self._gradients.recoverable and self._ranks.any(problem is not None)
+            if passes is not None and not failed_somewhere:
+                break
+            self._shrink(problem)
+            start.restore(self._ranks.device)
+        self._gradients.reduce()
+        return StepOutcome(passes.loss_share, self._gradients.step(), passes.rows, passes.counts, self.batch_size)
+
+    def _try_passes(self, window: Window) -> tuple["WindowPasses | None", str | None]:
+        """Forward and backward of the window, or what the allocator said when they did not fit."""
+        try:
+            return self._run_passes(self._plan.deal(window, self.batch_size), self._data.total_weight(window)), None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if not self._gradients.recoverable:
+                # The other ranks wait in a collective operation of a pass, and cannot be asked: this one leaves, and
+                # the launcher ends them.
+                raise RankError(out_of_memory_advice(str(error), "train", sharded=True)) from error
+            # Kept as text: the traceback would hold on to the activations of the passes that failed.
+            return None, str(error)
+
+    def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> "WindowPasses":
+        device = self._ranks.device
+        passes = WindowPasses(torch.zeros((), device=device))
+        for i, micro_batch in enumerate(micro_batches):
+            last = i == len(micro_batches) - 1
+            batch = self._data(micro_batch)
+            passes.counts.add(rows=len(batch.rows), tokens=batch.tokens, padded_tokens=batch.input_ids.numel())
+            on_device = batch.to(device)
+            with self._gradients.forward_context(last):
+                logits = self._model(on_device.input_ids, on_device.attention_mask)
+                losses = weighted_losses(logits, on_device.labels, on_device.weights)
+                loss = losses.sum() / total_weight
+                self._gradients.backward(loss, last)
+            passes.loss_share += loss.detach()
+            passes.rows.append(RowLosses(batch.rows, losses.detach()[: len(batch.rows)]))
+        return passes
+
+    def _shrink(self, problem: str | None) -> None:
+        """Halve the micro-batches of this and all later windows.
+
+        Raises:
+            RunError: that is not wanted, or not possible.
+        """
+        # With others `_try_passes` has raised.
+        cast(RecoverableGradients, self._gradients).discard()
+        if not self._may_shrink or self.batch_size == 1:
+            said = "on another rank" if problem is None else problem
+            one = self.batch_size == 1
+            raise RunError(out_of_memory_advice(said, "train", False, row_by_row=one, may_shrink=self._may_shrink))
+        self.batch_size = -(-self.batch_size // 2)
+        gc.collect()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class WindowPasses:
+    """What a window's passes have left so far: this rank's part of its loss, weighted losses and counts."""
+
+    loss_share: torch.Tensor
+    rows: list[RowLosses] = field(default_factory=list)
+    counts: Throughput = field(default_factory=Throughput)
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The generators that dropout draws from. Reading them waits for nothing: CUDA's counts on the host."""
+
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+
+    @classmethod
+    def read(cls, device: torch.device) -> "RandomState":
+        """The state now."""
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self, device: torch.device) -> None:
+        """Put it back; what another kind of device had saved is left alone."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(self.cuda, device)
+
+
+def out_of_memory_advice(
+    error: str, phase: Phase, sharded: bool, row_by_row: bool = False, may_shrink: bool = True, captured: bool = False
+) -> str:
+    """What to try, with the allocator's own first sentence.
+
+    Args:
+        phase: in which it happened.
+        sharded: ranks share weights, gradients or optimizer state, and so every step.
+        row_by_row: batches are of one row already.
+        may_shrink: `--on-oom shrink`, where it does something.
+        captured: steps are, and evaluation packs rows whatever its batch size.
+    """
+    remedies = []
+    if not may_shrink:
+        remedies.append("--on-oom shrink")
+    if phase == "train" and not row_by_row:
+        why = "; under a sharded strategy ranks cannot agree on one within a step" if sharded else ""
+        remedies.append(
+            f"a smaller --batch-size with more --gradient-accumulation (the same effective batch and loss{why})"
+        )
+    if phase == "eval" and not row_by_row:
+        smaller = "--execution eager with a small" if captured else "a smaller"
+        remedies.append(f"{smaller} --eval-batch-size")
+    if phase == "train":
+        remedies.append("--gradient-checkpointing on")
+    remedies.append("--quantize nf4")
+    if sharded:
+        remedies.append("more GPUs, or weights in host memory (zero3_offload.yaml, fsdp2_offload.yaml)")
+    else:
+        remedies.append("weights split over GPUs (zero3.yaml, fsdp2.yaml)")
+    said = (error.strip() or "no details").splitlines()[0].removesuffix(".")
+    return f"out of GPU memory: {said}. Try {', '.join(remedies[:-1])}, or {remedies[-1]}"

@@ -1,0 +1,70 @@
+"""What a run tells the user: a few lines at its start, the results at its end."""
+
+from rich.console import Console
+
+from lorabench.config.presets import task_preset
+from lorabench.results.curves import draw_curves
+from lorabench.results.report import summary_lines, table_row
+from lorabench.results.run_folder import METRICS_FILE, read_metrics
+from lorabench.results.table import render_terminal
+from lorabench.training.record import RecordKeeper
+
+CURVES_FILE = "curves.png"
+TEST_PREDICTIONS_FILE = "test_predictions.csv"
+
+
+def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
+    """What is about to run, in a few lines; all of it is in `run.json`.
+
+    Args:
+        device: what the ranks compute on: a launch file for GPUs runs on the CPU where there are none.
+    """
+    record = keeper.record
+    config, data, model = record["config"], record["data"], record["model"]
+    optim = config["optim"]
+    effective = optim["batch_size"] * optim["gradient_accumulation"] * record["world_size"]
+    counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
+    four_bits = ", nf4" if model["quantize"] == "nf4" else ""
+    lines = [
+        f"model      {model['name']} ({model['weights']} weights{four_bits}), {model['source']}",
+        f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
+        f"strategy   {record['strategy']}, {record['world_size']} process(es) on {device}, {record['precision']}",
+        f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
+        f"{record['world_size']} rank(s)",
+        f"results    {keeper.folder}",
+    ]
+    if data["class_weights"] is not None:
+        weights = ", ".join(
+            f"{label}: {weight:.4f}" for label, weight in zip(data["labels"], data["class_weights"], strict=True)
+        )
+        lines.insert(2, f"weights    {weights}")
+    cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
+    if cut:
+        parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
+        lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
+    preset = task_preset(data["task"])
+    # What is said of the embedded rows is not true of the user's own in place of them.
+    says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])
+    return lines if says_nothing else [*lines, f"note       {preset.note}"]
+
+
+def draw(keeper: RecordKeeper) -> None:
+    """`curves.png`; a run is no failure for the lack of it."""
+    try:
+        draw_curves(keeper.record, read_metrics(keeper.folder / METRICS_FILE), keeper.folder / CURVES_FILE)
+    except OSError as error:
+        print(f"{keeper.folder / CURVES_FILE}: could not be written ({error})", flush=True)
+
+
+def show_results(keeper: RecordKeeper) -> None:
+    """Summary, table and the paths of what was written."""
+    folder, record = keeper.folder, keeper.record
+    print()
+    print("\n".join(summary_lines(record)))
+    print()
+    render_terminal([table_row(record)], Console())
+    print()
+    if record["model"]["weights"] == "random":
+        print("random weights: no adapter was saved, since it would fit no real model")
+    names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
+    print("\n".join(f"wrote {folder / name}" for name in names if (folder / name).exists()), flush=True)

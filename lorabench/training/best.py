@@ -1,0 +1,179 @@
+"""The best adapter of a run: kept when the validation score improves, restored and proved at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorabench.checkpoint import adapter as checkpoint
+from lorabench.config.presets import is_synthetic
+from lorabench.data.batching import PaddedCollator, TokenizedRows, longest_first
+from lorabench.data.tokenizer import pad_id
+from lorabench.distributed.setting import Setting
+from lorabench.distributed.sharding import whole_parameters
+from lorabench.errors import RunError
+from lorabench.models.description import model_source
+from lorabench.results.tracking import Record
+from lorabench.step.evaluation import predict_logits
+from lorabench.training.assembly import Built, Inputs
+from lorabench.training.job import Progress
+
+# Largest difference between logits of the adapter in memory and of the one read back: the same numbers in the same
+# batches, so only what kernels vary from call to call.
+RELOAD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+# Updates after which every trainable tensor must have moved: the first one of a warm-up has a learning rate of 0, and
+# LoRA's A has no gradient before B has left zero.
+UPDATES_UNTIL_ALL_MOVE = 3
+# Evaluation batches per rank whose logits are compared after reloading.
+RELOAD_BATCHES = 2
+
+
+class BestAdapter:
+    """Keeps adapter and head of the best evaluation, in memory on every rank and on disk from the first.
+
+    Args:
+        folder: the run's output folder; `adapter/` is written into it, unless the weights are random.
+    """
+
+    def __init__(self, setting: Setting, inputs: Inputs, built: Built, folder: Path) -> None:
+        self._setting = setting
+        self._inputs = inputs
+        self._built = built
+        self._folder = folder
+        self._initial = self._read()
+        self._best: dict[str, torch.Tensor] | None = None
+        self._best_logits: torch.Tensor | None = None
+
+    def save(self, record: Record, logits: torch.Tensor) -> None:
+        """Keep the present adapter. A collective call.
+
+        Args:
+            record: the evaluation that makes it the best.
+            logits: validation logits [rows, classes] of that evaluation.
+        """
+        if self._setting.shape_only:
+            return
+        self._best, self._best_logits = self._read(), logits
+        self._write(record)
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint has to keep of it; None before the first evaluation."""
+        if self._best is None:
+            return None
+        return {"adapter": self._best, "logits": self._best_logits, "layout": self._layout()}
+
+    def load_state(self, state: Mapping[str, Any] | None, record: Record | None) -> None:
+        """Inverse of `state`. A collective call.
+
+        The folder is written anew: a run that was killed between saving a better adapter and its checkpoint left that
+        one there, and need not find it again.
+
+        Args:
+            record: the best evaluation so far.
+        """
+        if state is None or record is None:
+            return
+        self._best = state["adapter"]
+        # Other batches round in other places, in half precision by more than a fault would.
+        self._best_logits = state["logits"] if state["layout"] == self._layout() else None
+        self._write(record)
+
+    def check_movement(self, progress: Progress) -> None:
+        """Refuse a training that left a trainable tensor as it was. A collective call.
+
+        Raises:
+            RunError: names the tensors.
+        """
+        if progress.step - progress.skipped_steps < UPDATES_UNTIL_ALL_MOVE:
+            return
+        unmoved = checkpoint.unmoved_parameters(self._initial, self._read())
+        if unmoved:
+            raise RunError(
+                f"{len(unmoved)} trainable tensors did not change in training ({', '.join(unmoved[:3])}, ...)"
+            )
+
+    def restore(self) -> dict[str, float | str | None] | None:
+        """Put the best adapter back, and prove that the file holds it. A collective call.
+
+        Returns:
+            The record's `adapter`: its folder and the largest difference between validation logits before saving and
+            after reloading (None where the run went on with other evaluation batches since); None where no adapter was
+            kept.
+
+        Raises:
+            RunError: the file differs from what was in memory, or the reloaded adapter gives other logits.
+        """
+        if self._best is None:
+            return None
+        folder, best = self._folder / checkpoint.ADAPTER_FOLDER, self._best
+        self._setting.ranks.on_main(lambda: checkpoint.check_saved(folder, best))
+        with whole_parameters(self._setting.strategy, self._built.classifier, modify=True):
+            checkpoint.load_state(self._built.classifier.adapted, best)
+        difference = None if self._best_logits is None else self._compare(self._best_logits)
+        return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
+
+    def _compare(self, expected: torch.Tensor) -> float:
+        """Largest difference of the model's logits now from those of the best evaluation, on some of its batches."""
+        rows, subset = self._longest_rows()
+        logits = predict_logits(
+            self._built.prepared,
+            subset,
+            self._setting.config.optim.eval_batch_size,
+            self._setting.ranks,
+            self._setting.may_halve,
+            packed=self._built.choice.packed,
+        )
+        difference = (logits - expected[rows]).abs().max().item()
+        tolerance = RELOAD_TOLERANCE[self._setting.precision]
+        if not difference <= tolerance:
+            raise RunError(f"the reloaded adapter's logits differ by {difference:.2g}, more than {tolerance:g}")
+        return difference
+
+    def _layout(self) -> list[int | str]:
+        """What the batches of an evaluation, and so the rounding of its logits, depend on."""
+        setting = self._setting
+        return [
+            setting.ranks.world_size, setting.config.optim.eval_batch_size, setting.strategy, self._built.choice.name,
+        ]  # fmt: skip
+
+    def _write(self, record: Record) -> None:
+        state, card = self._best, self._card(record)
+        if state is None:
+            raise RuntimeError("there is no best adapter to write")
+        adapted, tokenizer = self._built.classifier.adapted, self._inputs.tokenizer
+        self._setting.ranks.on_main(lambda: checkpoint.save_adapter(self._folder, adapted, state, tokenizer, card))
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        with whole_parameters(self._setting.strategy, self._built.classifier):
+            return checkpoint.adapter_state(self._built.classifier.adapted)
+
+    def _longest_rows(self) -> tuple[list[int], PaddedCollator]:
+        """The first validation batches of each rank, which come out in the same composition as in the evaluation."""
+        collator = self._inputs.collators["validation"]
+        count = RELOAD_BATCHES * self._setting.config.optim.eval_batch_size * self._setting.ranks.world_size
+        rows = longest_first(collator.data.lengths)[:count]
+        data = TokenizedRows(
+            [collator.data.input_ids[row] for row in rows], [collator.data.labels[row] for row in rows], cut_rows=0
+        )
+        return rows, PaddedCollator(data, collator.class_weights, collator.pad_token_id)
+
+    def _card(self, record: Record) -> str:
+        config, data = self._setting.config, self._setting.data
+        scores = ", ".join(f"{name} {record[name]:.4f}" for name in ("f1", "precision", "recall", "accuracy", "loss"))
+        facts = {
+            "task": f"{config.data.task}{' (synthetic)' if is_synthetic(config.data) else ''}",
+            "validation": f"{scores} on {record['rows']} rows after epoch {record['epoch']:g}",
+            "LoRA": f"r={config.lora.lora_r}, alpha={config.lora.lora_alpha}, targets {config.lora.lora_targets}",
+            "trainable parameters": f"{self._built.counts.trainable:,}",
+            "rows are cut at": f"{config.data.max_length} tokens",
+        }
+        base: Any = self._built.classifier.adapted.get_base_model()
+        return checkpoint.model_card(
+            model_source(config.model),
+            data.labels,
+            pad_id(self._inputs.tokenizer),
+            config.data.max_length,
+            facts,
+            quantization=getattr(base.config, "quantization_config", None),
+        )

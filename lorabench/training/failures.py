@@ -1,0 +1,60 @@
+"""How a run ended before its time goes into its record, whichever rank it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorabench.distributed.setting import Setting
+from lorabench.distributed.strategies import is_sharded
+from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
+from lorabench.machine.meters import is_out_of_memory
+from lorabench.step.eager import out_of_memory_advice
+from lorabench.training.record import RecordKeeper
+
+
+@contextmanager
+def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> Iterator[None]:
+    """Records how the block fails, before anything around it is closed: a tracker may take long, and a launcher that
+    has seen another rank end does not wait.
+
+    Args:
+        loading: the block loads the model.
+
+    Raises:
+        RankError: memory ran out; says what to try.
+    """
+    try:
+        yield
+    except RunInterrupted as error:
+        message = f"{error} after step {keeper.record['steps']}{how_to_go_on(keeper.folder)}"
+        keeper.fail("interrupted", message, every_rank=True)
+        if setting.ranks.is_main:
+            print(message, flush=True)
+        raise
+    except KeyboardInterrupt:
+        keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
+        raise
+    except RankError as error:
+        keeper.fail("failed", str(error), every_rank=False)
+        raise
+    except PeerLostError as error:
+        message = f"{error}{how_to_go_on(keeper.folder)}"
+        keeper.fail("failed", message, every_rank=False)
+        raise PeerLostError(message) from error
+    except (ConfigError, RunError) as error:
+        keeper.fail("failed", str(error), every_rank=True)
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            phase = "load" if loading else "eval"
+            captured = keeper.record["execution"] == "captured"
+            message = out_of_memory_advice(str(error), phase, is_sharded(setting.strategy), captured=captured)
+            keeper.fail("failed", message, every_rank=False)
+            raise RankError(message) from error
+        keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)
+        raise
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do after a stop."""
+    return f"; the same command with --output-dir {folder} --resume goes on"

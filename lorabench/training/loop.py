@@ -1,0 +1,133 @@
+"""Training and evaluation over prepared objects: what happens, in which order."""
+
+import math
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from lorabench.config.run_config import BestMetric
+from lorabench.data.batching import PaddedCollator
+from lorabench.errors import RunInterrupted
+from lorabench.results.tracking import Record
+from lorabench.step.evaluation import predict_logits
+from lorabench.step.loss import Scores, score
+from lorabench.training.epoch import train_epoch
+from lorabench.training.job import Job, Progress
+
+
+def train(job: Job, progress: Progress) -> None:
+    """Train from where `progress` stands to the end, evaluating before the first step and after every epoch.
+
+    `progress` is filled as it goes. A run that stopped after an epoch's last step, before its evaluation, starts here
+    with that evaluation.
+
+    Raises:
+        RunError: the loss is not finite; names step and epoch.
+        RunInterrupted: a signal asked for it; a checkpoint has been saved.
+    """
+    if progress.before is None:
+        progress.before, _ = evaluate_and_record(job, progress, epoch=0.0)
+    while True:
+        if evaluation_is_due(job, progress):
+            finish_epoch(job, progress)
+        if progress.step >= job.total_steps or is_out_of_patience(job, progress):
+            return
+        stop_if_asked(job)
+        with job.memory.phase("train"):
+            stopping = train_epoch(job, progress)
+        if stopping:
+            save_and_stop(job)
+
+
+def evaluation_is_due(job: Job, progress: Progress) -> bool:
+    """Whether an epoch, or the run, has just ended and was not evaluated yet."""
+    evaluated = progress.history[-1]["step"] if progress.history else 0
+    at_end = progress.step % job.plan.steps_per_epoch == 0 or progress.step >= job.total_steps
+    return at_end and progress.step > evaluated
+
+
+def finish_epoch(job: Job, progress: Progress) -> None:
+    """Evaluate, keep the adapter if it is the best so far, and save a checkpoint."""
+    record, logits = evaluate_and_record(job, progress, epoch=round(progress.step / job.plan.steps_per_epoch, 4))
+    record["train_loss"] = sum(progress.epoch_losses) / len(progress.epoch_losses)
+    progress.epoch_losses.clear()
+    progress.history.append(record)
+    if is_better(record, progress.best, job.best_metric):
+        progress.best = {**record, "metric": job.best_metric, "value": record_value(record, job.best_metric)}
+        job.save_best(record, logits)
+    job.save_checkpoint()
+
+
+def is_out_of_patience(job: Job, progress: Progress) -> bool:
+    """Whether `--early-stopping` ends the run; scores of random weights end nothing."""
+    if job.early_stopping is None or not job.report_scores:
+        return False
+    return epochs_since_best(progress) >= job.early_stopping
+
+
+def stop_if_asked(job: Job) -> None:
+    """Save a checkpoint and stop if a signal has come on any rank. A collective call.
+
+    Raises:
+        RunInterrupted: with the signal that came here, or SIGTERM where it came only on another rank.
+    """
+    if job.ranks.any(job.stop_signal() is not None):
+        save_and_stop(job)
+
+
+def save_and_stop(job: Job) -> NoReturn:
+    """Save a checkpoint and raise `RunInterrupted`. A collective call."""
+    job.save_checkpoint()
+    raise RunInterrupted(job.stop_signal() or signal.SIGTERM)
+
+
+def evaluate_and_record(job: Job, progress: Progress, epoch: float) -> tuple[Record, torch.Tensor]:
+    """Score the validation rows and write the record, without scores for random weights; also returns the logits.
+
+    Raises:
+        RunInterrupted: a signal came meanwhile; a checkpoint of the state before the evaluation has been saved.
+    """
+    with job.memory.phase("eval"):
+        logits, scores = evaluate(job, job.validation_data, between_batches=lambda: stop_if_asked(job))
+    values: dict[str, float | int | None] = dict(scores.to_json())
+    if not job.report_scores:
+        values.update(dict.fromkeys(("precision", "recall", "f1", "accuracy")))
+    record: Record = {"event": "eval", "step": progress.step, "epoch": epoch, **values}
+    job.sink.write(record)
+    return {key: value for key, value in record.items() if key != "event"}, logits
+
+
+def evaluate(
+    job: Job, data: PaddedCollator, between_batches: Callable[[], None] | None = None
+) -> tuple[torch.Tensor, Scores]:
+    """Logits [rows, classes] of a split in its own order, and their scores; the same on every rank."""
+    logits = predict_logits(
+        job.model, data, job.eval_batch_size, job.ranks, job.may_halve, between_batches, job.packed
+    )
+    return logits, score(logits, data.data.labels, job.class_weights, job.positive)
+
+
+def record_value(record: Record, metric: BestMetric) -> float | None:
+    """The score that chooses the best evaluation; None where it is not reported."""
+    return record[metric]
+
+
+def is_better(record: Record, best: Record | None, metric: BestMetric) -> bool:
+    """Whether an evaluation beats the best so far; an unreported or non-finite score never does."""
+    value = record_value(record, metric)
+    if value is None or not math.isfinite(value):
+        return False
+    if best is None:
+        return True
+    if value == best["value"]:
+        return record["loss"] < best["loss"]  # small splits tie in F1 and accuracy; the loss still tells
+    return value < best["value"] if metric == "loss" else value > best["value"]
+
+
+def epochs_since_best(progress: Progress) -> int:
+    """Evaluations after the best one."""
+    if progress.best is None:
+        return len(progress.history)
+    return sum(record["step"] > progress.best["step"] for record in progress.history)

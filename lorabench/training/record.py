@@ -1,0 +1,187 @@
+"""The record of a run: what `run.json` says, and when it is written."""
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from lorabench.config.presets import is_synthetic
+from lorabench.distributed.ranks import Ranks
+from lorabench.distributed.setting import Setting
+from lorabench.errors import ConfigError
+from lorabench.machine.environment import environment
+from lorabench.machine.meters import MemoryMonitor, process_seconds
+from lorabench.models.description import model_source
+from lorabench.results.run_folder import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
+from lorabench.training.assembly import Built, Inputs
+from lorabench.training.job import Progress
+from lorabench.training.signals import signals_held
+
+# Seconds that the first rank waits for another one's word on why it ended.
+CAUSE_S = 3.0
+
+
+class RecordKeeper:
+    """Holds the record on every rank and writes it on the first.
+
+    Args:
+        folder: the run's output folder.
+        rank: this rank; the first one writes.
+        record: what is known at the start.
+    """
+
+    def __init__(self, folder: Path, rank: int, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+        self._rank = rank
+        self._seconds_before = 0.0
+        self.update()
+
+    def update(self, **values: Any) -> None:
+        """Set fields and write the record."""
+        self.record.update(values, wall_seconds=self.wall_seconds())
+        if self._rank == 0:
+            write_json_atomic(self.folder / RUN_FILE, self.record)
+
+    def wall_seconds(self) -> float:
+        """Seconds since the process, or its launcher, started, those before an interruption included."""
+        return self._seconds_before + process_seconds()
+
+    def add_wall_seconds(self, seconds: float) -> None:
+        """Count the seconds that the run had taken before it was interrupted."""
+        self._seconds_before += seconds
+
+    def complete(self) -> None:
+        """The run went through."""
+        self.update(status="completed")
+
+    def fail(self, status: Literal["failed", "interrupted"], error: str, every_rank: bool) -> None:
+        """The run ended before its time.
+
+        A rank that fails alone writes the cause into the first rank's record: that one waits for it in some collective
+        operation, and will be killed or see only that its peer is gone.
+
+        Args:
+            every_rank: all ranks end with this error, so the first one's word is enough.
+        """
+        try:
+            # A launcher that has seen a rank end sends SIGTERM to the others, which are about to say why.
+            with signals_held():
+                self._write_failure(status, error, every_rank)
+        except (OSError, ConfigError) as problem:  # a full disk, say: the run's own error matters more
+            print(f"{self.folder / RUN_FILE}: the failure could not be recorded ({problem})", file=sys.stderr)
+
+    def _write_failure(self, status: str, error: str, every_rank: bool) -> None:
+        if self._rank == 0:
+            cause = self._cause_of_another_rank(every_rank)
+            self.update(status=status, error=error if cause is None else cause)
+        elif not every_rank and (self.folder / RUN_FILE).exists():
+            known = read_run(self.folder / RUN_FILE)
+            if known["status"] == "running":
+                known.update(status=status, error=f"rank {self._rank}: {error}")
+                write_json_atomic(self.folder / RUN_FILE, known)
+
+    def _cause_of_another_rank(self, every_rank: bool) -> str | None:
+        """What a rank that failed first has written; it may be about to."""
+        until = time.monotonic() + (0 if every_rank else CAUSE_S)
+        while True:
+            known = read_run(self.folder / RUN_FILE)
+            if known["status"] != "running":
+                return known["error"]
+            if time.monotonic() >= until or self.record["world_size"] == 1:
+                return None
+            time.sleep(0.1)
+
+
+def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
+    """The record before anything was computed."""
+    config, data = setting.config, setting.data
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "error": None,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config.to_json(),
+        "environment": environment(),
+        "strategy": setting.strategy,
+        "world_size": setting.ranks.world_size,
+        "precision": setting.precision,
+        "execution": None,
+        "packs": None,
+        "model_construction_seconds": None,
+        "first_step_seconds": None,
+        "model": {
+            "name": config.model.model,
+            "source": model_source(config.model),
+            "weights": config.model.weights,
+            "quantize": config.model.quantize,
+        },
+        "data": {
+            "task": config.data.task,
+            "synthetic": is_synthetic(config.data),
+            "labels": list(data.labels),
+            "positive_label": None if data.positive is None else data.labels[data.positive],
+            "rows": {split: len(rows) for split, rows in data.splits().items()},
+            "class_counts": {split: data.class_counts(rows) for split, rows in data.splits().items()},
+            "class_weights": None if data.class_weights is None else list(data.class_weights),
+            "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
+            "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
+        },
+        "before": None,
+        "best": None,
+        "history": [],
+        "test": None,
+        "memory": [],
+    }
+
+
+def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
+    """The record's `model`, once it is built."""
+    counts = built.counts
+    return {
+        **known,
+        "total_parameters": counts.total,
+        "base_parameters": counts.base,
+        "trainable_parameters": counts.trainable,
+        "trainable_percent": counts.trainable_percent,
+        "gradient_checkpointing": built.execution.recomputes,
+    }
+
+
+def plan_of_packs(built: Built) -> dict[str, Any] | None:
+    """How this rank's packs run; None until that is settled, or where there are none."""
+    plan = built.execution.settled()
+    return None if plan is None else plan.to_json()
+
+
+def execution_facts(model: Mapping[str, Any], ranks: Ranks, built: Built) -> dict[str, Any]:
+    """How steps ran on all ranks: `packs`, and what `model` did not know before. A collective call."""
+    plans = ranks.gather(plan_of_packs(built))
+    recomputes = ranks.any(built.execution.recomputes)
+    return {
+        "packs": plans if built.choice.packed else None,
+        "model": {**model, "gradient_checkpointing": recomputes},
+    }
+
+
+def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) -> dict[str, Any]:
+    """What was measured: the slowest rank's time, the sum of counts, every rank's memory. A collective call."""
+    ranks = setting.ranks
+    counted = progress.throughput
+    rows, tokens, padded = ranks.sum_numbers([counted.rows, counted.tokens, counted.padded_tokens])
+    seconds = ranks.max_number(progress.watch.seconds)
+    return {
+        "before": progress.before,
+        "best": progress.best,
+        "history": progress.history,
+        "train_seconds": seconds,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
+        "out_of_memory": progress.out_of_memory,
+        "examples_per_second": rows / seconds if seconds else None,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "padding_percent": 100 * (1 - tokens / padded) if padded else None,
+        "memory": ranks.gather(memory.to_json(ranks.rank)),
+    }

@@ -1,0 +1,42 @@
+"""Worker: several runs in one launch, one after the other. `several_runs.py FLAGS.json`: a list of flags per run.
+
+Beside the results of a run, the first rank writes `logits.pt`: those that the restored best adapter gives for the
+unlabelled rows of `--test-file`. Exits as the first run that fails.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+import lorabench.training.run
+from lorabench import train
+
+LOGITS_FILE = "logits.pt"
+
+
+def keep_logits(path: Path, ids: Any, labels: Any, logits: torch.Tensor) -> None:
+    """In the place of `write_predictions`, which would write probabilities."""
+    torch.save(logits.float().cpu(), path.with_name(LOGITS_FILE))
+
+
+def main() -> int:
+    runs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    lorabench.training.run.write_predictions = keep_logits
+    end_training = Accelerator.end_training
+    for i, flags in enumerate(runs):
+        # The last run takes the process group down, the others leave it to the next one.
+        Accelerator.end_training = end_training if i == len(runs) - 1 else lambda self: None
+        AcceleratorState._reset_state(reset_partial_state=False)
+        code = train.main(flags)
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

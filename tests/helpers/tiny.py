@@ -1,0 +1,153 @@
+"""Tiny random models, tokenizers and data files on disk, so that every test works offline and in milliseconds."""
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+
+from lorabench import train
+from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.data.tokenizer import train_stand_in
+from lorabench.models.build import Placement, build_classifier
+from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.description import load_model_config
+
+VOCABULARY = 320
+# More rows than tokens, as published checkpoints have: some tokenizer classes add marks of their own.
+EMBEDDINGS = 328
+POSITIONS = 128
+HIDDEN = 32
+
+# A large initial spread, so that logits and gradients of random weights are of ordinary size.
+_SPREAD = 0.15
+_BERT: dict[str, Any] = dict(
+    hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0, max_position_embeddings=POSITIONS, pad_token_id=0,
+)  # fmt: skip
+_LLAMA: dict[str, Any] = dict(
+    hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=POSITIONS, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+SHAPES: Mapping[str, dict[str, Any]] = {
+    "bert": _BERT,
+    # RoBERTa counts positions from the pad id on.
+    "roberta": {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1},
+    "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 64},
+    "qwen2": _LLAMA,
+    "distilbert": dict(
+        dim=HIDDEN, hidden_dim=48, n_layers=2, n_heads=4, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0,
+        max_position_embeddings=POSITIONS, pad_token_id=0,
+    ),
+}  # fmt: skip
+# Multiples of a block of 64 weights, as bitsandbytes needs them on the CPU.
+WIDE: dict[str, dict[str, Any]] = {
+    **{name: dict(hidden_size=64, intermediate_size=128) for name in SHAPES},
+    "distilbert": dict(dim=64, hidden_dim=128),
+}
+DECODERS = ("llama", "mistral", "qwen2")
+
+_WORDS = "storm flood fire quake wind rain smoke alarm rescue water coffee music friday game lunch phone garden train"
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Sentences of one to twelve words, very uneven in length."""
+    generator = torch.Generator().manual_seed(seed)
+    words = _WORDS.split()
+    lengths = torch.randint(1, 13, (count,), generator=generator).tolist()
+    return [
+        " ".join(words[i] for i in torch.randint(0, len(words), (n,), generator=generator).tolist()) for n in lengths
+    ]
+
+
+def labels(count: int, classes: int = 2) -> list[str]:
+    """Unequal classes: of two, about a quarter is 1."""
+    return [str(min(i % (2 * classes), classes - 1) if i % (2 * classes) < classes else 0) for i in range(count)]
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> Path:
+    """A CSV file of named columns."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def write_rows(path: Path, count: int, seed: int = 0, classes: int = 2, labelled: bool = True) -> Path:
+    """A CSV of `id`, `text` and, if `labelled`, `label`."""
+    columns: dict[str, Sequence[object]] = {"id": [f"row-{i}" for i in range(count)], "text": texts(count, seed)}
+    if labelled:
+        columns["label"] = labels(count, classes)
+    return write_csv(path, columns)
+
+
+def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
+    """A configuration of hidden size 32 with two layers."""
+    shape = {"vocab_size": EMBEDDINGS, "initializer_range": _SPREAD, **SHAPES[model_type], **changes}
+    return AutoConfig.for_model(model_type, **shape)
+
+
+def tiny_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
+    """A tokenizer with the marks of the family; decoders have no pad token, as their originals."""
+    style = "bert" if model_type == "distilbert" else model_type
+    return train_stand_in(texts(200, seed=99), style, VOCABULARY)
+
+
+def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
+    """A pretrained model without a classification head, and its tokenizer, as a Hub repository holds them."""
+    torch.manual_seed(seed)
+    AutoModel.from_config(tiny_config(model_type, **changes)).save_pretrained(folder)
+    tiny_tokenizer(model_type).save_pretrained(folder)
+    return folder
+
+
+def build_tiny(
+    folder: Path,
+    classes: int = 2,
+    lora: LoraArgs | None = None,
+    seed: int = 1,
+    model: ModelConfig | None = None,
+    **placement: Any,
+) -> SequenceClassifier:
+    """The classifier that the package builds from a saved tiny model, padded with its end-of-text token or pad id."""
+    config = dataclasses.replace(model or ModelConfig(), model=str(folder))
+    model_config = load_model_config(config, classes)
+    if model_config.pad_token_id is None:
+        model_config.pad_token_id = model_config.eos_token_id
+    held = Placement(**{"device": torch.device("cpu"), "frozen_dtype": torch.float32, **placement})
+    return build_classifier(config, lora or LoraArgs(lora_dropout=0.0), model_config, held, seed)
+
+
+def stir_adapter(classifier: SequenceClassifier, seed: int = 0) -> None:
+    """Give LoRA's B values: it starts at zero, where the adapter does nothing and A has no gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(classifier.named_parameters()):
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1
+
+
+def run_flags(
+    model: Path | str, train_file: Path, validation_file: Path, output_dir: Path, **flags: object
+) -> list[str]:
+    """Flags of a short run on CSV files with columns `text` and `label`; `flags` adds and replaces."""
+    values: dict[str, object] = {
+        "model": model, "task": "custom", "train_file": train_file, "validation_file": validation_file,
+        "output_dir": output_dir, "max_length": 64, "batch_size": 4, "eval_batch_size": 4, "epochs": 2,
+        "learning_rate": 0.01, "lora_dropout": 0.0, **flags,
+    }  # fmt: skip
+    return [
+        word for key, value in values.items() if value is not None
+        for word in (f"--{key.replace('_', '-')}", str(value))
+    ]  # fmt: skip
+
+
+def train_in_process(arguments: Sequence[str]) -> int:
+    """`python -m lorabench.train` without a new process. Returns the exit code."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train.main(list(arguments))

@@ -1,0 +1,146 @@
+"""Every wrong value is named with its flag, all at once."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorabench.config.checks import find_issues
+from lorabench.config.presets import MODELS, TASKS, resolve_defaults
+from lorabench.config.run_config import LoraArgs, RunConfig
+from lorabench.data.labels import parse_class_weights
+
+SECTIONS: dict[str, Any] = get_type_hints(RunConfig)
+NUMBERS = [
+    (section, name)
+    for section, section_type in SECTIONS.items()
+    for name, hint in get_type_hints(section_type).items()
+    if hint in (int, float, int | None, float | None)
+]
+COUNTS = [
+    ("lora", "lora_r"), ("lora", "lora_alpha"), ("data", "max_length"), ("data", "max_train_samples"),
+    ("data", "max_eval_samples"), ("optim", "epochs"), ("optim", "max_steps"), ("optim", "batch_size"),
+    ("optim", "eval_batch_size"), ("optim", "gradient_accumulation"), ("run", "early_stopping"),
+    ("run", "logging_steps"), ("run", "keep_checkpoints"),
+]  # fmt: skip
+
+
+def changed(section: str, **values: Any) -> RunConfig:
+    config = RunConfig()
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def test_defaults_and_every_preset_are_without_issues() -> None:
+    assert find_issues(RunConfig()) == []
+    for model in MODELS:
+        for task in TASKS:
+            assert find_issues(resolve_defaults(model, task)) == []
+
+
+@pytest.mark.parametrize(("section", "name"), NUMBERS)
+def test_every_number_has_a_lower_bound_and_its_issue_names_flag_and_value(section: str, name: str) -> None:
+    (issue,) = find_issues(changed(section, **{name: -1}))
+    assert issue.startswith(f"{flag_of(name)} -1: expected ")
+
+
+@pytest.mark.parametrize(("section", "name"), COUNTS)
+def test_counts_start_at_one(section: str, name: str) -> None:
+    (issue,) = find_issues(changed(section, **{name: 0}))
+    assert issue == f"{flag_of(name)} 0: expected a whole number of at least 1"
+    assert find_issues(changed(section, **{name: 1})) == []
+
+
+def test_counts_that_may_be_left_out_are_fine_without_a_value() -> None:
+    for section, name in (("data", "max_train_samples"), ("optim", "max_steps"), ("run", "early_stopping")):
+        assert find_issues(changed(section, **{name: None})) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "good", "bad"),
+    [
+        ("optim", "learning_rate", [1e-9, 10.0], [0.0, math.nan, math.inf, -math.inf]),
+        ("optim", "max_grad_norm", [1e-9, 10.0], [0.0, math.nan, math.inf]),
+        ("optim", "weight_decay", [0.0, 0.5], [-1e-9, math.nan, math.inf]),
+        ("optim", "warmup_ratio", [0.0, 1.0], [-0.01, 1.01, math.nan]),
+        ("lora", "lora_dropout", [0.0, 0.99], [1.0, 1.5, math.nan]),
+        ("model", "base_dropout", [None, 0.0, 0.99], [1.0, 1.5, math.nan]),
+        ("optim", "seed", [0, 2**40], [-1]),
+        ("run", "gpu_memory_limit", [None, 0.5, 80.0], [0.0, -1.0, math.nan, math.inf]),
+    ],
+)
+def test_limits_are_exactly_these(section: str, name: str, good: list[float | None], bad: list[float]) -> None:
+    for value in good:
+        assert find_issues(changed(section, **{name: value})) == []
+    for value in bad:
+        (issue,) = find_issues(changed(section, **{name: value}))
+        assert issue.startswith(f"{flag_of(name)} {value}: expected a ")
+
+
+@pytest.mark.parametrize("targets", ["", " ", "q_proj,", ",v_proj", "q_proj,,v_proj"])
+def test_empty_target_names_are_an_issue(targets: str) -> None:
+    (issue,) = find_issues(changed("lora", lora_targets=targets))
+    assert issue.startswith(f"--lora-targets {targets!r}: expected comma-separated module names")
+    assert find_issues(changed("lora", lora_targets="q_proj, v_proj")) == []
+
+
+@pytest.mark.parametrize("text", ["", "heavy", "1,,2", "0,1", "-1,1", "nan,1", "1,inf", "Balanced"])
+def test_class_weights_that_are_no_weights_are_an_issue(text: str) -> None:
+    (issue,) = find_issues(changed("data", class_weights=text))
+    assert issue.startswith(f"--class-weights {text!r}: expected `balanced`, `none` or one number above 0 per class")
+
+
+@pytest.mark.parametrize("text", ["balanced", "none", "1", "0.9,1.2", "1e-3, 2, 3"])
+def test_class_weights_that_can_be_read_are_fine(text: str) -> None:
+    assert find_issues(changed("data", class_weights=text)) == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=6))
+def test_class_weights_are_read_as_written(weights: list[float]) -> None:
+    assert parse_class_weights(",".join(map(repr, weights))) == tuple(weights)
+
+
+def test_four_bits_refuse_what_would_hold_or_train_the_base_model_otherwise() -> None:
+    config = changed("model", quantize="nf4", frozen_dtype="fp32")
+    issues = find_issues(dataclasses.replace(config, lora=LoraArgs(lora_bias="all")))
+    assert [issue.split(": ")[0] for issue in issues] == ["--frozen-dtype fp32", "--lora-bias all"]
+    assert all("--quantize nf4" in issue and "--quantize none" in issue for issue in issues)
+    assert find_issues(changed("model", quantize="nf4")) == []
+    assert find_issues(changed("model", frozen_dtype="fp32")) == []
+    assert find_issues(changed("lora", lora_bias="all")) == []
+
+
+def test_several_wrong_values_are_reported_together() -> None:
+    wrong = {
+        section: dataclasses.replace(
+            getattr(RunConfig(), section), **{name: -1 for owner, name in NUMBERS if owner == section}
+        )
+        for section in SECTIONS
+    }
+    issues = find_issues(dataclasses.replace(RunConfig(), **wrong))
+    assert sorted(issue.split()[0] for issue in issues) == sorted(flag_of(name) for _, name in NUMBERS)
+
+
+def test_new_or_empty_output_folder_is_fine(tmp_path: Path) -> None:
+    assert find_issues(changed("run", output_dir=tmp_path / "new")) == []
+    assert find_issues(changed("run", output_dir=tmp_path)) == []
+
+
+def test_output_folder_in_use_is_an_issue(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    (issue,) = find_issues(changed("run", output_dir=tmp_path))
+    assert issue.startswith(f"--output-dir {tmp_path}: in use; expected a new or empty folder")
+
+
+def test_output_folder_that_is_a_file_is_an_issue(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    path.write_text("")
+    assert find_issues(changed("run", output_dir=path)) == [f"--output-dir {path}: expected a folder, found a file"]

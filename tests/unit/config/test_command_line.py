@@ -1,0 +1,354 @@
+"""Default < model preset < task preset < flag; unknown names are answered with the nearest; the flags are these."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabench.config import command_line as arguments
+from lorabench.config.command_line import parse_run_config, report_config_error
+from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings, preset_precision
+from lorabench.config.run_config import RunConfig
+from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+
+# Every flag: (words after it that are nobody's default, its section, the value they give).
+FLAGS: dict[str, tuple[list[str], str, Any]] = {
+    "--model": (["owner/name"], "model", "owner/name"),
+    "--revision": (["v1"], "model", "v1"),
+    "--weights": (["random"], "model", "random"),
+    "--precision": (["bf16"], "model", "bf16"),
+    "--execution": (["eager"], "optim", "eager"),
+    "--frozen-dtype": (["fp32"], "model", "fp32"),
+    "--quantize": (["nf4"], "model", "nf4"),
+    "--attn-implementation": (["sdpa"], "model", "sdpa"),
+    "--gradient-checkpointing": (["off"], "model", "off"),
+    "--base-dropout": (["0.2"], "model", 0.2),
+    "--trust-remote-code": ([], "model", True),
+    "--lora-r": (["5"], "lora", 5),
+    "--lora-alpha": (["7"], "lora", 7),
+    "--lora-dropout": (["0.25"], "lora", 0.25),
+    "--lora-bias": (["lora_only"], "lora", "lora_only"),
+    "--lora-targets": (["dense,query"], "lora", "dense,query"),
+    "--task": (["owner/data"], "data", "owner/data"),
+    "--train-file": (["TRAIN"], "data", Path("TRAIN")),
+    "--validation-file": (["VALIDATION"], "data", Path("VALIDATION")),
+    "--test-file": (["TEST"], "data", Path("TEST")),
+    "--text-column": (["body"], "data", "body"),
+    "--label-column": (["class"], "data", "class"),
+    "--positive-label": (["yes"], "data", "yes"),
+    "--max-length": (["77"], "data", 77),
+    "--max-train-samples": (["11"], "data", 11),
+    "--max-eval-samples": (["12"], "data", 12),
+    "--class-weights": (["1,2.5"], "data", "1,2.5"),
+    "--epochs": (["9"], "optim", 9),
+    "--max-steps": (["13"], "optim", 13),
+    "--batch-size": (["6"], "optim", 6),
+    "--eval-batch-size": (["10"], "optim", 10),
+    "--gradient-accumulation": (["4"], "optim", 4),
+    "--learning-rate": (["3e-5"], "optim", 3e-5),
+    "--lr-scheduler": (["cosine"], "optim", "cosine"),
+    "--warmup-ratio": (["0.2"], "optim", 0.2),
+    "--weight-decay": (["0.02"], "optim", 0.02),
+    "--max-grad-norm": (["1.5"], "optim", 1.5),
+    "--seed": (["1"], "optim", 1),
+    "--best-metric": (["accuracy"], "run", "accuracy"),
+    "--early-stopping": (["3"], "run", 3),
+    "--logging-steps": (["17"], "run", 17),
+    "--output-dir": (["OUT"], "run", Path("OUT")),
+    "--track": (["tensorboard"], "run", "tensorboard"),
+    "--resume": ([], "run", True),
+    "--keep-checkpoints": (["3"], "run", 3),
+    "--on-oom": (["stop"], "run", "stop"),
+    "--gpu-memory-limit": (["11.5"], "run", 11.5),
+}
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    return {key: value for section in config.to_json().values() for key, value in section.items()}
+
+
+def exit_code(words: list[str]) -> int | str | None:
+    with pytest.raises(SystemExit) as raised:
+        parse_run_config(words)
+    return raised.value.code
+
+
+@pytest.fixture(autouse=True)
+def first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+# --- the flags
+
+
+def test_the_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--help"]) == 0
+    shown = re.findall(r"^[│ ]*(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(shown) == sorted(FLAGS)
+
+
+@pytest.mark.parametrize("flag", ["--gradient-checkpointing", "--eval-batch-size"])
+def test_help_tells_what_captured_steps_do_otherwise(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--help"]) == 0
+    _, _, after = capsys.readouterr().out.partition(f"{flag} ")
+    own = re.split(r"^[│ ]*--[a-z]", after, maxsplit=1, flags=re.MULTILINE)[0]
+    assert "captured" in own
+
+
+def test_resume_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
+    words = ["--model", "minilm", "--task", "sample", "--resume"]
+    with pytest.raises(ConfigError, match="--resume: expected --output-dir"):
+        parse_run_config(words)
+    with pytest.raises(ConfigError, match=r"--output-dir .*: no run\.json there"):
+        parse_run_config([*words, "--output-dir", str(tmp_path)])
+    (tmp_path / "run.json").write_text("{}")
+    assert parse_run_config([*words, "--output-dir", str(tmp_path)]).run.resume
+
+
+@pytest.mark.parametrize("flag", sorted(FLAGS.keys() - {"--resume"}))
+@pytest.mark.parametrize("underscores", [False, True])
+def test_each_flag_sets_its_field_and_no_other(
+    flag: str, underscores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TRAIN", "VALIDATION", "TEST"):
+        (tmp_path / name).write_text("x")
+    # An unlisted model and task have no presets, so that everything else is the default.
+    start = ["--model", "a/b", "--task", "c/d"]
+    words, section, expected = FLAGS[flag]
+    field = flag.removeprefix("--").replace("-", "_")
+    config = parse_run_config([*start, "--" + field if underscores else flag, *words])
+    before, after = flat(parse_run_config(start)), flat(config)
+    assert getattr(getattr(config, section), field) == expected
+    assert {key for key in after if after[key] != before[key]} == {field}
+
+
+def test_an_unknown_flag_exits_with_two_and_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--lora-rank", "4"]) == EXIT_BAD_INPUT == 2
+    assert "--lora-rank" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--epochs", "many"], ["--precision", "fp8"], ["--epochs"], ["stray"], ["--track", "trackio"]]
+)
+def test_a_value_of_the_wrong_type_exits_with_two(words: list[str]) -> None:
+    assert exit_code(words) == 2
+
+
+def test_only_the_first_rank_of_a_host_complains(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert exit_code(["--lora-rank", "4"]) == 2
+    assert report_config_error(ConfigError("wrong"), "lorabench train") == 2
+    shown = capsys.readouterr()
+    assert shown.out + shown.err == ""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert report_config_error(ConfigError("wrong"), "lorabench train") == 2
+    assert capsys.readouterr().err == "lorabench train: error: wrong\n"
+
+
+# --- precedence
+
+
+def test_model_preset_beats_default() -> None:
+    config = parse_run_config([])
+    assert (config.model.model, config.data.task) == ("roberta-large", "disaster-tweets")
+    assert (RunConfig().lora.lora_r, config.lora.lora_r) == (8, 2)
+    assert (RunConfig().run.best_metric, config.run.best_metric) == ("f1", "loss")
+
+
+@pytest.mark.parametrize("task", [["--task", "reclor"], ["--task=reclor"]])
+def test_task_preset_beats_model_preset(task: list[str]) -> None:
+    config = parse_run_config(["--model", "roberta-large", *task])
+    assert (config.lora.lora_r, config.lora.lora_targets) == (16, "all-linear")
+    assert (config.optim.batch_size, config.optim.epochs, config.run.logging_steps) == (2, 3, 25)
+
+
+def test_flag_beats_both_presets_wherever_it_stands() -> None:
+    for words in (["--lora-r", "4", "--task", "reclor"], ["--task", "reclor", "--lora-r=4"]):
+        config = parse_run_config(words)
+        assert config.lora.lora_r == 4
+        assert config.lora.lora_targets == "all-linear"
+
+
+def test_a_flag_may_ask_for_the_default_that_a_preset_changed() -> None:
+    assert parse_run_config(["--task", "reclor", "--epochs", "5", "--lora-targets", "auto"]).optim.epochs == 5
+
+
+@pytest.mark.parametrize("words", [["--model", "minilm"], ["--model=minilm"], ["--model", "x/y", "--model", "minilm"]])
+def test_both_spellings_choose_the_preset_and_the_last_one_wins(words: list[str]) -> None:
+    config = parse_run_config(words)
+    assert config.model.model == "minilm"
+    assert (config.optim.learning_rate, config.optim.batch_size, config.optim.epochs) == (2e-3, 32, 3)
+
+
+def test_naming_columns_without_a_task_selects_custom() -> None:
+    assert parse_run_config(["--text-column", "body"]).data.task == "custom"
+    assert parse_run_config(["--label_column=kind"]).data.task == "custom"
+    both = parse_run_config(["--label-column", "kind"]).data
+    assert (both.text_column, both.label_column) == ("text", "kind")
+    named = parse_run_config(["--label-column", "kind", "--task", "disaster-tweets"]).data
+    assert (named.task, named.label_column) == ("disaster-tweets", "kind")
+
+
+# --- names and files
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "nearest"),
+    [
+        ("--model", "robarta-large", "roberta-large"),
+        ("--model", "llama2", "llama2-7b"),
+        ("--task", "disaster-tweet", "disaster-tweets"),
+        ("--task", "reclore", "reclor"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_and_all_known(flag: str, value: str, nearest: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config([flag, value])
+    message = str(raised.value)
+    assert message.startswith(f"{flag} {value!r}: unknown. Did you mean {nearest}")
+    assert all(name in message for name in (MODELS if flag == "--model" else TASKS))
+
+
+def test_a_name_like_no_other_gets_no_guess() -> None:
+    with pytest.raises(ConfigError, match=r"--model 'zzz': unknown\. Expected one of roberta-large, "):
+        parse_run_config(["--model", "zzz"])
+
+
+def test_a_hub_id_or_a_folder_is_no_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    config = parse_run_config(["--model", "mine", "--task", "owner/data"])
+    assert (config.model.model, config.data.task) == ("mine", "owner/data")
+
+
+def test_everything_wrong_is_reported_together(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.csv"
+    words = ["--model", "x", "--task", "y", "--epochs", "0", "--train-file", str(gone), "--test-file", str(gone)]
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(words)
+    assert [issue.split(":")[0] for issue in raised.value.issues] == [
+        "--model 'x'",
+        "--task 'y'",
+        "--epochs 0",
+        f"--train-file {gone}",
+        f"--test-file {gone}",
+    ]
+    assert raised.value.issues[-1] == f"--test-file {gone}: no such file"
+
+
+def test_files_that_exist_are_no_issue(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n")
+    config = parse_run_config(["--task", "custom", "--train-file", str(path)])
+    assert config.data.train_file == path
+    assert arguments.missing_files(config.data) == []
+
+
+# --- the presets are the experiments
+
+COMMON = {
+    "learning_rate": 1e-4, "lr_scheduler": "constant", "warmup_ratio": 0.1, "max_grad_norm": 0.3,
+    "weight_decay": 0.001, "max_length": 512, "lora_bias": "none", "eval_batch_size": 8, "best_metric": "loss",
+    "class_weights": "balanced", "seed": 42,
+}  # fmt: skip
+TWEETS = {
+    "quantize": "none",
+    "batch_size": 8,
+    "epochs": 5,
+    "lora_alpha": 16,
+    "lora_targets": "auto",
+    "logging_steps": 1,
+}
+RECLOR = {
+    "batch_size": 2, "epochs": 3, "logging_steps": 25, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.05,
+    "lora_targets": "all-linear", "gradient_checkpointing": "on", "quantize": "nf4", "precision": "auto",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "expected"),
+    [
+        ("roberta-large", "disaster-tweets", {**TWEETS, "lora_r": 2, "lora_dropout": 0.1}),
+        ("mistral-7b", "disaster-tweets", {**TWEETS, "lora_r": 2, "lora_dropout": 0.1}),
+        ("llama2-7b", "disaster-tweets", {**TWEETS, "lora_r": 16, "lora_dropout": 0.05}),
+        ("llama3-8b", "disaster-tweets", {**TWEETS, "lora_r": 16, "lora_dropout": 0.05, "epochs": 30}),
+        ("llama2-7b", "reclor", RECLOR),
+    ],
+)
+def test_presets_reproduce_the_experiments(model: str, task: str, expected: dict[str, Any]) -> None:
+    settings = flat(parse_run_config(["--model", model, "--task", task]))
+    wanted = {**COMMON, **expected}
+    assert {name: settings[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "hub_id", "precision", "targets", "parameters"),
+    [
+        ("roberta-large", "FacebookAI/roberta-large", "fp32", ("query", "value"), 355_361_794),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1", "fp16", ("q_proj", "v_proj"), 7_110_668_288),
+        ("llama2-7b", "meta-llama/Llama-2-7b-hf", "fp16", ("q_proj", "v_proj"), 6_607_351_808),
+        ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "bf16", ("q_proj", "v_proj"), 7_504_932_864),
+    ],
+)
+def test_models_are_those_of_the_experiments(
+    model: str, hub_id: str, precision: str, targets: tuple[str, ...], parameters: int
+) -> None:
+    preset = MODELS[model]
+    assert (preset.hub_id, preset.precision, preset.base_parameters) == (hub_id, precision, parameters)
+    assert ARCHITECTURES[preset.model_type].targets == targets
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "precision"),
+    [
+        ("llama2-7b", "disaster-tweets", "fp16"),
+        ("llama2-7b", "reclor", "bf16"),
+        ("roberta-large", "reclor", "bf16"),
+        ("roberta-large", "owner/data", "fp32"),
+        ("owner/model", "reclor", "bf16"),
+        ("owner/model", "disaster-tweets", None),
+    ],
+)
+def test_the_tasks_precision_goes_before_the_models(model: str, task: str, precision: str | None) -> None:
+    assert preset_precision(model, task) == precision
+
+
+@pytest.mark.parametrize("words", [["--quantize", "nf4"], ["--task", "reclor"]])
+def test_four_bits_without_their_package_are_refused_with_both_ways_out(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = arguments.find_spec
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(words)
+    assert raised.value.issues == (
+        "--quantize nf4: the package is not installed; expected `pip install bitsandbytes` before, or --quantize none",
+    )
+    assert parse_run_config([*words, "--quantize", "none"]).model.quantize == "none"
+
+
+def test_tasks_keep_the_conventions_of_the_experiments() -> None:
+    tweets, reclor = TASKS["disaster-tweets"], TASKS["reclor"]
+    assert tweets.weigh_all_rows
+    assert not tweets.score_hub_test
+    assert (tweets.add_prefix_space, reclor.add_prefix_space) == (True, False)
+    assert (reclor.join, reclor.hub_id) == ("reclor", None)
+    assert TASKS["sample"].synthetic
+    assert TASKS["sample"].embedded
+
+
+def test_every_setting_of_a_preset_is_a_field() -> None:
+    fields = set(flat(RunConfig()))
+    for settings in [entry.settings for entry in [*MODELS.values(), *TASKS.values()]]:
+        assert set(settings) <= fields
+    assert set(Settings.__annotations__) <= fields
+
+
+def test_settings_leave_everything_else_alone() -> None:
+    before, after = RunConfig(), apply_settings(RunConfig(), Settings(lora_r=3, epochs=2))
+    assert {key for key, value in flat(after).items() if value != flat(before)[key]} == {"lora_r", "epochs"}

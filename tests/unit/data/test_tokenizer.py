@@ -1,0 +1,222 @@
+"""The model's own tokenizer where there is one; a stand-in with like marks and lengths where there is none."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lorabench.config.presets import resolve_defaults
+from lorabench.config.run_config import ModelConfig
+from lorabench.data import tokenizer as tokenizer_module
+from lorabench.data.task import load_task
+from lorabench.data.tokenizer import load_tokenizer, pad_id, train_stand_in
+from lorabench.errors import ConfigError
+from lorabench.machine.hub import explain_hub_error
+from lorabench.models.description import load_model_config, model_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEXTS = [f"flood number {i}: the river rises, stay away from the bridge! #flood" for i in range(40)]
+FAMILIES = ["bert", "roberta", "llama"]
+
+
+@pytest.fixture(scope="module")
+def stand_ins() -> "dict[str, PreTrainedTokenizerBase]":
+    return {family: train_stand_in(TEXTS, family, 400) for family in FAMILIES}
+
+
+def load(config: ModelConfig, texts: list[str] = TEXTS) -> "PreTrainedTokenizerBase":
+    return load_tokenizer(config, model_source(config), load_model_config(config, 2), texts, add_prefix_space=True)
+
+
+# --- the stand-in
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stand_in_is_deterministic(stand_ins: "dict[str, PreTrainedTokenizerBase]", family: str) -> None:
+    again = train_stand_in(TEXTS, family, 400)
+    assert again.get_vocab() == stand_ins[family].get_vocab()
+    assert again(TEXTS)["input_ids"] == stand_ins[family](TEXTS)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "last"), [("bert", "[CLS]", "[SEP]"), ("roberta", "<s>", "</s>"), ("llama", "<s>", None)]
+)
+def test_the_stand_in_sets_the_marks_of_its_family(
+    stand_ins: "dict[str, PreTrainedTokenizerBase]", family: str, first: str, last: str | None
+) -> None:
+    tokenizer = stand_ins[family]
+    plain = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    end = [] if last is None else [tokenizer.convert_tokens_to_ids(last)]
+    assert tokenizer(TEXTS[0])["input_ids"] == [tokenizer.convert_tokens_to_ids(first), *plain, *end]
+    assert tokenizer(TEXTS[0], return_special_tokens_mask=True)["special_tokens_mask"] == [
+        1, *[0] * len(plain), *[1] * len(end),
+    ]  # fmt: skip
+
+
+def test_the_roberta_stand_in_has_robertas_ids(stand_ins: "dict[str, PreTrainedTokenizerBase]") -> None:
+    tokenizer = stand_ins["roberta"]
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert stand_ins["bert"].pad_token_id == 0
+    assert stand_ins["llama"].pad_token_id is None
+    assert (stand_ins["llama"].bos_token_id, stand_ins["llama"].eos_token_id) == (1, 2)
+
+
+def test_an_unlisted_family_gets_the_marks_of_a_decoder() -> None:
+    tokenizer = train_stand_in(TEXTS, "gpt_neox", 400)
+    ids = tokenizer("x")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] != tokenizer.eos_token_id
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="<>[]"), max_size=40),
+    family=st.sampled_from(FAMILIES),
+)
+def test_the_stand_in_loses_nothing_and_stays_within_its_vocabulary(
+    stand_ins: "dict[str, PreTrainedTokenizerBase]", text: str, family: str
+) -> None:
+    tokenizer = stand_ins[family]
+    assert len(tokenizer) <= 400
+    ids = tokenizer(text)["input_ids"]
+    assert all(0 <= token < len(tokenizer) for token in ids)
+    assert tokenizer.unk_token_id not in ids
+    decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert decoded.removeprefix(" ") == text.removeprefix(" ")
+
+
+@pytest.mark.parametrize("family", ["roberta", "llama"])
+def test_the_stand_in_gives_tweets_the_length_that_real_tokenizers_do(data_dir: Path, family: str) -> None:
+    config = resolve_defaults("llama2-7b", "disaster-tweets").data
+    config = dataclasses.replace(config, train_file=data_dir / "disaster_tweets" / "train.csv")
+    texts = load_task(config, seed=42).train.texts
+    tokenizer = train_stand_in(texts, family, tokenizer_module.STAND_IN_VOCABULARY)
+    assert len(tokenizer) == tokenizer_module.STAND_IN_VOCABULARY
+    mean = statistics.mean(map(len, tokenizer(texts)["input_ids"]))
+    # Llama's own tokenizer gives 33.
+    assert 25 <= mean <= 41, mean
+
+
+# --- loading
+
+
+def without_tokenizer(*_: Any, **__: Any) -> None:
+    raise OSError("no tokenizer here")
+
+
+@pytest.mark.parametrize(("model", "pad"), [("roberta-large", 1), ("llama2-7b", 2), ("minilm", 0)])
+def test_random_weights_need_no_tokenizer_of_the_hub(monkeypatch: pytest.MonkeyPatch, model: str, pad: int) -> None:
+    monkeypatch.setattr(tokenizer_module, "_from_pretrained", without_tokenizer)
+    tokenizer = load(ModelConfig(model=model, weights="random"))
+    assert pad_id(tokenizer) == pad
+    assert tokenizer.padding_side == "right"
+    assert len(tokenizer) <= tokenizer_module.STAND_IN_VOCABULARY
+    assert "Ġflood" in tokenizer.get_vocab()
+
+
+def test_random_weights_look_for_a_tokenizer_on_this_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def look(config: ModelConfig, source: str, add_prefix_space: bool, local_only: bool) -> None:
+        seen.append(local_only)
+        raise OSError("none")
+
+    monkeypatch.setattr(tokenizer_module, "_from_pretrained", look)
+    load(ModelConfig(model="roberta-large", weights="random"))
+    assert seen == [True]
+
+
+def test_pretrained_weights_without_their_tokenizer_are_refused(tmp_path: Path, minilm_tokenizer: Any) -> None:
+    config = ModelConfig(model=str(tmp_path))
+    model_config = load_model_config(ModelConfig(model="minilm"), 2)
+    with pytest.raises(ConfigError) as raised:
+        load_tokenizer(config, str(tmp_path), model_config, TEXTS, add_prefix_space=False)
+    (issue,) = raised.value.issues
+    assert issue.startswith(f"--model {tmp_path}: ")
+    assert "\n" not in issue
+
+
+@pytest.mark.parametrize(("marks", "pad"), [({"eos_token": "</s>"}, "</s>"), ({"unk_token": "<unk>"}, None)])
+def test_pad_is_end_of_text_where_there_is_none(
+    tmp_path: Path, stand_ins: "dict[str, PreTrainedTokenizerBase]", marks: dict[str, str], pad: str | None
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=stand_ins["llama"].backend_tokenizer, padding_side="left", **marks
+    ).save_pretrained(tmp_path)
+    config, model_config = ModelConfig(model=str(tmp_path)), load_model_config(ModelConfig(weights="random"), 2)
+    if pad is None:
+        with pytest.raises(ConfigError, match="neither a pad nor an end-of-text token"):
+            load_tokenizer(config, str(tmp_path), model_config, TEXTS, add_prefix_space=False)
+    else:
+        tokenizer = load_tokenizer(config, str(tmp_path), model_config, TEXTS, add_prefix_space=False)
+        assert (tokenizer.pad_token, tokenizer.padding_side) == (pad, "right")
+
+
+def test_the_package_tokenizer_is_minilms(minilm_tokenizer: "PreTrainedTokenizerBase") -> None:
+    tokenizer = load(ModelConfig(model="minilm"))
+    assert tokenizer.get_vocab() == minilm_tokenizer.get_vocab()
+    assert len(tokenizer) == 30522
+    assert tokenizer("Hello world!", truncation=False, padding=False)["input_ids"] == [101, 7592, 2088, 999, 102]
+    assert pad_id(tokenizer) == 0
+
+
+def test_the_tweets_first_row_gives_robertas_ids() -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            "FacebookAI/roberta-large", add_prefix_space=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        pytest.skip(f"no RoBERTa tokenizer in the local Hub cache ({type(error).__name__})")
+    ids = tokenizer("my worst fear. https://t.co/iH8UDz8mq3")["input_ids"]
+    assert len(ids) == 21
+    assert ids[:8] == [0, 127, 2373, 2490, 4, 1205, 640, 90]
+    assert ids[-3:] == [1343, 246, 2]
+
+
+# --- what the Hub's errors mean
+
+
+def named(name: str, text: str = "") -> Exception:
+    return type(name, (OSError,), {})(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("GatedRepoError", "gated"),
+        ("RepositoryNotFoundError", "not on the Hub"),
+        ("RevisionNotFoundError", "--revision"),
+        ("LocalEntryNotFoundError", "the Hub cannot be reached"),
+        ("OfflineModeIsEnabled", "the Hub cannot be reached"),
+        ("ConnectTimeout", "the Hub cannot be reached"),
+    ],
+)
+def test_an_error_of_the_hub_is_one_plain_sentence_however_deep_it_lies(name: str, meaning: str) -> None:
+    assert meaning in explain_hub_error(named(name))
+    outer = OSError("We couldn't connect to ...\nlong explanation")
+    outer.__cause__ = ValueError("between")
+    outer.__cause__.__context__ = named(name)
+    assert meaning in explain_hub_error(outer)
+    assert "\n" not in explain_hub_error(outer)
+
+
+def test_any_other_error_gives_its_first_line_or_its_name() -> None:
+    assert explain_hub_error(OSError("first\nsecond")) == "first"
+    assert explain_hub_error(OSError("None of: \n(1) this,\n(2) that.")) == "None of: (1) this, (2) that"
+    assert explain_hub_error(ValueError()) == "ValueError"
+
+
+def test_an_error_that_is_its_own_context_ends() -> None:
+    error, other = OSError("a"), OSError("b")
+    error.__context__, other.__context__ = other, error
+    assert explain_hub_error(error) == "a"

@@ -1,0 +1,248 @@
+"""Time counts only while the watch runs; memory is the largest of each phase, and never a guess."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from lorabench.machine import meters
+from lorabench.machine.environment import LAUNCH_VARIABLE
+from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_seconds
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    time = perf_counter
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(meters, "time", clock)
+    return clock
+
+
+# --- time
+
+
+def test_stopped_time_does_not_count(clock: Clock) -> None:
+    watch = Stopwatch(CPU)
+    watch.start()
+    clock.now += 5
+    watch.stop()
+    clock.now += 100
+    watch.start()
+    clock.now += 2.5
+    watch.stop()
+    clock.now += 100
+    assert watch.seconds == watch.read() == 7.5
+
+
+def test_a_running_watch_can_be_read(clock: Clock) -> None:
+    watch = Stopwatch(CPU, seconds=10)
+    watch.start()
+    clock.now += 3
+    assert watch.read() == 13
+    assert watch.seconds == 10
+    clock.now += 1
+    watch.stop()
+    assert watch.read() == 14
+
+
+def test_stopping_a_stopped_watch_does_nothing(clock: Clock) -> None:
+    watch = Stopwatch(CPU)
+    watch.stop()
+    watch.start()
+    clock.now += 1
+    watch.stop()
+    clock.now += 1
+    watch.stop()
+    assert watch.seconds == 1
+
+
+def test_the_device_has_finished_before_each_edge_and_is_not_asked_between(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def synchronize(device: torch.device) -> None:
+        assert device == GPU
+        clock.now += 10  # pending work takes that long
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    watch = Stopwatch(GPU)
+    watch.start()
+    clock.now += 1
+    assert watch.read() == 1
+    watch.stop()
+    assert watch.seconds == 11
+
+
+def test_seconds_of_the_process_count_from_its_start(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
+    assert process_seconds() == 9.5
+    clock.now += 2
+    assert process_seconds() == 11.5
+
+
+@pytest.mark.parametrize(
+    ("process", "began", "seconds"),
+    [("own", 998.5, 1.5), ("own", 100.0, 9.5), ("parent", 998.5, 9.5)],
+    ids=["of the launcher", "of another process with that id", "of a launcher above"],
+)
+def test_a_process_in_the_place_of_a_launcher_counts_from_the_launchers_start(
+    process: str, began: float, seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
+    number = os.getpid() if process == "own" else os.getppid()
+    monkeypatch.setenv(LAUNCH_VARIABLE, f"{number} {began} python -m accelerate.commands.launch")
+    assert process_seconds() == seconds
+
+
+def test_what_came_before_the_launcher_is_not_counted() -> None:
+    """A shell sleeps, as if it installed, and becomes the launcher, and that the run: one process all along."""
+    probe = (
+        "import time, psutil; from lorabench.machine.meters import process_seconds; "
+        "mine, whole = process_seconds(), time.time() - psutil.Process().create_time(); print(mine, whole)"
+    )
+    launch = (
+        "import os; from lorabench.launch.launcher import main; become = os.execve; "
+        f"os.execve = lambda program, _, environment: become(program, [program, '-c', {probe!r}], environment); main()"
+    )
+    command = shlex.join([sys.executable, "-c", launch, "--config_file", "cpu.yaml"])
+    ran = subprocess.run(
+        ["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True, check=True, timeout=120
+    )
+    mine, whole = map(float, ran.stdout.splitlines()[-1].split())
+    assert 0 < mine <= whole - 1
+
+
+def test_throughput_adds_up() -> None:
+    work = Throughput()
+    work.add(rows=2, tokens=10, padded_tokens=16)
+    work.add(rows=3, tokens=5, padded_tokens=5)
+    assert work == Throughput(rows=5, tokens=15, padded_tokens=21)
+    other = Throughput(rows=1, tokens=2, padded_tokens=3)
+    work.merge(other)
+    assert work == Throughput(rows=6, tokens=17, padded_tokens=24)
+    assert other == Throughput(rows=1, tokens=2, padded_tokens=3)
+
+
+# --- memory
+
+
+class ScriptedMonitor(MemoryMonitor):
+    """Reads what it is told to, one reading per stretch."""
+
+    script: Iterator[dict[str, float | None]]
+
+    def read(self) -> dict[str, float | None]:
+        return next(self.script)
+
+
+def run_phases(*stretches: tuple[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    monitor = ScriptedMonitor(CPU)
+    monitor.script = iter([figures for _, figures in stretches])
+    for name, _ in stretches:
+        with monitor.phase(name):
+            pass
+    return monitor.phases
+
+
+def test_stretches_of_a_phase_keep_the_maximum_of_each_figure() -> None:
+    phases = run_phases(
+        ("train", {"a": 1.0, "b": 9.0}), ("eval", {"a": 50.0, "b": 50.0}), ("train", {"a": 3.0, "b": 2.0})
+    )
+    assert phases == {"train": {"a": 3.0, "b": 9.0}, "eval": {"a": 50.0, "b": 50.0}}
+
+
+def test_a_figure_that_is_unknown_once_is_not_lost_nor_made_up() -> None:
+    phases = run_phases(
+        ("train", {"a": None, "b": 2.0, "c": None}), ("train", {"a": 0.0, "b": None, "c": None})
+    )  # fmt: skip
+    assert phases == {"train": {"a": 0.0, "b": 2.0, "c": None}}
+
+
+def test_a_phase_is_recorded_also_when_the_work_fails() -> None:
+    monitor = ScriptedMonitor(CPU)
+    monitor.script = iter([{"a": 4.0}])
+    with pytest.raises(RuntimeError, match="out of memory"), monitor.phase("train"):
+        raise RuntimeError("out of memory")
+    assert monitor.phases == {"train": {"a": 4.0}}
+
+
+def test_on_a_cpu_only_the_process_is_measured() -> None:
+    monitor = MemoryMonitor(CPU)
+    with monitor.phase("load"):
+        pass
+    figures = monitor.phases["load"]
+    assert {key: value for key, value in figures.items() if key != "rss_gb"} == {
+        "allocated_gb": None, "reserved_gb": None, "device_gb": None,
+    }  # fmt: skip
+    rss = figures["rss_gb"]
+    assert rss is not None
+    assert rss == pytest.approx(peak_rss_bytes() / 1e9, rel=0.05)
+
+
+def test_peak_of_the_process_is_in_bytes() -> None:
+    now = psutil.Process().memory_info().rss
+    assert 0.9 * now <= peak_rss_bytes() <= psutil.virtual_memory().total
+
+
+def test_gpu_figures_are_peaks_of_the_phase_in_units_of_1e9_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = SimpleNamespace(allocated=0)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(peaks, "allocated", 0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks.allocated)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: peaks.allocated + 500_000_000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20_000_000_000, 25_400_000_000))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
+    monitor = MemoryMonitor(GPU)
+    for phase, peak in (("train", 4_000_000_000), ("eval", 1_000_000_000)):
+        with monitor.phase(phase):
+            peaks.allocated = max(peaks.allocated, peak)
+    figures = {phase: {k: v for k, v in item.items() if k != "rss_gb"} for phase, item in monitor.phases.items()}
+    assert figures == {
+        "train": {"allocated_gb": 4.0, "reserved_gb": 4.5, "device_gb": 5.4},
+        "eval": {"allocated_gb": 1.0, "reserved_gb": 1.5, "device_gb": 5.4},
+    }
+    assert monitor.to_json(rank=1)["device_name"] == "Card"
+
+
+def test_the_record_names_rank_host_and_device() -> None:
+    monitor = MemoryMonitor(CPU)
+    with monitor.phase("train"):
+        pass
+    record = json.loads(json.dumps(monitor.to_json(rank=3)))
+    assert list(record) == ["rank", "host", "device", "device_name", "phases"]
+    assert (record["rank"], record["device"], record["device_name"]) == (3, "cpu", None)
+    assert record["host"]
+    assert record["phases"] == monitor.phases
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(1.0, 2_000 + 3_000), (0.5, 10_000 - 7_000), (0.1, 0)], ids=["all", "limited", "passed"]
+)
+def test_free_memory_has_the_allocators_unused_blocks_and_minds_the_limit(
+    fraction: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"mem_get_info": (2_000, 20_000), "memory_allocated": 7_000, "memory_reserved": 10_000}
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    # As torch's own, which takes no device without a number.
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", {0: fraction, 1: fraction}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert free_bytes(torch.device("cuda")) == free_bytes(GPU) == expected
+    assert free_bytes(CPU) is None
