@@ -133,7 +133,7 @@ def test_cut_products_change_no_gradient(
     torch._dynamo.utils.counters.clear()
     losses, gradient = run_packs(tmp_path / "whole", family)
     for module in ("lowrank", "products"):
-        monkeypatch.setattr(f"lorabench.{module}.multiprocessors", lambda weight: 132)
+        monkeypatch.setattr(f"lorabench.packed.{module}.multiprocessors", lambda weight: 132)
     cuts, decide = [], products._cuts  # pyright: ignore
     if not compiled:
         monkeypatch.setattr(products, "_cuts", lambda *shape: cuts.append(decide(*shape)) or cuts[-1])
