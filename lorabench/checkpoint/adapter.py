@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lorabench.distributed.sharding import split_like, whole_tensor
+from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError
 from lorabench.results.run_folder import sync_folder
 
@@ -29,7 +29,7 @@ _WEIGHTS = "adapter_model.safetensors"
 def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
     """Adapter and head, by the names under which PEFT saves them, on the CPU.
 
-    A collective call under FSDP2; under ZeRO-3, parameters must have been gathered (`sharding.whole_parameters`).
+    A collective call under FSDP2; under ZeRO-3, parameters must have been gathered (`Strategy.whole_parameters`).
 
     Raises:
         RunError: a tensor is empty, as ungathered ZeRO-3 parameters are.

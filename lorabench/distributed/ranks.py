@@ -17,22 +17,27 @@ BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe"
 
 
 class Ranks:
-    """This rank among the others.
+    """This rank among the others; one process alone by default.
 
     Attributes:
+        device: where this rank computes.
         rank: from 0; the first one writes.
         world_size: processes over all machines.
-        device: where this rank computes.
         spans_machines: whether the launch runs on several machines.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.rank = accelerator.process_index
-        self.world_size = accelerator.num_processes
-        self.device = accelerator.device
-        self.is_main = accelerator.is_main_process
-        self.spans_machines = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size) < self.world_size
+    def __init__(self, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
+        self.device = device
+        self.rank = rank
+        self.world_size = world_size
+        self.is_main = rank == 0
+        self.spans_machines = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size) < world_size
         self._host_group = _build_host_group() if self.world_size > 1 else None
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> "Ranks":
+        """The ranks of a launch; its process group exists."""
+        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Elementwise sum over ranks, on every rank: losses and counts."""

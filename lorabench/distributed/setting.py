@@ -6,9 +6,10 @@ from accelerate import Accelerator
 
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
-from lorabench.distributed import accelerator as distributed
+from lorabench.distributed.accelerator import build_accelerator
 from lorabench.distributed.ranks import Ranks
-from lorabench.distributed.strategies import Strategy, capture_obstacle, splits_weights
+from lorabench.distributed.strategies import choose_strategy
+from lorabench.distributed.strategy import Strategy
 from lorabench.errors import ConfigError
 from lorabench.launch.request import read_launch_request
 from lorabench.machine.precision import resolve_precision
@@ -33,7 +34,12 @@ class Setting:
     @property
     def may_halve(self) -> bool:
         """Whether a batch that does not fit is tried in halves: not where ranks compute each batch together."""
-        return self.config.run.on_oom == "shrink" and not splits_weights(self.strategy)
+        return self.config.run.on_oom == "shrink" and not self.strategy.splits_weights
+
+    @property
+    def skips_overflow(self) -> bool:
+        """Whether a loss scaler skips steps whose gradient is not finite."""
+        return self.precision == "fp16"
 
     @property
     def class_weights(self) -> tuple[float, ...]:
@@ -49,8 +55,14 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
             step takes more rows than there are.
     """
     request = read_launch_request()
-    accelerator = distributed.build_accelerator(config, request)
-    ranks = Ranks(accelerator)
+    accelerator = build_accelerator(config, request)
+    precision = resolve_precision(config, accelerator.device.type == "cuda")
+    strategy = choose_strategy(request, accelerator)
+    issues = strategy.issues(config, precision)
+    if issues:
+        raise ConfigError(issues)
+    strategy.configure(config)
+    ranks = Ranks.of(accelerator)
     optim = config.optim
     effective = optim.effective_batch(ranks.world_size)
     if effective > len(data.train):
@@ -58,9 +70,7 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
             f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "
             f"{ranks.world_size} rank(s) = {effective} rows per step: more than the {len(data.train)} training rows"
         )
-    precision = resolve_precision(config, ranks.device.type == "cuda")
-    strategy = distributed.name_strategy(request, accelerator)
-    obstacle = capture_obstacle(strategy, ranks.device.type)
+    obstacle = strategy.capture_obstacle(ranks.device.type)
     if optim.execution == "captured" and obstacle is not None:
         raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
     return Setting(config, data, accelerator, strategy, ranks, precision)

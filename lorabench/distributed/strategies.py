@@ -1,30 +1,33 @@
-"""The ways in which a run spreads over processes, by the names that the tables show."""
+"""The table of strategies, by the engine that a launch asks for."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-Strategy = Literal["single", "DDP", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"]
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from lorabench.distributed.data_parallel import DataParallel
+from lorabench.distributed.deepspeed import DeepSpeed
+from lorabench.distributed.fsdp2 import FullyShard
+from lorabench.distributed.strategy import Strategy
+from lorabench.launch.request import LaunchRequest
+
 Engine = Literal["deepspeed", "fsdp"]
 
-ZERO_STAGES: dict[int, Strategy] = {1: "DeepSpeed ZeRO-1", 2: "DeepSpeed ZeRO-2", 3: "DeepSpeed ZeRO-3"}
+STRATEGIES: Mapping[Engine | None, type[Strategy]] = {None: DataParallel, "deepspeed": DeepSpeed, "fsdp": FullyShard}
 
 
-def is_deepspeed(strategy: Strategy) -> bool:
-    """Whether DeepSpeed's engine owns the step."""
-    return strategy in ZERO_STAGES.values()
+def running_engine(request: LaunchRequest, accelerator: Accelerator) -> Engine | None:
+    """The engine that runs; None for plain processes."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return "deepspeed"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return "fsdp"
+    # accelerate has no name for FSDP on the CPU; `FullyShard` does it there all the same, and checks it.
+    on_cpu_ranks = accelerator.distributed_type == DistributedType.MULTI_CPU and accelerator.num_processes > 1
+    return "fsdp" if on_cpu_ranks and request.engine == "fsdp" else None
 
 
-def is_sharded(strategy: Strategy) -> bool:
-    """Whether ranks share weights, gradients or optimizer state, and so meet within every step."""
-    return strategy not in ("single", "DDP")
-
-
-def capture_obstacle(strategy: Strategy, device: str) -> str | None:
-    """Why steps cannot be captured as CUDA graphs on this kind of device, in a few words; None where they can."""
-    if is_sharded(strategy):
-        return f"{strategy} exchanges weights or gradients inside a step"
-    return None if device == "cuda" else "there is no CUDA GPU"
-
-
-def splits_weights(strategy: Strategy) -> bool:
-    """Whether each rank holds only a part of the frozen weights."""
-    return strategy in ("DeepSpeed ZeRO-3", "FSDP2")
+def choose_strategy(request: LaunchRequest, accelerator: Accelerator) -> Strategy:
+    """What runs."""
+    return STRATEGIES[running_engine(request, accelerator)](accelerator)

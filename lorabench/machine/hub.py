@@ -16,10 +16,7 @@ _TRUE = ("1", "true", "yes", "on")
 
 
 def prefer_cache_if_unreachable(environment: Mapping[str, str] = os.environ) -> None:
-    """Go offline at once where the Hub does not answer: its clients would retry for half a minute for each file.
-
-    Must be called before `huggingface_hub` is imported, which reads HF_HUB_OFFLINE then.
-    """
+    """Go offline at once where the Hub does not answer: its clients would retry for half a minute for each file."""
     if environment.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
         return
     host, port = hub_address(environment)
@@ -27,6 +24,10 @@ def prefer_cache_if_unreachable(environment: Mapping[str, str] = os.environ) -> 
         socket.create_connection((host, port), timeout=_PROBE_TIMEOUT_S).close()
     except OSError as error:
         os.environ["HF_HUB_OFFLINE"] = "1"
+        # It is read when the Hub's client is imported, which may have been before, as in a notebook.
+        constants = sys.modules.get("huggingface_hub.constants")
+        if constants is not None:
+            setattr(constants, "HF_HUB_OFFLINE", True)  # noqa: B010
         if environment.get("LOCAL_RANK", "0") == "0":
             reason = error.strerror or error
             print(

@@ -1,23 +1,25 @@
 """Optimizer steps over packs, as CUDA graphs where there is a GPU."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lorabench.config.run_config import Checkpointing, OnOutOfMemory
 from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan
-from lorabench.distributed.gradients import Gradients
 from lorabench.distributed.ranks import Ranks
+from lorabench.distributed.strategy import Gradients
 from lorabench.machine.meters import free_bytes
+from lorabench.packed.classifier import PackedForward
 from lorabench.packed.graphs import TIMED, CaptureError, CompileError, GraphedPasses
 from lorabench.packed.packs import Pack, Packer, choose_lengths
 from lorabench.packed.passes import PackedPasses
-from lorabench.packed.plan import PackPlan
 from lorabench.step.eager import EagerExecution, RandomState, RowLosses, WindowPasses
+from lorabench.step.evaluation import Forward
 
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
@@ -35,6 +37,36 @@ LEAST_GAIN = 0.01
 MEMORY_SHARE = 0.8
 
 
+@dataclass(frozen=True)
+class PackPlan:
+    """How a run's packs run: what measured times and free memory decided before the first captured step.
+
+    Dropout draws other numbers for packs of another length and in compiled blocks, so a run that goes on keeps it.
+
+    Attributes:
+        batch_size: rows per rank and micro-batch that it was made for.
+        lengths: tokens that packs may have, rising.
+        compiled: the blocks are compiled.
+        recomputed_blocks: how many blocks, from the first, recompute their activations.
+        graphs: passes are CUDA graphs.
+    """
+
+    batch_size: int
+    lengths: tuple[int, ...]
+    compiled: bool
+    recomputed_blocks: int
+    graphs: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As `run.json` and checkpoints hold it."""
+        return {**asdict(self), "lengths": list(self.lengths)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "PackPlan":
+        """The reverse of `to_json`."""
+        return cls(**{**values, "lengths": tuple(values["lengths"])})
+
+
 class CapturedExecution(EagerExecution):
     """Runs steps over packs.
 
@@ -47,6 +79,8 @@ class CapturedExecution(EagerExecution):
         say: tells the user what was decided.
         complain: tells the user, from any rank, what did not work.
     """
+
+    name: Literal["eager", "captured"] = "captured"
 
     def __init__(
         self,
@@ -64,6 +98,7 @@ class CapturedExecution(EagerExecution):
         complain: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory)
+        self.forward: Forward = PackedForward(passes.packed, ranks.device)
         self._passes = passes
         self._graphs = GraphedPasses(passes) if use_graphs else None
         self._steps = steps
@@ -80,15 +115,16 @@ class CapturedExecution(EagerExecution):
         """Whether any block recomputes its activations."""
         return self._passes.checkpointed > 0
 
-    def settled(self) -> PackPlan | None:
+    def state(self) -> dict[str, Any] | None:
         if self._packer is None:
             return None
         passes = self._passes
         lengths = tuple(self._packer.lengths)
-        return PackPlan(self.batch_size, lengths, passes.compiled, passes.checkpointed, self._graphs is not None)
+        graphs = self._graphs is not None
+        return PackPlan(self.batch_size, lengths, passes.compiled, passes.checkpointed, graphs).to_json()
 
-    def settle(self, plan: PackPlan) -> None:
-        self._given = plan
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._given = PackPlan.from_json(state)
 
     def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> WindowPasses:
         if self._packer is None or self._packer.texts != self.batch_size:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorabench.data.batching import TokenizedRows
+from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.blocks import find_blocks
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed import attention, tiles
-from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, make_pack
+from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, evaluation_runs, make_pack
 
 # Attention kernels that take a mask of their own; flash attention does not.
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -162,6 +162,25 @@ class PackedClassifier:
             "full_attention": attention.block_mask(pack.segments, dtype, positions, None),
             "sliding_attention": windowed,
         }
+
+
+class PackedForward:
+    """Logits of an evaluation over packs: filled up to a number of tokens, whatever the batch size."""
+
+    def __init__(self, packed: PackedClassifier, device: torch.device) -> None:
+        self._packed = packed
+        self._device = device
+
+    @property
+    def model(self) -> nn.Module:
+        """What is put into evaluation mode."""
+        return self._packed.classifier
+
+    def deal(self, lengths: Sequence[int], batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
+        return evaluation_runs(lengths, world_size, rank, self._packed.longest_pack(max(lengths)))
+
+    def logits(self, data: PaddedCollator, micro_batch: MicroBatch) -> torch.Tensor:
+        return self._packed(make_pack(data, micro_batch.rows).to(self._device))
 
 
 def try_packing(

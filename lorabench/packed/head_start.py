@@ -8,7 +8,6 @@ import torch
 
 from lorabench.config.presets import ARCHITECTURES
 from lorabench.distributed.setting import Setting
-from lorabench.distributed.strategies import capture_obstacle
 from lorabench.machine.precision import DTYPES
 from lorabench.packed import tiles
 from lorabench.packed.background import meanwhile
@@ -29,7 +28,7 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
         steps: optimizer steps of the run.
     """
     config, device = setting.config, setting.ranks.device.type
-    if config.optim.execution == "eager" or capture_obstacle(setting.strategy, device) is not None:
+    if config.optim.execution == "eager" or setting.strategy.capture_obstacle(device) is not None:
         yield
         return
     family = ARCHITECTURES.get(model_config.model_type)

@@ -17,7 +17,7 @@ from lorabench.packed.classifier import PackedClassifier
 from lorabench.packed.joints import JointProjections
 from lorabench.packed.lowrank import ALIGNMENT
 from lorabench.packed.packs import Pack
-from lorabench.step.loss import weighted_losses
+from lorabench.step.loss import LOSS, Loss
 
 
 class PackedPasses:
@@ -27,6 +27,7 @@ class PackedPasses:
         packed: the classifier.
         compiled: compile the transformer blocks.
         scale_loss: scales the loss before the backward pass (fp16); None for no scaling.
+        loss: what is trained.
 
     Attributes:
         packed: the classifier.
@@ -43,8 +44,10 @@ class PackedPasses:
         packed: PackedClassifier,
         compiled: bool = False,
         scale_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        loss: Loss = LOSS,
     ) -> None:
         self.packed = packed
+        self._row_losses = loss.of_rows
         self._scale_loss = scale_loss
         self.compiled = compiled
         self.checkpointed = 0
@@ -104,7 +107,7 @@ class PackedPasses:
                 self._working.copy_(self._values[: self._joined_size])
                 for slot, update in self._updates:
                     slot.copy_(update)
-            losses = weighted_losses(self.packed(pack), pack.labels, pack.weights)
+            losses = self._row_losses(self.packed(pack), pack.labels, pack.weights)
             loss = losses.sum() / self.total_weight
             scaled = loss if self._scale_loss is None else self._scale_loss(loss)
             gradients = torch.autograd.grad(scaled, [*self._leaves, *self._others])

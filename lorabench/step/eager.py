@@ -5,20 +5,20 @@
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import torch
 
 from lorabench.config.run_config import OnOutOfMemory
 from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan, Window
-from lorabench.distributed.gradients import Gradients, RecoverableGradients
 from lorabench.distributed.ranks import Ranks
+from lorabench.distributed.strategy import Gradients
 from lorabench.errors import RankError, RunError
 from lorabench.machine.meters import Throughput, is_out_of_memory
-from lorabench.packed.plan import PackPlan
-from lorabench.step.loss import weighted_losses
+from lorabench.step.evaluation import Forward, PaddedForward
+from lorabench.step.loss import LOSS, Loss
 
 Phase = Literal["load", "train", "eval"]
 
@@ -56,25 +56,29 @@ class StepOutcome:
 
 
 class Execution(Protocol):
-    """Runs optimizer steps.
+    """Runs optimizer steps, and the passes of evaluations.
 
     Attributes:
+        name: as the record calls it.
         batch_size: rows per rank and micro-batch; smaller than asked for after a lack of memory.
+        forward: computes the logits of an evaluation.
     """
 
+    name: Literal["eager", "captured"]
     batch_size: int
+    forward: Forward
 
     @property
     def recomputes(self) -> bool:
         """Whether activations are recomputed in the backward pass; settled by the first step."""
         ...
 
-    def settled(self) -> PackPlan | None:
-        """How this rank's packs run, once that is decided; None where there are none."""
+    def state(self) -> dict[str, Any] | None:
+        """What this rank has decided by measuring, and a run that goes on must keep to, as JSON; None for nothing."""
         ...
 
-    def settle(self, plan: PackPlan) -> None:
-        """Run packs as they ran before, where they still can; of no effect where there are none."""
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Keep to what was decided before, where that still can be."""
         ...
 
     def step(self, window: Window) -> StepOutcome:
@@ -92,7 +96,10 @@ class EagerExecution:
         plan: deals a window's rows to ranks and micro-batches.
         on_out_of_memory: "shrink" runs a window again in halved micro-batches, on all ranks, where the strategy can.
         recomputes: whether the model recomputes activations in the backward pass.
+        loss: what is trained.
     """
+
+    name: Literal["eager", "captured"] = "eager"
 
     def __init__(
         self,
@@ -103,9 +110,12 @@ class EagerExecution:
         ranks: Ranks,
         on_out_of_memory: OnOutOfMemory = "shrink",
         recomputes: bool = False,
+        loss: Loss = LOSS,
     ) -> None:
         self._recomputes = recomputes
         self._model = model
+        self._loss = loss
+        self.forward: Forward = PaddedForward(model, ranks.device)
         self._gradients = gradients
         self._data = data
         self._plan = plan
@@ -118,11 +128,11 @@ class EagerExecution:
         """Whether the model recomputes activations in the backward pass."""
         return self._recomputes
 
-    def settled(self) -> PackPlan | None:
+    def state(self) -> dict[str, Any] | None:
         return None
 
-    def settle(self, plan: PackPlan) -> None:
-        pass
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Padded batches are decided by the plan alone."""
 
     def step(self, window: Window) -> StepOutcome:
         """One optimizer step.
@@ -136,7 +146,12 @@ class EagerExecution:
         """
         start = RandomState.read(self._ranks.device)
         while True:
-            passes, problem = self._try_passes(window)
+            passes = problem = None
+            try:
+                passes = self._run_passes(self._plan.deal(window, self.batch_size), self._data.total_weight(window))
+            except RuntimeError as error:
+                # Kept as text: the traceback would hold on to the activations of the passes that failed.
+                problem = self._lack_of_memory(error)
             failed_somewhere = self._gradients.recoverable and self._ranks.any(problem is not None)
             if passes is not None and not failed_somewhere:
                 break
@@ -145,19 +160,19 @@ class EagerExecution:
         self._gradients.reduce()
         return StepOutcome(passes.loss_share, self._gradients.step(), passes.rows, passes.counts, self.batch_size)
 
-    def _try_passes(self, window: Window) -> tuple["WindowPasses | None", str | None]:
-        """Forward and backward of the window, or what the allocator said when they did not fit."""
-        try:
-            return self._run_passes(self._plan.deal(window, self.batch_size), self._data.total_weight(window)), None
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if not self._gradients.recoverable:
-                # The other ranks wait in a collective operation of a pass, and cannot be asked: this one leaves, and
-                # the launcher ends them.
-                raise RankError(out_of_memory_advice(str(error), "train", sharded=True)) from error
-            # Kept as text: the traceback would hold on to the activations of the passes that failed.
-            return None, str(error)
+    def _lack_of_memory(self, error: RuntimeError) -> str:
+        """What the allocator said, if that is what went wrong and the window can be run again.
+
+        Raises:
+            RankError: it cannot: the other ranks wait in a collective operation of a pass, and cannot be asked. This
+                one leaves, and the launcher ends them.
+            RuntimeError: the error itself, if it is another one.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if not self._gradients.recoverable:
+            raise RankError(out_of_memory_advice(str(error), "train", sharded=True)) from error
+        return str(error)
 
     def _run_passes(self, micro_batches: Sequence[MicroBatch], total_weight: float) -> "WindowPasses":
         device = self._ranks.device
@@ -169,7 +184,7 @@ class EagerExecution:
             on_device = batch.to(device)
             with self._gradients.forward_context(last):
                 logits = self._model(on_device.input_ids, on_device.attention_mask)
-                losses = weighted_losses(logits, on_device.labels, on_device.weights)
+                losses = self._loss.of_rows(logits, on_device.labels, on_device.weights)
                 loss = losses.sum() / total_weight
                 self._gradients.backward(loss, last)
             passes.loss_share += loss.detach()
@@ -182,8 +197,7 @@ class EagerExecution:
         Raises:
             RunError: that is not wanted, or not possible.
         """
-        # With others `_try_passes` has raised.
-        cast(RecoverableGradients, self._gradients).discard()
+        self._gradients.discard()
         if not self._may_shrink or self.batch_size == 1:
             said = "on another rank" if problem is None else problem
             one = self.batch_size == 1

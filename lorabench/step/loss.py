@@ -1,8 +1,9 @@
 """The loss that is trained and the scores that are reported."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import evaluate
@@ -12,21 +13,59 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 
-def weighted_losses(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """w_i * l_i of each row, with l_i its cross-entropy.
+class Loss(Protocol):
+    """What is trained, in the form that eager steps, packs, evaluation and prediction share.
 
-    Their sum divided by the sum of w_i over the whole optimizer step (all micro-batches and ranks) is the weighted
-    mean that `torch.nn.CrossEntropyLoss(weight)` gives for one big batch; dividing per micro-batch would not be.
-
-    Args:
-        logits: [rows, classes], any float dtype; computed in float32.
-        labels: [rows] int64.
-        weights: [rows] float32; a row of weight 0 adds nothing to loss and gradient.
-
-    Returns:
-        [rows] float32.
+    The loss of an optimizer step is the sum of `of_rows` over all its rows, whatever the micro-batches and ranks,
+    divided by the sum of their weights.
     """
-    return F.cross_entropy(logits.float(), labels, reduction="none") * weights
+
+    def of_rows(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Each row's loss times its weight, [rows] float32.
+
+        Args:
+            logits: [rows, classes], any float dtype; computed in float32.
+            labels: [rows] int64.
+            weights: [rows] float32; a row of weight 0 adds nothing to loss and gradient.
+        """
+        ...
+
+    def of_split(self, logits: torch.Tensor, labels: torch.Tensor, class_weights: Sequence[float] | None) -> float:
+        """The weighted mean over a whole split, computed in float64; NaN where it is not finite.
+
+        Args:
+            logits: [rows, classes].
+            labels: [rows] int64.
+            class_weights: one per class; None for equal ones.
+        """
+        ...
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of each class, [rows, classes] float64."""
+        ...
+
+
+class CrossEntropy:
+    """Softmax cross-entropy, weighted by class.
+
+    Dividing by the weights of the whole step gives the mean that `torch.nn.CrossEntropyLoss(weight)` has for one big
+    batch; dividing per micro-batch would not.
+    """
+
+    def of_rows(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="none") * weights
+
+    def of_split(self, logits: torch.Tensor, labels: torch.Tensor, class_weights: Sequence[float] | None) -> float:
+        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+        loss = F.cross_entropy(logits.double(), labels, weight=weight).item()
+        return loss if math.isfinite(loss) else math.nan
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.double().softmax(dim=1)
+
+
+LOSS: Loss = CrossEntropy()
+"""The loss of every run: the one place to put another."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +128,4 @@ def score(
     values = metric.compute(classes=logits.shape[1], positive=positive)
     if values is None:
         raise AssertionError("evaluate computes on every process when it was built with num_process=1")
-    targets = torch.tensor(labels)
-    weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
-    loss = F.cross_entropy(logits.double(), targets, weight=weight).item()
-    return Scores(**values, loss=loss if math.isfinite(loss) else math.nan, rows=len(labels))
+    return Scores(**values, loss=LOSS.of_split(logits, torch.tensor(labels), class_weights), rows=len(labels))

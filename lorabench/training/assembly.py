@@ -1,6 +1,6 @@
 """From configuration and rows to prepared objects: tokens, model, optimizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,23 @@ from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, tok
 from lorabench.data.tokenizer import load_tokenizer, pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError
-from lorabench.machine.meters import MemoryMonitor, Stopwatch
+from lorabench.machine.meters import Stopwatch
 from lorabench.machine.precision import DTYPES
-from lorabench.models.build import build_classifier
+from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import ParameterCounts, SequenceClassifier, count_parameters
 from lorabench.models.description import inspect_model, load_model_config, model_source
 from lorabench.models.footprint import WeightCount
-from lorabench.packed.choice import Choice, build_execution, choose_execution
+from lorabench.packed.choice import build_execution
 from lorabench.packed.head_start import compiling_ahead
-from lorabench.results.tracking import Record, Sink
+from lorabench.results.run_folder import GB
 from lorabench.step.eager import Execution
-from lorabench.step.optimizer import build_schedule, total_steps
-from lorabench.training.job import Job
-from lorabench.training.preparation import place_model, prepare, use_checkpointing
+from lorabench.step.optimizer import build_optimizer, build_schedule, total_steps
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
+CHECKPOINTING_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Built:
         classifier: the model itself.
         prepared: the model as the strategy wraps it.
         optimizer: the optimizer, likewise.
-        choice: which execution, and why.
+        reason: why steps run as `execution` runs them, in a few words.
         total_steps: optimizer steps of the run.
         construction_seconds: wall seconds until the classifier stood on every rank: weights loaded or drawn, and
             quantised; adapter added. What the strategy then does with it is not in them.
@@ -117,8 +118,8 @@ class Built:
     classifier: SequenceClassifier
     prepared: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    choice: Choice
     execution: Execution
+    reason: str
     schedule: Any
     plan: StepPlan
     counts: ParameterCounts
@@ -153,16 +154,27 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
     counts = count_parameters(classifier.adapted)
-    prepared, optimizer = prepare(setting, classifier)
-    choice = choose_execution(setting, classifier, longest_text)
+    fused = ranks.device.type == "cuda"
+    prepared, optimizer = setting.strategy.prepare(
+        classifier, lambda model: build_optimizer(model, config.optim, fused), ranks
+    )
+    execution, reason = build_execution(
+        setting,
+        classifier,
+        prepared,
+        optimizer,
+        inputs.collators["train"],
+        plan,
+        steps=steps,
+        longest_text=longest_text,
+        checkpointing=checkpointing,
+    )
     return Built(
         classifier=classifier,
         prepared=prepared,
         optimizer=optimizer,
-        choice=choice,
-        execution=build_execution(
-            setting, choice, prepared, optimizer, inputs.collators["train"], plan, steps, checkpointing
-        ),
+        execution=execution,
+        reason=reason,
         schedule=build_schedule(optimizer, config.optim, steps),
         plan=plan,
         counts=counts,
@@ -171,40 +183,48 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     )
 
 
-def build_job(
-    setting: Setting,
-    inputs: Inputs,
-    built: Built,
-    memory: MemoryMonitor,
-    sink: Sink,
-    save_best: Callable[[Record, torch.Tensor], None],
-    save_checkpoint: Callable[[], None],
-    stop_signal: Callable[[], int | None],
-) -> Job:
-    """Everything the loop needs."""
-    config = setting.config
-    return Job(
-        model=built.prepared,
-        packed=built.choice.packed,
-        execution=built.execution,
-        schedule=built.schedule,
-        plan=built.plan,
-        train_ids=setting.data.train.ids,
-        validation_data=inputs.collators["validation"],
-        eval_batch_size=config.optim.eval_batch_size,
-        class_weights=setting.class_weights,
-        positive=setting.data.positive,
-        may_halve=setting.may_halve,
-        ranks=setting.ranks,
-        memory=memory,
-        sink=sink,
-        total_steps=built.total_steps,
-        logging_steps=config.run.logging_steps,
-        best_metric=config.run.best_metric,
-        early_stopping=config.run.early_stopping,
-        report_scores=not setting.shape_only,
-        skips_overflow=setting.precision == "fp16",
-        save_best=save_best,
-        save_checkpoint=save_checkpoint,
-        stop_signal=stop_signal,
+def use_checkpointing(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
+    """The flag; under `auto`, whether some rank's GPU is short of memory. The CPU recomputes nothing by itself.
+
+    A collective call. All ranks decide alike: with sharded weights, recomputing on some of them only would have those
+    wait for ever.
+    """
+    choice = setting.config.model.gradient_checkpointing
+    if choice != "auto":
+        return choice == "on"
+    return setting.ranks.any(setting.ranks.device.type == "cuda" and _is_short(setting, weights, frozen_dtype))
+
+
+def _is_short(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
+    """Whether the frozen weights take more than half of what this rank may have of its GPU, or have been put outside.
+
+    Of split weights the rank's own part counts. The blocks that are whole while they compute are few at any time, and
+    left to the other half.
+    """
+    if setting.strategy.offloads_weights:
+        # The GPU holds none of them but the blocks that compute. Yet whoever offloads says that its memory is short
+        # for this model, and so for its activations, and a batch that does not fit ends a run with split weights.
+        # Time goes into moving weights between host and GPU; recomputing adds little to it.
+        return True
+    ranks = setting.ranks.world_size if setting.strategy.splits_weights else 1
+    held = weights.held_bytes(frozen_dtype.itemsize, setting.config.model.quantize == "nf4", ranks)
+    _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
+    limit = setting.config.run.gpu_memory_limit
+    if limit is not None:
+        capacity = min(capacity, limit * GB)
+    return held > CHECKPOINTING_SHARE * capacity
+
+
+def place_model(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
+    """Where and in which dtypes the strategy wants the model to be built."""
+    splits = setting.strategy.splits_weights
+    return Placement(
+        device=setting.ranks.device,
+        frozen_dtype=frozen_dtype,
+        trainable_dtype=setting.strategy.trainable_dtype(setting.precision),
+        # 4-bit weights are quantised where they are used, and small.
+        load_on_cpu=splits and setting.config.model.quantize == "none",
+        checkpointing=checkpointing,
+        quant_storage=setting.strategy.quant_storage(frozen_dtype),
+        regathers=splits,
     )

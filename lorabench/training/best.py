@@ -11,7 +11,6 @@ from lorabench.config.presets import is_synthetic
 from lorabench.data.batching import PaddedCollator, TokenizedRows, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
-from lorabench.distributed.sharding import whole_parameters
 from lorabench.errors import RunError
 from lorabench.models.description import model_source
 from lorabench.results.tracking import Record
@@ -108,7 +107,7 @@ class BestAdapter:
             return None
         folder, best = self._folder / checkpoint.ADAPTER_FOLDER, self._best
         self._setting.ranks.on_main(lambda: checkpoint.check_saved(folder, best))
-        with whole_parameters(self._setting.strategy, self._built.classifier, modify=True):
+        with self._setting.strategy.whole_parameters(self._built.classifier, modify=True):
             checkpoint.load_state(self._built.classifier.adapted, best)
         difference = None if self._best_logits is None else self._compare(self._best_logits)
         return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
@@ -117,12 +116,11 @@ class BestAdapter:
         """Largest difference of the model's logits now from those of the best evaluation, on some of its batches."""
         rows, subset = self._longest_rows()
         logits = predict_logits(
-            self._built.prepared,
+            self._built.execution.forward,
             subset,
             self._setting.config.optim.eval_batch_size,
             self._setting.ranks,
             self._setting.may_halve,
-            packed=self._built.choice.packed,
         )
         difference = (logits - expected[rows]).abs().max().item()
         tolerance = RELOAD_TOLERANCE[self._setting.precision]
@@ -134,7 +132,8 @@ class BestAdapter:
         """What the batches of an evaluation, and so the rounding of its logits, depend on."""
         setting = self._setting
         return [
-            setting.ranks.world_size, setting.config.optim.eval_batch_size, setting.strategy, self._built.choice.name,
+            setting.ranks.world_size, setting.config.optim.eval_batch_size, setting.strategy.name,
+            self._built.execution.name,
         ]  # fmt: skip
 
     def _write(self, record: Record) -> None:
@@ -145,7 +144,7 @@ class BestAdapter:
         self._setting.ranks.on_main(lambda: checkpoint.save_adapter(self._folder, adapted, state, tokenizer, card))
 
     def _read(self) -> dict[str, torch.Tensor]:
-        with whole_parameters(self._setting.strategy, self._built.classifier):
+        with self._setting.strategy.whole_parameters(self._built.classifier):
             return checkpoint.adapter_state(self._built.classifier.adapted)
 
     def _longest_rows(self) -> tuple[list[int], PaddedCollator]:

@@ -12,10 +12,8 @@ from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, wri
 from lorabench.config.run_config import RunConfig
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
-from lorabench.distributed.training_state import read_state, write_state
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Throughput
-from lorabench.packed.plan import PackPlan
 from lorabench.results.run_folder import read_run
 from lorabench.step.eager import RandomState
 from lorabench.training.assembly import Built, Inputs
@@ -129,7 +127,7 @@ class Continuation:
         if self._saved == self._position():
             return
         ranks = setting.ranks.gather(self._rank_state())
-        training = read_state(setting.strategy, setting.accelerator, self._built.classifier, self._built.optimizer)
+        training = setting.strategy.read_state(self._built.classifier, self._built.optimizer)
         setting.ranks.on_main(lambda: self._write(training, ranks))
         self._saved = self._position()
 
@@ -158,7 +156,7 @@ class Continuation:
         """Put back a checkpoint, and empty it. A collective call; nothing random may be drawn until the next step."""
         known, state = savepoint.progress, savepoint.state
         setting, built = self._setting, self._built
-        write_state(setting.strategy, setting.accelerator, built.classifier, built.optimizer, state["training"])
+        setting.strategy.write_state(built.classifier, built.optimizer, state["training"])
         self._best.load_state(state["best"], known["best"])
         built.schedule.load_state_dict(state["schedule"])
         for group, learning_rate in zip(built.optimizer.param_groups, built.schedule.get_last_lr(), strict=True):
@@ -179,13 +177,12 @@ class Continuation:
 
     def _rank_state(self) -> dict[str, Any]:
         random = RandomState.read(self._setting.ranks.device)
-        packs = self._built.execution.settled()
         return {
             "random": {"cpu": random.cpu, "cuda": random.cuda},
             "throughput": asdict(self._progress.throughput),
             "seconds": self._progress.watch.seconds,
             "memory": self._memory.phases,
-            "packs": None if packs is None else packs.to_json(),
+            "packs": self._built.execution.state(),
         }
 
     def _restore_rank(self, ranks: list[Mapping[str, Any]], random: list[dict[str, Any]]) -> None:
@@ -202,7 +199,7 @@ class Continuation:
         self._memory.merge(ranks[mine]["memory"])
         packs = ranks[mine].get("packs")
         if packs is not None:
-            self._built.execution.settle(PackPlan.from_json(packs))
+            self._built.execution.load_state(packs)
         RandomState(**random[mine]).restore(self._setting.ranks.device)
 
 

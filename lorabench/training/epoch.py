@@ -44,30 +44,30 @@ def train_epoch(job: Job, progress: Progress) -> bool:
     Raises:
         RunError: a loss or a gradient is not finite, or memory ran out for good; names step, epoch and rows.
     """
-    job.model.train()
+    job.built.prepared.train()
     pending: list[Pending] = []
     stopping = False
     drained_at = time.monotonic()
     progress.watch.start()
-    epoch, first = divmod(progress.step, job.plan.steps_per_epoch)
-    for window in job.plan.epoch(epoch, first):
-        learning_rate = job.schedule.get_last_lr()[0]
+    epoch, first = divmod(progress.step, job.built.plan.steps_per_epoch)
+    for window in job.built.plan.epoch(epoch, first):
+        learning_rate = job.built.schedule.get_last_lr()[0]
         try:
-            outcome = job.execution.step(window)
+            outcome = job.built.execution.step(window)
         except RunError as error:
             if not isinstance(error, RankError | PeerLostError):
                 drain(job, progress, pending)  # every rank is here
             raise
         if progress.first_step_seconds is None:
-            synchronize(job.ranks.device)  # this once
+            synchronize(job.setting.ranks.device)  # this once
             progress.first_step_seconds = process_seconds()
         progress.throughput.merge(outcome.counts)
-        job.schedule.step()
+        job.built.schedule.step()
         progress.step += 1
         pending.append(Pending(progress.step, window, learning_rate, outcome))
         late = time.monotonic() - drained_at >= DRAIN_S
-        stopping, late = job.ranks.any_each([job.stop_signal() is not None, late])
-        done = progress.step >= job.total_steps
+        stopping, late = job.setting.ranks.any_each([job.stop_signal() is not None, late])
+        done = progress.step >= job.built.total_steps
         if len(pending) >= DRAIN_STEPS or done or stopping or late:
             drain(job, progress, pending)
             drained_at = time.monotonic()
@@ -83,7 +83,7 @@ def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
     if not pending:
         return
     shares = torch.stack([item.outcome.loss_share for item in pending])
-    losses = job.ranks.sum(shares).tolist()
+    losses = job.setting.ranks.sum(shares).tolist()
     norms = torch.stack([item.outcome.grad_norm.float() for item in pending]).tolist()
     memory = job.memory.read()  # once for all: the device waits meanwhile
     for item, loss, norm in zip(pending, losses, norms, strict=True):
@@ -93,7 +93,7 @@ def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
         progress.losses.append(loss)
         progress.epoch_losses.append(loss)
         count_skipped(job, progress, item, norm)
-        if item.step % job.logging_steps == 0 or item.step == job.total_steps:
+        if item.step % job.setting.config.run.logging_steps == 0 or item.step == job.built.total_steps:
             job.sink.write(train_record(job, progress, item, norm, memory))
             progress.losses.clear()
     pending.clear()
@@ -102,30 +102,30 @@ def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:
 def name_step(job: Job, item: Pending) -> str:
     """Step, epoch and the ids of the rows whose loss is not finite, or else of all its rows. A collective call."""
     own = [
-        job.train_ids[row]
+        job.setting.data.train.ids[row]
         for part in item.outcome.row_losses
         for row, is_finite in zip(part.rows, part.losses.isfinite().tolist(), strict=True)
         if not is_finite
     ]
-    spoilt = [name for names in job.ranks.gather(own) for name in names]
-    names = spoilt or [job.train_ids[row] for row in item.window.rows]
+    spoilt = [name for names in job.setting.ranks.gather(own) for name in names]
+    names = spoilt or [job.setting.data.train.ids[row] for row in item.window.rows]
     listed = ", ".join(names[:NAMED_ROWS]) + (
         f" and {len(names) - NAMED_ROWS} more" if len(names) > NAMED_ROWS else ""
     )
     what = "the loss is not finite for row(s)" if spoilt else "the rows of the step are"
-    return f"step {item.step} (epoch {item.step / job.plan.steps_per_epoch:.2f}); {what} {listed}"
+    return f"step {item.step} (epoch {item.step / job.built.plan.steps_per_epoch:.2f}); {what} {listed}"
 
 
 def count_shrunk(job: Job, progress: Progress, item: Pending) -> None:
     """Record that a lack of memory has halved the batch with this step, and say so."""
     # A run that goes on may have been asked for fewer rows than those that fitted before.
-    known = min([job.plan.batch_size, *(entry["batch_size"] for entry in progress.out_of_memory)])
+    known = min([job.built.plan.batch_size, *(entry["batch_size"] for entry in progress.out_of_memory)])
     batch_size = item.outcome.batch_size
     if batch_size == known:
         return
-    accumulation = -(-job.plan.effective_batch // (batch_size * job.ranks.world_size))
+    accumulation = -(-job.built.plan.effective_batch // (batch_size * job.setting.ranks.world_size))
     progress.out_of_memory.append({"step": item.step, "batch_size": batch_size, "gradient_accumulation": accumulation})
-    if job.ranks.is_main:
+    if job.setting.ranks.is_main:
         print(
             f"out of memory in step {item.step}: now {batch_size} rows per device x {accumulation} accumulated",
             flush=True,
@@ -141,7 +141,7 @@ def count_skipped(job: Job, progress: Progress, item: Pending, norm: float) -> N
     if math.isfinite(norm):
         progress.skipped_in_a_row = 0
         return
-    if not job.skips_overflow:
+    if not job.setting.skips_overflow:
         raise RunError(f"the gradient norm is {norm} at {name_step(job, item)}")
     progress.skipped_steps += 1
     progress.skipped_in_a_row += 1
@@ -163,11 +163,11 @@ def train_record(
     return {
         "event": "train",
         "step": item.step,
-        "epoch": item.step / job.plan.steps_per_epoch,
+        "epoch": item.step / job.built.plan.steps_per_epoch,
         "loss": sum(progress.losses) / len(progress.losses),
         "grad_norm": grad_norm,
         "learning_rate": item.learning_rate,
-        "examples_per_second": job.plan.rows_until(progress.step) / seconds,
+        "examples_per_second": job.built.plan.rows_until(progress.step) / seconds,
         "seconds_per_step": seconds / progress.step,
         "memory_gb": memory["rss_gb"] if memory["reserved_gb"] is None else memory["reserved_gb"],
     }

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.distributed.setting import Setting
-from lorabench.distributed.strategies import is_sharded
 from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.step.eager import out_of_memory_advice
@@ -48,7 +47,7 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
         if is_out_of_memory(error):
             phase = "load" if loading else "eval"
             captured = keeper.record["execution"] == "captured"
-            message = out_of_memory_advice(str(error), phase, is_sharded(setting.strategy), captured=captured)
+            message = out_of_memory_advice(str(error), phase, setting.strategy.meets_in_steps, captured=captured)
             keeper.fail("failed", message, every_rank=False)
             raise RankError(message) from error
         keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)

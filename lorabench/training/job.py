@@ -1,61 +1,51 @@
 """What a run works with, and what it has done so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 
-from lorabench.config.run_config import BestMetric
-from lorabench.data.batching import PaddedCollator, StepPlan
-from lorabench.distributed.ranks import Ranks
+from lorabench.distributed.setting import Setting
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
-from lorabench.packed.classifier import PackedClassifier
 from lorabench.results.tracking import Record, Sink
-from lorabench.step.eager import Execution
+from lorabench.training.assembly import Built, Inputs
 
 
-@dataclass(frozen=True, kw_only=True)
+class KeepsBest(Protocol):
+    """What is told of a better adapter."""
+
+    def save(self, record: Record, logits: torch.Tensor) -> None:
+        """Called on every rank when the validation score improves, with the evaluation and its logits."""
+        ...
+
+
+class KeepsState(Protocol):
+    """What writes checkpoints."""
+
+    def save(self) -> None:
+        """Called on every rank after each evaluation, and before stopping for a signal."""
+        ...
+
+
+@dataclass(frozen=True)
 class Job:
-    """What a run works with.
+    """What the loop works with.
 
     Attributes:
-        model: prepared classifier, (input_ids, attention_mask) -> logits.
-        packed: the classifier over packs, where steps are captured; evaluation then packs too.
-        schedule: learning rate schedule, stepped once per optimizer step.
-        train_ids: the training rows' ids, for messages.
-        may_halve: whether an evaluation batch that does not fit is tried in halves.
-        class_weights: one per class; all 1 without weighting.
-        positive: index of the positive class; None for macro averages.
-        report_scores: False for random weights, whose scores mean nothing; losses are still reported.
-        skips_overflow: fp16's loss scaler skips steps whose gradient is not finite.
-        save_best: called on every rank when the validation score improves, with the record and the logits.
-        save_checkpoint: called on every rank after each evaluation, and before stopping for a signal.
+        setting: what was asked, and who and where this rank is.
+        inputs: what the model reads.
+        built: the model, and all that trains it.
         stop_signal: the signal that asked this rank to stop, if one came.
     """
 
-    model: torch.nn.Module
-    packed: PackedClassifier | None = None
-    execution: Execution
-    schedule: Any
-    plan: StepPlan
-    train_ids: Sequence[str]
-    validation_data: PaddedCollator
-    eval_batch_size: int
-    may_halve: bool
-    class_weights: tuple[float, ...]
-    positive: int | None
-    ranks: Ranks
+    setting: Setting
+    inputs: Inputs
+    built: Built
     memory: MemoryMonitor
     sink: Sink
-    total_steps: int
-    logging_steps: int
-    best_metric: BestMetric
-    early_stopping: int | None
-    report_scores: bool
-    skips_overflow: bool
-    save_best: Callable[[Record, torch.Tensor], None]
-    save_checkpoint: Callable[[], None]
+    best: KeepsBest
+    checkpoints: KeepsState
     stop_signal: Callable[[], int | None]
 
 

@@ -32,7 +32,7 @@ def train(job: Job, progress: Progress) -> None:
     while True:
         if evaluation_is_due(job, progress):
             finish_epoch(job, progress)
-        if progress.step >= job.total_steps or is_out_of_patience(job, progress):
+        if progress.step >= job.built.total_steps or is_out_of_patience(job, progress):
             return
         stop_if_asked(job)
         with job.memory.phase("train"):
@@ -44,27 +44,29 @@ def train(job: Job, progress: Progress) -> None:
 def evaluation_is_due(job: Job, progress: Progress) -> bool:
     """Whether an epoch, or the run, has just ended and was not evaluated yet."""
     evaluated = progress.history[-1]["step"] if progress.history else 0
-    at_end = progress.step % job.plan.steps_per_epoch == 0 or progress.step >= job.total_steps
+    at_end = progress.step % job.built.plan.steps_per_epoch == 0 or progress.step >= job.built.total_steps
     return at_end and progress.step > evaluated
 
 
 def finish_epoch(job: Job, progress: Progress) -> None:
     """Evaluate, keep the adapter if it is the best so far, and save a checkpoint."""
-    record, logits = evaluate_and_record(job, progress, epoch=round(progress.step / job.plan.steps_per_epoch, 4))
+    record, logits = evaluate_and_record(job, progress, epoch=round(progress.step / job.built.plan.steps_per_epoch, 4))
     record["train_loss"] = sum(progress.epoch_losses) / len(progress.epoch_losses)
     progress.epoch_losses.clear()
     progress.history.append(record)
-    if is_better(record, progress.best, job.best_metric):
-        progress.best = {**record, "metric": job.best_metric, "value": record_value(record, job.best_metric)}
-        job.save_best(record, logits)
-    job.save_checkpoint()
+    metric = job.setting.config.run.best_metric
+    if is_better(record, progress.best, metric):
+        progress.best = {**record, "metric": metric, "value": record_value(record, metric)}
+        job.best.save(record, logits)
+    job.checkpoints.save()
 
 
 def is_out_of_patience(job: Job, progress: Progress) -> bool:
     """Whether `--early-stopping` ends the run; scores of random weights end nothing."""
-    if job.early_stopping is None or not job.report_scores:
+    patience = job.setting.config.run.early_stopping
+    if patience is None or job.setting.shape_only:
         return False
-    return epochs_since_best(progress) >= job.early_stopping
+    return epochs_since_best(progress) >= patience
 
 
 def stop_if_asked(job: Job) -> None:
@@ -73,13 +75,13 @@ def stop_if_asked(job: Job) -> None:
     Raises:
         RunInterrupted: with the signal that came here, or SIGTERM where it came only on another rank.
     """
-    if job.ranks.any(job.stop_signal() is not None):
+    if job.setting.ranks.any(job.stop_signal() is not None):
         save_and_stop(job)
 
 
 def save_and_stop(job: Job) -> NoReturn:
     """Save a checkpoint and raise `RunInterrupted`. A collective call."""
-    job.save_checkpoint()
+    job.checkpoints.save()
     raise RunInterrupted(job.stop_signal() or signal.SIGTERM)
 
 
@@ -90,23 +92,33 @@ def evaluate_and_record(job: Job, progress: Progress, epoch: float) -> tuple[Rec
         RunInterrupted: a signal came meanwhile; a checkpoint of the state before the evaluation has been saved.
     """
     with job.memory.phase("eval"):
-        logits, scores = evaluate(job, job.validation_data, between_batches=lambda: stop_if_asked(job))
+        data = job.inputs.collators["validation"]
+        logits = predict(job, data, between_batches=lambda: stop_if_asked(job))
+        scores = score_split(job, logits, data.data.labels)
     values: dict[str, float | int | None] = dict(scores.to_json())
-    if not job.report_scores:
+    if job.setting.shape_only:
         values.update(dict.fromkeys(("precision", "recall", "f1", "accuracy")))
     record: Record = {"event": "eval", "step": progress.step, "epoch": epoch, **values}
     job.sink.write(record)
     return {key: value for key, value in record.items() if key != "event"}, logits
 
 
-def evaluate(
-    job: Job, data: PaddedCollator, between_batches: Callable[[], None] | None = None
-) -> tuple[torch.Tensor, Scores]:
-    """Logits [rows, classes] of a split in its own order, and their scores; the same on every rank."""
-    logits = predict_logits(
-        job.model, data, job.eval_batch_size, job.ranks, job.may_halve, between_batches, job.packed
+def predict(job: Job, data: PaddedCollator, between_batches: Callable[[], None] | None = None) -> torch.Tensor:
+    """Logits [rows, classes] of a split in its own order, the same on every rank."""
+    setting = job.setting
+    return predict_logits(
+        job.built.execution.forward,
+        data,
+        setting.config.optim.eval_batch_size,
+        setting.ranks,
+        setting.may_halve,
+        between_batches,
     )
-    return logits, score(logits, data.data.labels, job.class_weights, job.positive)
+
+
+def score_split(job: Job, logits: torch.Tensor, labels: list[int]) -> Scores:
+    """Scores of a split, each row once."""
+    return score(logits, labels, job.setting.class_weights, job.setting.data.positive)
 
 
 def record_value(record: Record, metric: BestMetric) -> float | None:

@@ -105,7 +105,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config.to_json(),
         "environment": environment(),
-        "strategy": setting.strategy,
+        "strategy": setting.strategy.name,
         "world_size": setting.ranks.world_size,
         "precision": setting.precision,
         "execution": None,
@@ -150,18 +150,38 @@ def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
     }
 
 
-def plan_of_packs(built: Built) -> dict[str, Any] | None:
-    """How this rank's packs run; None until that is settled, or where there are none."""
-    plan = built.execution.settled()
-    return None if plan is None else plan.to_json()
+def what_was_done(
+    known: Mapping[str, Any], rank: int, built: Built, progress: Progress, memory: MemoryMonitor
+) -> dict[str, Any]:
+    """What this rank knows at the end of training, also where that failed: evaluations, steps, its own memory."""
+    return {
+        "before": progress.before,
+        "best": progress.best,
+        "history": progress.history,
+        "steps": progress.step,
+        "first_step_seconds": progress.first_step_seconds,
+        "memory": [memory.to_json(rank)],
+        "out_of_memory": progress.out_of_memory,
+        "skipped_steps": progress.skipped_steps,
+        "packs": packs_of(built, [built.execution.state()]),
+        "model": {**known["model"], "gradient_checkpointing": built.execution.recomputes},
+    }
+
+
+def packs_of(built: Built, states: list[Any]) -> list[Any] | None:
+    """The record's `packs`: how each rank's packs run; None where there are none.
+
+    Args:
+        states: of the ranks that are known, as `Execution.state` gives them.
+    """
+    return states if built.execution.name == "captured" else None
 
 
 def execution_facts(model: Mapping[str, Any], ranks: Ranks, built: Built) -> dict[str, Any]:
     """How steps ran on all ranks: `packs`, and what `model` did not know before. A collective call."""
-    plans = ranks.gather(plan_of_packs(built))
     recomputes = ranks.any(built.execution.recomputes)
     return {
-        "packs": plans if built.choice.packed else None,
+        "packs": packs_of(built, ranks.gather(built.execution.state())),
         "model": {**model, "gradient_checkpointing": recomputes},
     }
 

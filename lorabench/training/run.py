@@ -25,14 +25,13 @@ from lorabench.results.tracking import (
     memory_record,
     open_tracker,
 )
-from lorabench.step.evaluation import predict_logits
 from lorabench.training.announcement import TEST_PREDICTIONS_FILE, draw, opening_lines, show_results
-from lorabench.training.assembly import Inputs, build, build_job, prepare_inputs
+from lorabench.training.assembly import Built, Inputs, build, prepare_inputs
 from lorabench.training.best import BestAdapter
 from lorabench.training.continuation import Continuation, find_savepoint
 from lorabench.training.failures import recorded
 from lorabench.training.job import Job, Progress
-from lorabench.training.loop import evaluate, train
+from lorabench.training.loop import predict, score_split, train
 from lorabench.training.prediction import write_predictions
 from lorabench.training.record import (
     RecordKeeper,
@@ -40,7 +39,7 @@ from lorabench.training.record import (
     measurements,
     model_facts,
     opening,
-    plan_of_packs,
+    what_was_done,
 )
 from lorabench.training.signals import StopSignal
 
@@ -53,40 +52,21 @@ def execute(config: RunConfig, data: TaskData) -> Path:
         RunError: the run failed later; `run.json` says so.
     """
     setting = enter_launch(config, data)
-    inputs = setting.ranks.together(lambda: prepare_inputs(setting))
+    ranks = setting.ranks
+    inputs = ranks.together(lambda: prepare_inputs(setting))
     folder = create_folder(setting)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
-    keeper = RecordKeeper(folder, setting.ranks.rank, first_record(setting, inputs, folder, savepoint))
-    if setting.ranks.is_main:
-        device = {"cuda": "GPU", "cpu": "the CPU"}[setting.ranks.device.type]
+    keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint))
+    if ranks.is_main:
+        device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
         print("\n".join(opening_lines(keeper, device)), flush=True)
-    train_and_finish(setting, inputs, keeper, savepoint)
-    keeper.complete()
-    if setting.ranks.is_main:
-        draw(keeper)
-        show_results(keeper)
-    setting.accelerator.end_training()
-    return folder
-
-
-def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, savepoint: Savepoint | None) -> None:
-    """Build, train, prove that the saved adapter is the trained one, and score the test rows with it."""
-    memory = MemoryMonitor(setting.ranks.device)
-    progress = Progress(Stopwatch(setting.ranks.device))
-    with recorded(setting, keeper, loading=True), memory.phase("load"):
-        built = build(setting, inputs)
-    keeper.update(
-        model=model_facts(keeper.record["model"], built),
-        model_construction_seconds=built.construction_seconds,
-        execution=built.choice.name,
-    )
-    if setting.ranks.is_main:
-        print(f"execution  {built.choice.name}: {built.choice.reason}", flush=True)
-    best = BestAdapter(setting, inputs, built, keeper.folder)
+    memory, progress = MemoryMonitor(ranks.device), Progress(Stopwatch(ranks.device))
+    built = load(setting, inputs, keeper, memory)
     with open_sinks(setting, keeper, built.total_steps) as sink, recorded(setting, keeper):
         stop = StopSignal()
+        best = BestAdapter(setting, inputs, built, folder)
         state = Continuation(setting, inputs, built, best, keeper, progress, memory)
-        job = build_job(setting, inputs, built, memory, sink, best.save, state.save, stop)
+        job = Job(setting, inputs, built, memory, sink, best, state, stop)
         if savepoint is not None:
             state.restore(savepoint)
         try:
@@ -94,18 +74,33 @@ def train_and_finish(setting: Setting, inputs: Inputs, keeper: RecordKeeper, sav
                 train(job, progress)
         finally:
             # A run that fails keeps the evaluations that it had, and this rank's memory.
-            keeper.record.update(before=progress.before, best=progress.best, history=progress.history)
-            keeper.record.update(steps=progress.step, first_step_seconds=progress.first_step_seconds)
-            keeper.record.update(memory=[memory.to_json(setting.ranks.rank)])
-            keeper.record.update(out_of_memory=progress.out_of_memory, skipped_steps=progress.skipped_steps)
-            keeper.record.update(packs=[plan_of_packs(built)] if built.choice.packed else None)
-            keeper.record["model"]["gradient_checkpointing"] = built.execution.recomputes
+            keeper.record.update(what_was_done(keeper.record, ranks.rank, built, progress, memory))
         best.check_movement(progress)
         adapter = best.restore()
-        test = finish_test(setting, inputs, job, keeper.folder)
-        how = execution_facts(keeper.record["model"], setting.ranks, built)
+        test = finish_test(job, folder)
+        how = execution_facts(keeper.record["model"], ranks, built)
         keeper.update(**measurements(setting, progress, memory), **how, adapter=adapter, test=test)
         sink.write(memory_record(progress.step, keeper.record["memory"]))
+    keeper.complete()
+    if ranks.is_main:
+        draw(keeper)
+        show_results(keeper)
+    setting.accelerator.end_training()
+    return folder
+
+
+def load(setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryMonitor) -> Built:
+    """The model, and all that trains it; the record says what it is."""
+    with recorded(setting, keeper, loading=True), memory.phase("load"):
+        built = build(setting, inputs)
+    keeper.update(
+        model=model_facts(keeper.record["model"], built),
+        model_construction_seconds=built.construction_seconds,
+        execution=built.execution.name,
+    )
+    if setting.ranks.is_main:
+        print(f"execution  {built.execution.name}: {built.reason}", flush=True)
+    return built
 
 
 def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Savepoint | None) -> dict[str, Any]:
@@ -176,15 +171,15 @@ def open_sinks(setting: Setting, keeper: RecordKeeper, total_steps: int) -> Iter
             tracker.close()
 
 
-def finish_test(setting: Setting, inputs: Inputs, job: Job, folder: Path) -> dict[str, Any] | None:
+def finish_test(job: Job, folder: Path) -> dict[str, Any] | None:
     """Scores of a labelled test split with the best adapter; an unlabelled one is predicted into a file."""
+    setting = job.setting
     rows = setting.data.test
     if rows is None or setting.shape_only:
         return None
-    data = inputs.collators["test"]
+    logits = predict(job, job.inputs.collators["test"])
     if rows.labels is not None:
-        return evaluate(job, data)[1].to_json()
-    logits = predict_logits(job.model, data, job.eval_batch_size, setting.ranks, setting.may_halve, packed=job.packed)
+        return score_split(job, logits, rows.labels).to_json()
     path = folder / TEST_PREDICTIONS_FILE
     setting.ranks.on_main(lambda: write_predictions(path, rows.ids, setting.data.labels, logits))
     return None

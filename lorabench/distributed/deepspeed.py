@@ -1,0 +1,208 @@
+"""DeepSpeed ZeRO-1, 2 and 3: its engine owns the step, and splits optimizer, gradients or weights over ranks."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin
+from torch import nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from lorabench.config.run_config import RunConfig
+from lorabench.distributed.ranks import Ranks
+from lorabench.distributed.strategy import BuildOptimizer, Gradients, Strategy
+from lorabench.distributed.training_state import MOMENTS, to_cpu, trained_parameters
+from lorabench.errors import RunError
+from lorabench.machine.precision import DTYPES, overflow_advice
+from lorabench.models.classifier import SequenceClassifier
+
+STAGES = (1, 2, 3)
+# What DeepSpeed's loss scaler says when one more overflow would have it go below its smallest scale.
+_SCALE_AT_MINIMUM = "Current loss scale already at minimum"
+# What its dynamic loss scaler counts; a static one has the first only.
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+class DeepSpeed(Strategy):
+    """DeepSpeed's engine, at the stage that the launch configuration asks for."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator)
+        self.name = f"DeepSpeed ZeRO-{self.plugin.zero_stage}"
+        self.splits_weights = self.plugin.zero_stage == 3
+
+    @property
+    def plugin(self) -> DeepSpeedPlugin:
+        """What the launch configuration says of DeepSpeed."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is None:
+            raise RuntimeError("no DeepSpeed plugin to configure")
+        return plugin
+
+    @property
+    def offloads_weights(self) -> bool:
+        return self.splits_weights and self.plugin.offload_param_device not in (None, "none")
+
+    def trainable_dtype(self, precision: str) -> torch.dtype:
+        # It wants one dtype in all, and keeps float32 masters itself.
+        return DTYPES[precision]
+
+    def issues(self, config: RunConfig, precision: str) -> list[str]:
+        stage, issues = self.plugin.zero_stage, []
+        if stage not in STAGES:
+            issues.append(f"DeepSpeed zero_stage {stage}: expected 1, 2 or 3")
+        if stage == 3 and self.plugin.zero3_init_flag:
+            issues.append("DeepSpeed zero3_init_flag true: expected false; the adapter is added to whole weights")
+        if config.model.frozen_dtype == "fp32" and precision != "fp32":
+            issues.append(f"--frozen-dtype fp32: DeepSpeed casts all weights to {precision}; expected auto")
+        return issues
+
+    def configure(self, config: RunConfig) -> None:
+        """Batch sizes and clipping are the run's: `auto` would be filled from a loader, and clipping become 1.0."""
+        optim = config.optim
+        self.plugin.deepspeed_config.update(
+            train_micro_batch_size_per_gpu=optim.batch_size,
+            gradient_accumulation_steps=optim.gradient_accumulation,
+            train_batch_size=optim.effective_batch(self.accelerator.num_processes),
+            gradient_clipping=optim.max_grad_norm,
+        )
+        # transformers would split ZeRO-3 weights while it builds a model, whatever zero3_init_flag says. The adapter
+        # is added to whole ones, and DeepSpeed splits them in `prepare`.
+        unset_hf_deepspeed_config()
+
+    def prepare(
+        self, classifier: SequenceClassifier, build_optimizer: BuildOptimizer, ranks: Ranks
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        # The engine itself spreads the first rank's weights.
+        return self.accelerator.prepare(classifier, build_optimizer(classifier))
+
+    def gradients(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
+    ) -> Gradients:
+        return DeepSpeedGradients(model, self.accelerator.num_processes, max_grad_norm)
+
+    @contextmanager
+    def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:
+        with self._gathered(model, modify):
+            yield
+
+    def _gathered(self, model: nn.Module, modify: bool) -> AbstractContextManager[Any]:
+        if not self.splits_weights:
+            return nullcontext()
+        from deepspeed import zero
+
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return zero.GatheredParameters(trainable, modifier_rank=0 if modify else None)
+
+    def read_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return _read_state(model, optimizer)
+
+    def write_state(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        _write_masters(model, optimizer, state)
+        # The masters do not reach the weights that compute before the next update.
+        with torch.no_grad(), self.whole_parameters(model, modify=True):
+            for name, parameter in trained_parameters(model).items():
+                parameter.copy_(state["parameters"][name])
+
+
+class DeepSpeedGradients(Gradients):
+    """What the engine, which owns reduction, clipping and update, is asked in a step.
+
+    The engine is told where a window ends: on its own it would count micro-batches, divide by the configured
+    accumulation even in a short window, and step at the wrong place.
+    """
+
+    def __init__(self, engine: Any, world_size: int, max_grad_norm: float) -> None:
+        self._engine = engine
+        self._world_size = world_size
+        if engine.gradient_clipping() != max_grad_norm:
+            raise RuntimeError(f"DeepSpeed clips at {engine.gradient_clipping()} where {max_grad_norm} was asked for")
+
+    def forward_context(self, last: bool) -> AbstractContextManager[Any]:
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
+        if not last:
+            self._engine.step()  # counts the micro-batch; the boundary flag keeps it from updating
+
+    def step(self) -> torch.Tensor:
+        try:
+            self._engine.step()
+        except Exception as error:  # DeepSpeed has no class for it
+            if _SCALE_AT_MINIMUM not in str(error):
+                raise
+            raise RunError(overflow_advice("step after step, down to DeepSpeed's smallest loss scale")) from error
+        # A tensor, or a plain `inf` where fp16 overflowed.
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(norm, dtype=torch.float32, device=self._engine.device)
+
+
+def _read_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Float32 masters and moments, each gathered from the ranks' partitions."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    engine_optimizer = optimizer.optimizer
+    partitions = _partitions(engine_optimizer)
+    states = [engine_optimizer.optimizer.state.get(partition) for partition in partitions]
+    has_moments = bool(states) and all(states)
+    if has_moments:
+        _link_moments(engine_optimizer)
+    parameters, moments = {}, {}
+    for name, parameter in trained_parameters(model).items():
+        parameters[name] = to_cpu(safe_get_full_fp32_param(parameter))
+        if has_moments:
+            moments[name] = {key: to_cpu(safe_get_full_optimizer_state(parameter, key)) for key in MOMENTS}
+    scaler = getattr(engine_optimizer, "loss_scaler", None)
+    return {
+        "parameters": parameters,
+        "moments": moments,
+        "updates": int(states[0]["step"]) if has_moments and states[0] else 0,
+        "scaler": {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)},
+    }
+
+
+def _write_masters(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
+    """Masters, moments and the loss scale; not yet the weights that compute."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    engine_optimizer = optimizer.optimizer
+    if state["moments"]:
+        _make_moments(engine_optimizer, state["updates"])
+    for name, parameter in trained_parameters(model).items():
+        master = state["parameters"][name].to(parameter.device)
+        safe_set_full_fp32_param(parameter, master)
+        for key, value in state["moments"].get(name, {}).items():
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+    scaler = getattr(engine_optimizer, "loss_scaler", None)
+    for key, value in (state["scaler"] or {}).items():
+        if hasattr(scaler, key):
+            setattr(scaler, key, value)
+
+
+def _make_moments(engine_optimizer: Any, updates: int) -> None:
+    """AdamW's state for this rank's flat partitions, as its first step would make it, so that it can be filled."""
+    inner = engine_optimizer.optimizer
+    fused = any(group.get("fused") for group in inner.param_groups)
+    for partition in _partitions(engine_optimizer):
+        device = partition.device if fused else torch.device("cpu")
+        moments = {key: torch.zeros_like(partition, requires_grad=False) for key in MOMENTS}
+        inner.state[partition] = {"step": torch.tensor(float(updates), device=device), **moments}
+    _link_moments(engine_optimizer)
+
+
+def _link_moments(engine_optimizer: Any) -> None:
+    """ZeRO-1 and 2 note where each parameter's moments are, but before all parameter groups but the first have any."""
+    if hasattr(engine_optimizer, "single_partition_of_fp32_groups"):
+        engine_optimizer._hp_optimizer_states_linked = False
+        engine_optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _partitions(engine_optimizer: Any) -> list[torch.Tensor]:
+    """This rank's flat float32 partitions, one per parameter group: the tensors that the inner AdamW updates."""
+    if hasattr(engine_optimizer, "single_partition_of_fp32_groups"):
+        return list(engine_optimizer.single_partition_of_fp32_groups)
+    return list(engine_optimizer.fp32_partitioned_groups_flat)
