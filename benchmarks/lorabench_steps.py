@@ -19,7 +19,7 @@ from lorabench.results.tracking import Record
 from lorabench.step.eager import EagerExecution
 from lorabench.training import assembly
 from lorabench.training.epoch import train_epoch
-from lorabench.training.job import Progress
+from lorabench.training.job import Job, Progress
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class LossSink:
             self.losses.append(record["loss"])
 
 
+class Nothing:
+    """Keeps neither adapters nor checkpoints."""
+
+    def save(self, *what: object) -> None:
+        """Nothing."""
+
+
 class LorabenchContestant:
     """A run of the package, from the flags to the loop; only the plan of its steps is given from outside."""
 
@@ -72,21 +79,14 @@ class LorabenchContestant:
                 built = assembly.build(setting, inputs)
             if "captured" in flags and type(built.execution) is EagerExecution:
                 raise ConfigError("this run falls back to eager")
-            self._job = assembly.build_job(
-                setting,
-                inputs,
-                built,
-                MemoryMonitor(workload.device),
-                self._sink,
-                save_best=lambda record, logits: None,
-                save_checkpoint=lambda: None,
-                stop_signal=lambda: None,
-            )
+            nothing = Nothing()
+            memory = MemoryMonitor(workload.device)
+            self._job = Job(setting, inputs, built, memory, self._sink, nothing, nothing, lambda: None)
 
     def run(self, windows: Sequence[Window], warmup: Sequence[Window] = ()) -> WindowRun:
         """See `Contestant`. Reading the losses and writing the records are part of the loop, and of its time."""
         self._sink.losses.clear()
-        watch = Stopwatch(self._job.ranks.device)
+        watch = Stopwatch(self._job.setting.ranks.device)
         with self._launch.active():
             self._train(warmup)
             watch.start()
@@ -98,8 +98,9 @@ class LorabenchContestant:
         if not windows:
             return
         end = self._progress.step + len(windows)
-        plan = GivenSteps.instead_of(self._job.plan, windows)
-        train_epoch(dataclasses.replace(self._job, plan=plan, total_steps=end), self._progress)
+        built = self._job.built
+        built = dataclasses.replace(built, plan=GivenSteps.instead_of(built.plan, windows), total_steps=end)
+        train_epoch(dataclasses.replace(self._job, built=built), self._progress)
 
 
 def release_compiled() -> None:

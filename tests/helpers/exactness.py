@@ -15,13 +15,14 @@ from torch import nn
 from lorabench.config.run_config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig
 from lorabench.data.batching import StepPlan
 from lorabench.data.task import Rows, TaskData
-from lorabench.distributed.gradients import Gradients, build_gradients
 from lorabench.distributed.setting import Setting, enter_launch
-from lorabench.machine.meters import MemoryMonitor
+from lorabench.distributed.strategy import Gradients
 from lorabench.results.tracking import NullSink
 from lorabench.step.eager import EagerExecution
-from lorabench.training.assembly import Inputs, build, build_job, prepare_inputs
-from lorabench.training.loop import evaluate
+from lorabench.step.loss import Scores
+from lorabench.training.assembly import Inputs, build, prepare_inputs
+from lorabench.training.job import Job
+from lorabench.training.loop import predict, score_split
 
 WEIGHTS = (1.0, 4.0)
 # Full windows only; a short last one of five rows; a last one of one row, fewer than the ranks.
@@ -104,7 +105,7 @@ def training_case(setting: Setting, inputs: Inputs, built: Any, batch_size: int,
     ranks, collator = setting.ranks, inputs.collators["train"]
     optimizer = Recorder(built.classifier)
     clip = setting.config.optim.max_grad_norm
-    inner = build_gradients(setting.strategy, setting.accelerator, built.prepared, optimizer, clip, ranks)
+    inner = setting.strategy.gradients(built.prepared, optimizer, clip, ranks)
     gradients = BeforeClipping(inner, built.classifier)
     lengths = inputs.tokens["train"].lengths
     plan = StepPlan(lengths, batch_size, accumulation, ranks.world_size, ranks.rank, seed=3)
@@ -117,6 +118,18 @@ def training_case(setting: Setting, inputs: Inputs, built: Any, batch_size: int,
         losses.append(ranks.sum(outcome.loss_share).item())
         norms.append(outcome.grad_norm.item())
     return {"rows": rows, "loss": losses, "norm": norms, "whole": gradients.whole, "clipped": optimizer.clipped}
+
+
+def evaluation_case(setting: Setting, inputs: Inputs, built: Any, batch_size: int) -> tuple[torch.Tensor, Scores]:
+    """Logits and scores of the validation rows."""
+    config = setting.config
+    optim = dataclasses.replace(config.optim, eval_batch_size=batch_size)
+    setting = dataclasses.replace(setting, config=dataclasses.replace(config, optim=optim))
+    nothing: Any = None
+    job = Job(setting, inputs, built, nothing, NullSink(), nothing, nothing, lambda: None)
+    data = inputs.collators["validation"]
+    logits = predict(job, data)
+    return logits, score_split(job, logits, data.data.labels)
 
 
 def run_cases(folders: list[str]) -> dict[tuple[Any, ...], Any]:
@@ -139,14 +152,8 @@ def run_cases(folders: list[str]) -> dict[tuple[Any, ...], Any]:
             setting = dataclasses.replace(first, config=make_config(folder, 1.0), data=make_data(32, count))
             inputs = prepare_inputs(setting)
             built = make_classifier(setting, inputs)
-            job = build_job(
-                setting, inputs, built, MemoryMonitor(first.ranks.device), NullSink(),
-                save_best=lambda *_: None, save_checkpoint=lambda: None, stop_signal=lambda: None,
-            )  # fmt: skip
             for batch_size in EVALUATION_BATCHES:
-                logits, scores = evaluate(
-                    dataclasses.replace(job, eval_batch_size=batch_size), inputs.collators["validation"]
-                )
+                logits, scores = evaluation_case(setting, inputs, built, batch_size)
                 everywhere = first.ranks.gather(logits.tolist())
                 assert all(other == everywhere[0] for other in everywhere), "ranks disagree on the logits"
                 results["eval", name, count, batch_size] = {"logits": logits, "scores": scores.to_json()}

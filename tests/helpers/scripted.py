@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import nn
 from toys import CPU, OneRank
 
+from lorabench.config.run_config import ModelConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, Window
+from lorabench.data.task import Rows, TaskData
+from lorabench.distributed.data_parallel import DataParallel
+from lorabench.distributed.setting import Setting
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.results.tracking import Record
 from lorabench.step.eager import RowLosses, StepOutcome
+from lorabench.step.evaluation import PaddedForward
 from lorabench.training.job import Job, Progress
 from lorabench.training.loop import train
 
@@ -96,11 +102,23 @@ class Recorder:
         assert logits.shape == (6, 2)
         self.saved.append(record["step"])
 
-    def save_checkpoint(self) -> None:
-        self.checkpoints += 1
+    @property
+    def counting(self) -> "Counting":
+        """Stands for what writes checkpoints."""
+        return Counting(self)
 
     def of(self, event: str) -> list[Record]:
         return [record for record in self.records if record["event"] == event]
+
+
+@dataclass
+class Counting:
+    """Counts checkpoints."""
+
+    recorder: Recorder
+
+    def save(self) -> None:
+        self.recorder.checkpoints += 1
 
 
 def rows(count: int) -> PaddedCollator:
@@ -110,17 +128,38 @@ def rows(count: int) -> PaddedCollator:
 
 
 def make_job(recorder: Recorder, strengths: list[float], train_rows: int = 10, **changes: Any) -> Job:
-    """Ten training rows in three steps per epoch, four rows in the first two of them."""
+    """Ten training rows in three steps per epoch, four rows in the first two of them.
+
+    Args:
+        changes: of the launch (ranks, precision, strategy), of the data (class_weights), of what is built (model,
+            execution, plan, total_steps), of the flags (best_metric, ...), or the stop_signal.
+    """
     values: dict[str, Any] = dict(
-        model=Scripted(strengths), execution=ScriptedSteps([0.5]), schedule=Schedule(),
-        plan=StepPlan(rows(train_rows).data.lengths, 2, 2, 1, 0, seed=1),
-        train_ids=[f"id-{i}" for i in range(train_rows)], validation_data=rows(6),
-        eval_batch_size=4, class_weights=(1.0, 1.0), positive=1, may_halve=True, ranks=OneRank(),
-        memory=MemoryMonitor(CPU), sink=recorder, total_steps=9, logging_steps=1, best_metric="loss",
-        early_stopping=None, report_scores=True, skips_overflow=False, save_best=recorder.save,
-        save_checkpoint=recorder.save_checkpoint, stop_signal=lambda: None,
+        ranks=OneRank(), precision="fp32", class_weights=(1.0, 1.0), model=Scripted(strengths),
+        execution=ScriptedSteps([0.5]), plan=StepPlan(rows(train_rows).data.lengths, 2, 2, 1, 0, seed=1),
+        total_steps=9, best_metric="loss", early_stopping=None, logging_steps=1, weights="pretrained",
+        stop_signal=lambda: None,
     )  # fmt: skip
-    return Job(**{**values, **changes})
+    assert not changes.keys() - values.keys(), changes.keys()
+    of = SimpleNamespace(**{**values, **changes})
+    config = RunConfig(
+        model=ModelConfig(weights=of.weights),
+        optim=OptimConfig(eval_batch_size=4),
+        run=RunOptions(best_metric=of.best_metric, early_stopping=of.early_stopping, logging_steps=of.logging_steps),
+    )
+    names = Rows([f"id-{i}" for i in range(train_rows)], [], None, [])
+    data = TaskData(names, names, None, ("0", "1"), 1, of.class_weights)
+    launch: Any = SimpleNamespace(num_processes=of.ranks.world_size)
+    setting = Setting(config, data, launch, DataParallel(launch), of.ranks, of.precision)
+    of.execution.forward = PaddedForward(of.model, CPU)
+    built = SimpleNamespace(
+        prepared=of.model, execution=of.execution, schedule=Schedule(), plan=of.plan, total_steps=of.total_steps
+    )
+    inputs = SimpleNamespace(collators={"validation": rows(6)})
+    return Job(
+        setting, cast(Any, inputs), cast(Any, built), MemoryMonitor(CPU), recorder, recorder, recorder.counting,
+        of.stop_signal,
+    )  # fmt: skip
 
 
 def run(job: Job) -> Progress:
@@ -132,4 +171,4 @@ def run(job: Job) -> Progress:
 
 def steps_of(job: Job) -> ScriptedSteps:
     """What the steps were asked."""
-    return cast(ScriptedSteps, job.execution)
+    return cast(ScriptedSteps, job.built.execution)

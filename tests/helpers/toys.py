@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 
 from lorabench.data.batching import PaddedCollator, TokenizedRows
+from lorabench.distributed.data_parallel import DataParallel
+from lorabench.distributed.deepspeed import DeepSpeed
+from lorabench.distributed.fsdp2 import FullyShard
+from lorabench.distributed.strategy import Strategy
 
 CPU = torch.device("cpu")
 WEIGHTS = (1.0, 4.0)
@@ -46,6 +52,15 @@ class OneRank:
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
+
+
+def make_strategy(name: str, processes: int = 1, offload: bool = False) -> Strategy:
+    """The strategy that is called so, as a launch with or without offload has it."""
+    stage = int(name[-1]) if name.startswith("DeepSpeed") else None
+    zero = SimpleNamespace(zero_stage=stage, offload_param_device="cpu" if offload else "none")
+    state = SimpleNamespace(deepspeed_plugin=zero, fsdp_plugin=SimpleNamespace(cpu_offload=offload))
+    launch: Any = SimpleNamespace(num_processes=processes, state=state, distributed_type=DistributedType.FSDP)
+    return DeepSpeed(launch) if stage else FullyShard(launch) if name == "FSDP2" else DataParallel(launch)
 
 
 class BagOfWords(nn.Module):

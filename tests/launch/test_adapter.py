@@ -194,7 +194,7 @@ def test_a_tensor_that_did_not_move_fails_the_run(
 ) -> None:
     run = tmp_path / "run"
     flags = tiny.run_flags(models["bert"], files["train"], files["validation"], run)
-    monkeypatch.setattr("lorabench.training.preparation.build_optimizer", stopped_head)
+    monkeypatch.setattr("lorabench.training.assembly.build_optimizer", stopped_head)
     assert tiny.train_in_process(flags) == 1
     record = read_json(run / "run.json")
     assert record["status"] == "failed"

@@ -35,19 +35,15 @@ class PackOnCpu:
     def arm(self) -> None:
         import os
 
-        from lorabench.distributed import setting
-        from lorabench.packed import captured, passes
-        from lorabench.packed import choice as execution_choice
+        from lorabench.distributed.data_parallel import DataParallel
+        from lorabench.packed import captured, choice, passes
 
-        def no_obstacle(strategy: str, device: str) -> None:
-            return None
-
-        setting.capture_obstacle = execution_choice.capture_obstacle = no_obstacle  # pyright: ignore
+        DataParallel.capture_obstacle = lambda self, device: None
         captured.choose_lengths = partial(captured.choose_lengths, step=self.step)
         if os.environ.get("RANK", "0") != "1":
             return
         if self.refuses:
-            execution_choice.try_packing = lambda *arguments: "LlamaModel takes no packs (no C compiler)"
+            choice.try_packing = lambda *arguments: "LlamaModel takes no packs (no C compiler)"
         if self.fits is None:
             return
         real = passes.PackedPasses.run

@@ -13,17 +13,13 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from lorabench.config.run_config import ModelConfig, RunConfig, RunOptions
-from lorabench.distributed.accelerator import (
-    _take_device,
-    build_accelerator,
-    check_supported,
-    name_strategy,
-    offloads_weights,
-    trainable_dtype,
-    verify_launch,
-)
+from lorabench.distributed.accelerator import _take_device, build_accelerator, verify_launch
+from lorabench.distributed.data_parallel import DataParallel
+from lorabench.distributed.deepspeed import STAGES, DeepSpeed
+from lorabench.distributed.fsdp2 import FullyShard
 from lorabench.distributed.ranks import Ranks
-from lorabench.distributed.strategies import ZERO_STAGES, Strategy
+from lorabench.distributed.strategies import choose_strategy
+from lorabench.distributed.strategy import Strategy
 from lorabench.errors import ConfigError
 from lorabench.launch import request as launch_request
 from lorabench.launch.request import LaunchRequest, _launcher_command, _parse_launcher, read_launch_request
@@ -252,68 +248,63 @@ def test_a_file_that_is_named_accelerate_launch_among_another_commands_arguments
 )
 def test_the_strategy_is_named_as_it_runs(request_: LaunchRequest, accelerator: Accelerator, expected: str) -> None:
     verify_launch(request_, accelerator, "fp32")
-    assert name_strategy(request_, accelerator) == expected
+    assert choose_strategy(request_, accelerator).name == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_trainable_parameters_are_float32_except_under_deepspeed(precision: str) -> None:
-    for strategy in ("single", "DDP", "FSDP2"):
-        assert trainable_dtype(strategy, precision) == torch.float32
+    for strategy in (DataParallel(running()), DataParallel(running(2)), FullyShard(sharded(2, False))):
+        assert strategy.trainable_dtype(precision) == torch.float32
     expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    for stage in ZERO_STAGES.values():
-        assert trainable_dtype(stage, precision) == expected
+    for stage in STAGES:
+        assert DeepSpeed(zero(stage)).trainable_dtype(precision) == expected
 
 
 # --- what would run, but not as asked
 
 
-def refused(strategy: Strategy, accelerator: Accelerator, precision: str = "fp32", **model: Any) -> list[str]:
-    try:
-        check_supported(strategy, accelerator, config_with(**model), precision)
-    except ConfigError as error:
-        return list(error.issues)
-    return []
+def refused(strategy: Strategy, precision: str = "fp32", **model: Any) -> list[str]:
+    return strategy.issues(config_with(**model), precision)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_stages_run_with_whole_weights_at_the_start(stage: int) -> None:
-    assert refused(ZERO_STAGES[stage], zero(stage)) == []
-    issues = refused(ZERO_STAGES[stage], zero(stage, init=True))
+    assert refused(DeepSpeed(zero(stage))) == []
+    issues = refused(DeepSpeed(zero(stage, init=True)))
     assert issues == (
         ["DeepSpeed zero3_init_flag true: expected false; the adapter is added to whole weights"] if stage == 3 else []
     )
 
 
 def test_a_stage_that_splits_nothing_is_refused() -> None:
-    accelerator = zero(0)
-    (issue,) = refused(name_strategy(asked(2, "deepspeed"), accelerator), accelerator)
+    (issue,) = refused(choose_strategy(asked(2, "deepspeed"), zero(0)))
     assert issue == "DeepSpeed zero_stage 0: expected 1, 2 or 3"
 
 
 def test_deepspeed_cannot_keep_frozen_weights_in_float32_beside_a_half_precision() -> None:
-    (issue,) = refused("DeepSpeed ZeRO-2", zero(2), "fp16", frozen_dtype="fp32")
+    (issue,) = refused(DeepSpeed(zero(2)), "fp16", frozen_dtype="fp32")
     assert issue == "--frozen-dtype fp32: DeepSpeed casts all weights to fp16; expected auto"
-    assert refused("DeepSpeed ZeRO-2", zero(2), "fp32", frozen_dtype="fp32") == []
-    assert refused("DDP", running(2, DistributedType.MULTI_GPU), "fp16", frozen_dtype="fp32") == []
+    assert refused(DeepSpeed(zero(2)), "fp32", frozen_dtype="fp32") == []
+    assert refused(DataParallel(running(2, DistributedType.MULTI_GPU)), "fp16", frozen_dtype="fp32") == []
 
 
 @pytest.mark.parametrize("offload", [False, True, CPUOffloadPolicy()])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_fsdp_runs_but_for_offloaded_fp16(offload: Any, precision: str) -> None:
-    issues = refused("FSDP2", sharded(version=2, offload=offload), precision)
+    issues = refused(FullyShard(sharded(version=2, offload=offload)), precision)
     expected = ["FSDP2 with CPU offload in fp16"] if offload and precision == "fp16" else []
     assert [issue.split(":")[0] for issue in issues] == expected
 
 
 def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    (issue,) = refused("FSDP2", sharded(version=1, offload=False))
+    (issue,) = refused(FullyShard(sharded(version=1, offload=False)))
     assert issue.startswith("fsdp_version 1: ") and issue.endswith("accelerate_configs/fsdp2.yaml")
-    assert len(refused("FSDP2", sharded(version=1, offload=True), "fp16")) == 2
+    assert len(refused(FullyShard(sharded(version=1, offload=True)), "fp16")) == 2
     # On the CPU accelerate leaves the launch's answer in the environment.
     monkeypatch.setenv("FSDP_VERSION", "1")
-    assert refused("FSDP2", running(2, DistributedType.MULTI_CPU)) == [issue]
+    assert refused(FullyShard(running(2, DistributedType.MULTI_CPU))) == [issue]
     monkeypatch.setenv("FSDP_VERSION", "2")
-    assert refused("FSDP2", running(2, DistributedType.MULTI_CPU)) == []
+    assert refused(FullyShard(running(2, DistributedType.MULTI_CPU))) == []
 
 
 @pytest.fixture
@@ -328,7 +319,7 @@ def fresh_state() -> Iterator[None]:
 def test_one_process_runs_alone_and_its_reductions_change_nothing() -> None:
     accelerator = build_accelerator(config_with(precision="bf16"), asked(None))
     assert (accelerator.num_processes, accelerator.mixed_precision, accelerator.device.type) == (1, "bf16", "cpu")
-    ranks = Ranks(accelerator)
+    ranks = Ranks.of(accelerator)
     assert (ranks.rank, ranks.world_size, ranks.is_main, ranks.spans_machines) == (0, 1, True, False)
     assert ranks.device == torch.device("cpu")
     tensor = torch.tensor([1.0, 2.0])
@@ -391,15 +382,11 @@ def test_a_memory_limit_above_the_gpus_own_memory_is_refused(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("strategy", "device", "expected"),
-    [
-        ("DeepSpeed ZeRO-3", "cpu", True), ("DeepSpeed ZeRO-3", "nvme", True), ("DeepSpeed ZeRO-3", "none", False),
-        ("DeepSpeed ZeRO-3", None, False), ("DeepSpeed ZeRO-2", "cpu", False), ("DDP", None, False),
-    ],
-)  # fmt: skip
-def test_only_zero3_puts_weights_outside_the_gpu(strategy: Strategy, device: str | None, expected: bool) -> None:
+    ("stage", "device", "expected"),
+    [(3, "cpu", True), (3, "nvme", True), (3, "none", False), (3, None, False), (2, "cpu", False)],
+)
+def test_only_zero3_puts_weights_outside_the_gpu(stage: int, device: str | None, expected: bool) -> None:
     accelerator = running(2)
-    if strategy != "DDP":
-        stage = int(strategy[-1])
-        accelerator.state.deepspeed_plugin = SimpleNamespace(zero_stage=stage, offload_param_device=device)
-    assert offloads_weights(strategy, accelerator) is expected
+    accelerator.state.deepspeed_plugin = SimpleNamespace(zero_stage=stage, offload_param_device=device)
+    assert DeepSpeed(accelerator).offloads_weights is expected
+    assert not DataParallel(running(2)).offloads_weights

@@ -13,15 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import OneRank
 
-from lorabench.distributed.gradients import (
-    DataParallelGradients,
-    DeepSpeedGradients,
-    FlatGradients,
-    ShardedGradients,
-    build_gradients,
-)
+from lorabench.distributed.data_parallel import DataParallel, DataParallelGradients
+from lorabench.distributed.deepspeed import DeepSpeed, DeepSpeedGradients
+from lorabench.distributed.flat import FlatGradients
+from lorabench.distributed.fsdp2 import FullyShard, ShardedGradients
 from lorabench.distributed.ranks import Ranks
-from lorabench.distributed.strategies import ZERO_STAGES
 from lorabench.errors import RunError
 
 
@@ -185,7 +181,7 @@ def test_frozen_parameters_get_no_gradient(accelerator: Accelerator) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
-    build_gradients("DDP", accelerator, model, optimizer, 1.0, cast(Ranks, OneRank()))
+    DataParallel(accelerator).gradients(model, optimizer, 1.0, cast(Ranks, OneRank()))
     assert model[0].weight.grad is None and grad_of(model[1].weight).shape == (1, 3)
 
 
@@ -303,15 +299,21 @@ def test_another_clipping_in_deepspeeds_engine_is_refused() -> None:
         DeepSpeedGradients(Engine(clipping=1.0), world_size=2, max_grad_norm=0.3)
 
 
-def test_each_strategy_gets_its_gradients(accelerator: Accelerator) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_each_strategy_gets_its_gradients(accelerator: Accelerator, stage: int) -> None:
     model = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    ranks = cast(Ranks, OneRank())
-    kinds = {
-        name: type(build_gradients(name, accelerator, made, optimizer, 0.3, ranks))
-        for name, made in (("single", model), ("DDP", model), ("FSDP2", model))
-    }
-    assert kinds == {"single": DataParallelGradients, "DDP": DataParallelGradients, "FSDP2": ShardedGradients}
-    for name in ZERO_STAGES.values():
-        engine = cast(Any, Engine(clipping=0.3))
-        assert isinstance(build_gradients(name, accelerator, engine, optimizer, 0.3, ranks), DeepSpeedGradients)
+    optimizer, ranks = torch.optim.SGD(model.parameters(), lr=0.1), cast(Ranks, OneRank())
+    assert isinstance(DataParallel(accelerator).gradients(model, optimizer, 0.3, ranks), DataParallelGradients)
+    assert isinstance(FullyShard(accelerator).gradients(model, optimizer, 0.3, ranks), ShardedGradients)
+    zero: Any = SimpleNamespace(
+        num_processes=2, state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    )
+    engine = cast(Any, Engine(clipping=0.3))
+    assert isinstance(DeepSpeed(zero).gradients(engine, optimizer, 0.3, ranks), DeepSpeedGradients)
+
+
+def test_gradients_that_have_crossed_ranks_cannot_be_taken_back(accelerator: Accelerator) -> None:
+    model = Sharded()
+    gradients = ShardedGradients(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), 1.0)
+    with pytest.raises(RuntimeError, match="have crossed ranks"):
+        gradients.discard()

@@ -21,7 +21,7 @@ def test_a_question_that_a_lost_rank_cannot_answer_says_so(monkeypatch: pytest.M
     monkeypatch.setattr(ranks, "_build_host_group", lambda: object())
     monkeypatch.setattr(ranks.distributed, "all_reduce", broken)
     with pytest.raises(PeerLostError, match="another rank has ended"):
-        Ranks(launched(2)).any(False)
+        Ranks.of(launched(2)).any(False)
 
 
 # --- which machines
@@ -48,7 +48,7 @@ def test_a_launch_spans_machines_when_fewer_ranks_are_here_than_there_are(
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     asked: list[int] = []
     monkeypatch.setattr(ranks, "_build_host_group", lambda: asked.append(1))
-    assert Ranks(launched(world_size)).spans_machines is spans
+    assert Ranks.of(launched(world_size)).spans_machines is spans
     assert asked == [1]
 
 

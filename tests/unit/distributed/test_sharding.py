@@ -13,14 +13,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from lorabench.distributed.sharding import (
-    is_offloaded,
-    shard,
-    split_like,
-    units,
-    whole_parameters,
-    whole_tensor,
-)
+from lorabench.distributed.data_parallel import DataParallel
+from lorabench.distributed.fsdp2 import FullyShard, is_offloaded, shard, units
+from lorabench.distributed.training_state import split_like, whole_tensor
 
 BLOCKS = {
     "bert": "BertLayer", "roberta": "RobertaLayer", "llama": "LlamaDecoderLayer", "mistral": "MistralDecoderLayer",
@@ -72,7 +67,8 @@ def test_plain_tensors_are_whole_and_only_change_device() -> None:
 
 def test_whole_parameters_of_other_strategies_are_left_as_they_are() -> None:
     model = nn.Linear(2, 2)
-    with whole_parameters("FSDP2", model), whole_parameters("DDP", model, modify=True):
+    launch: Any = SimpleNamespace(num_processes=2)
+    with FullyShard(launch).whole_parameters(model), DataParallel(launch).whole_parameters(model, modify=True):
         assert model.weight.shape == (2, 2)
 
 

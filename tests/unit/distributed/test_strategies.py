@@ -1,16 +1,92 @@
-"""Every strategy has one name, and says who owns the step and who holds the weights."""
+"""Every strategy says what it is called, who holds the weights and who waits for whom; machines with other weights."""
 
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, cast
 
-from lorabench.distributed.strategies import ZERO_STAGES, Strategy, is_deepspeed, splits_weights
+import pytest
+import torch
+from torch import nn
+from toys import OneRank
 
-NAMES = get_args(Strategy)
+from lorabench.distributed.data_parallel import DataParallel
+from lorabench.distributed.deepspeed import DeepSpeed
+from lorabench.distributed.fsdp2 import FullyShard
+from lorabench.distributed.ranks import Ranks
+from lorabench.distributed.strategies import STRATEGIES
+from lorabench.distributed.strategy import Strategy, check_same_weights
+from lorabench.errors import ConfigError
 
 
-def test_the_zero_stages_and_only_they_are_deepspeeds() -> None:
-    assert [name for name in NAMES if is_deepspeed(name)] == [ZERO_STAGES[stage] for stage in (1, 2, 3)]
-    assert all(name.endswith(f"ZeRO-{stage}") for stage, name in ZERO_STAGES.items())
+def launch(processes: int = 2, stage: int | None = None) -> Any:
+    """An accelerator, as far as a strategy looks at it."""
+    plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
+    return SimpleNamespace(num_processes=processes, state=SimpleNamespace(deepspeed_plugin=plugin))
 
 
-def test_two_strategies_split_the_frozen_weights() -> None:
-    assert [name for name in NAMES if splits_weights(name)] == ["DeepSpeed ZeRO-3", "FSDP2"]
+ALL: list[tuple[Strategy, str, bool, bool]] = [
+    (DataParallel(launch(1)), "single", False, False),
+    (DataParallel(launch()), "DDP", False, False),
+    (DeepSpeed(launch(stage=1)), "DeepSpeed ZeRO-1", False, True),
+    (DeepSpeed(launch(stage=2)), "DeepSpeed ZeRO-2", False, True),
+    (DeepSpeed(launch(stage=3)), "DeepSpeed ZeRO-3", True, True),
+    (FullyShard(launch()), "FSDP2", True, True),
+]
+
+
+@pytest.mark.parametrize(("strategy", "name", "splits", "meets"), ALL, ids=[name for _, name, _, _ in ALL])
+def test_a_strategy_says_who_holds_the_weights_and_who_waits(
+    strategy: Strategy, name: str, splits: bool, meets: bool
+) -> None:
+    assert (strategy.name, strategy.splits_weights, strategy.meets_in_steps) == (name, splits, meets)
+
+
+@pytest.mark.parametrize(("strategy", "name", "splits", "meets"), ALL, ids=[name for _, name, _, _ in ALL])
+def test_steps_are_captured_on_a_gpu_where_ranks_do_not_meet_in_them(
+    strategy: Strategy, name: str, splits: bool, meets: bool
+) -> None:
+    expected = f"{name} exchanges weights or gradients inside a step"
+    assert strategy.capture_obstacle("cuda") == (expected if meets else None)
+    assert strategy.capture_obstacle("cpu") == (expected if meets else "there is no CUDA GPU")
+
+
+def test_the_table_has_every_strategy() -> None:
+    assert set(STRATEGIES.values()) == {type(strategy) for strategy, *_ in ALL}
+
+
+# --- the same weights everywhere
+
+
+class Meeting(OneRank):
+    """Gathers what this rank says with what others have said."""
+
+    def __init__(self, *others: Any) -> None:
+        super().__init__(world_size=1 + len(others))
+        self.said: list[Any] = []
+        self._others = others
+
+    def gather(self, value: Any) -> list[Any]:
+        self.said.append(value)
+        return [value, *self._others]
+
+
+def sums_of(model: nn.Module) -> Any:
+    """What a rank that holds `model` tells the others."""
+    meeting = Meeting()
+    check_same_weights(model, cast(Ranks, meeting))
+    (said,) = meeting.said
+    return said
+
+
+def linear(dtype: torch.dtype) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(3, 2).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_same_weights_pass_and_one_bit_of_difference_is_refused(dtype: torch.dtype) -> None:
+    check_same_weights(linear(dtype), cast(Ranks, Meeting(sums_of(linear(dtype)))))
+    other = linear(dtype)
+    with torch.no_grad():
+        other.weight.view(torch.int16)[0, 0] ^= 1
+    with pytest.raises(ConfigError, match="--model: the ranks loaded different weights; expected the same files"):
+        check_same_weights(linear(dtype), cast(Ranks, Meeting(sums_of(other))))

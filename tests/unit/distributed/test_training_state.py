@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from lorabench.config.run_config import OptimConfig
-from lorabench.distributed.training_state import MOMENTS, read_state, trained_parameters, write_state
+from lorabench.distributed.training_state import MOMENTS, read, trained_parameters, write
 from lorabench.step.optimizer import build_optimizer
 
 STEPS_BEFORE, STEPS_AFTER = 3, 4
@@ -63,10 +62,6 @@ def make(seed: int, fused: bool, wrapped: bool = False) -> tuple[Model, Any]:
     return model, optimizer
 
 
-def without_scaler(scaler: Any = None) -> Any:
-    return SimpleNamespace(scaler=scaler)
-
-
 def take_steps(model: Model, optimizer: torch.optim.Optimizer, first: int, count: int) -> None:
     for step in range(first, first + count):
         values = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
@@ -76,7 +71,7 @@ def take_steps(model: Model, optimizer: torch.optim.Optimizer, first: int, count
 
 
 def state_of(model: Model, optimizer: Any, scaler: Any = None) -> dict[str, Any]:
-    return read_state("single", without_scaler(scaler), model, optimizer)
+    return read(model, optimizer, scaler)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "accelerate"])
@@ -87,7 +82,7 @@ def test_going_on_gives_bit_identical_parameters(before: bool, after: bool, wrap
     state = state_of(model, optimizer)
     again, other = make(2, after, wrapped)
     assert not torch.equal(again.first.weight, model.first.weight)
-    write_state("single", without_scaler(), again, other, state)
+    write(again, other, None, state)
     take_steps(model, optimizer, STEPS_BEFORE, STEPS_AFTER)
     take_steps(again, other, STEPS_BEFORE, STEPS_AFTER)
     for (name, one), two in zip(model.named_parameters(), again.parameters(), strict=True):
@@ -112,7 +107,7 @@ def test_another_kernel_goes_on_from_the_same_state(before: bool, after: bool) -
     model, optimizer = make(1, before)
     take_steps(model, optimizer, 0, STEPS_BEFORE)
     again, other = make(2, after)
-    write_state("single", without_scaler(), again, other, state_of(model, optimizer))
+    write(again, other, None, state_of(model, optimizer))
     compare(state_of(model, optimizer), state_of(again, other))
     take_steps(model, optimizer, STEPS_BEFORE, STEPS_AFTER)
     take_steps(again, other, STEPS_BEFORE, STEPS_AFTER)
@@ -142,7 +137,7 @@ def test_going_on_changes_neither_the_state_that_was_read_nor_the_one_that_was_w
     take_steps(model, optimizer, STEPS_BEFORE, STEPS_AFTER)
     compare(state, known)
     again, other = make(2, fused=False)
-    write_state("single", without_scaler(), again, other, state)
+    write(again, other, None, state)
     take_steps(again, other, STEPS_BEFORE, STEPS_AFTER)
     compare(state, known)
 
@@ -152,7 +147,7 @@ def test_before_the_first_step_there_are_no_moments() -> None:
     state = state_of(model, optimizer)
     assert (state["moments"], state["updates"]) == ({}, 0)
     again, other = make(2, fused=False)
-    write_state("single", without_scaler(), again, other, state)
+    write(again, other, None, state)
     assert torch.equal(again.first.weight, model.first.weight) and not other.state
     take_steps(model, optimizer, 0, STEPS_AFTER)
     take_steps(again, other, 0, STEPS_AFTER)
@@ -164,11 +159,11 @@ def test_the_loss_scale_carries_over() -> None:
     state = state_of(model, optimizer, Scaler(512.0))
     assert state["scaler"] == {"scale": 512.0}
     fresh = Scaler(65536.0)
-    write_state("single", without_scaler(fresh), model, optimizer, state)
+    write(model, optimizer, fresh, state)
     assert fresh.scale == 512.0
     # Of a run in another dtype, which counts no scale.
-    write_state("single", without_scaler(fresh), model, optimizer, {**state, "scaler": None})
-    write_state("single", without_scaler(), model, optimizer, state)
+    write(model, optimizer, fresh, {**state, "scaler": None})
+    write(model, optimizer, None, state)
     assert fresh.scale == 512.0
 
 
@@ -177,4 +172,4 @@ def test_a_model_with_other_trained_parameters_is_an_error() -> None:
     state = state_of(model, optimizer)
     del state["parameters"]["last.bias"]
     with pytest.raises(KeyError, match=r"last\.bias"):
-        write_state("single", without_scaler(), model, optimizer, state)
+        write(model, optimizer, None, state)

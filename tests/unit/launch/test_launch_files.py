@@ -14,8 +14,8 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from lorabench.distributed.accelerator import offloads_weights
-from lorabench.distributed.strategies import ZERO_STAGES
+from lorabench.distributed.deepspeed import DeepSpeed
+from lorabench.distributed.fsdp2 import FullyShard
 
 PROJECT = Path(__file__).resolve().parents[3]
 YAMLS = sorted((PROJECT / "accelerate_configs").glob("*.yaml"))
@@ -128,7 +128,7 @@ def test_deepspeed_ranks_get_the_stage_of_the_name(monkeypatch: pytest.MonkeyPat
     assert plugin.zero3_init_flag is False
     assert plugin.offload_param_device == plugin.offload_optimizer_device == ("cpu" if offload else "none")
     state: Any = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
-    assert offloads_weights(ZERO_STAGES[plugin.zero_stage], state) is offload
+    assert DeepSpeed(state).offloads_weights is offload
 
 
 @of_type(ZERO)
@@ -153,7 +153,7 @@ def test_fsdp_ranks_get_version_2_without_what_it_ignores(
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
     assert isinstance(plugin.cpu_offload, CPUOffloadPolicy) == EXPECTED[name][4]
     state: Any = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), distributed_type=FSDP)
-    assert offloads_weights("FSDP2", state) is EXPECTED[name][4]
+    assert FullyShard(state).offloads_weights is EXPECTED[name][4]
     assert getattr(plugin.auto_wrap_policy, "__name__", None) == "transformer_auto_wrap_policy"
     # The adapter is added to whole weights, so every rank loads them.
     assert plugin.cpu_ram_efficient_loading is False

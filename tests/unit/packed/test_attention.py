@@ -16,11 +16,11 @@ from lorabench.config.run_config import LoraArgs
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed import attention, tiles
-from lorabench.packed.classifier import PackedClassifier, try_packing
+from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
 from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, make_pack
 from lorabench.packed.passes import PackedPasses
 from lorabench.packed.tiles import AttentionShape
-from lorabench.step.evaluation import predict_logits
+from lorabench.step.evaluation import PaddedForward, predict_logits
 
 ROWS = 9
 CPU = torch.device("cpu")
@@ -201,10 +201,12 @@ def test_the_length_of_packs_follows_the_lowered_limit(
     assert [packed.longest_pack(n) for n in (32, 33)] == [LONGEST_PACK, LONGEST_MASKED_PACK]
     monkeypatch.setattr("lorabench.packed.classifier.LONGEST_MASKED_PACK", 64)
     kernels.used.clear()
-    found = predict_logits(classifier, rows, 4, ranks, packed=packed)  # type: ignore[arg-type]
+    found = predict_logits(PackedForward(packed, CPU), rows, 4, ranks)  # type: ignore[arg-type]
     # A pass of short texts alone needs no mask.
     assert {tile for tile, _ in kernels.used} == {32}
-    torch.testing.assert_close(found, predict_logits(classifier, rows, 4, ranks), rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        found, predict_logits(PaddedForward(classifier, CPU), rows, 4, ranks), rtol=1e-5, atol=1e-5
+    )  # type: ignore[arg-type]
 
 
 def test_compiled_blocks_attend_within_texts(

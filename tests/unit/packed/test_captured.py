@@ -13,15 +13,14 @@ from accelerate.state import AcceleratorState
 
 from lorabench.config.run_config import LoraArgs
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows
-from lorabench.distributed.gradients import DataParallelGradients, build_gradients
+from lorabench.distributed.data_parallel import DataParallel, DataParallelGradients
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RunError
 from lorabench.models.classifier import SequenceClassifier
-from lorabench.packed.captured import CapturedExecution, blocks_to_recompute
+from lorabench.packed.captured import CapturedExecution, PackPlan, blocks_to_recompute
 from lorabench.packed.classifier import PackedClassifier
 from lorabench.packed.graphs import CaptureError, CompileError
 from lorabench.packed.passes import PackedPasses
-from lorabench.packed.plan import PackPlan
 from lorabench.step.eager import EagerExecution, Execution, StepOutcome
 
 WEIGHTS = (1.0, 4.0)
@@ -71,11 +70,11 @@ def make_execution(
     kind: str, family: str, folder: Path, accelerator: Accelerator, layout: tuple[int, int], **settings: Any
 ) -> tuple[Execution, SequenceClassifier, Recorder, StepPlan]:
     classifier = build(folder, settings.pop("dropout", 0.0))
-    rows, ranks = make_rows(family, classifier), Ranks(accelerator)
+    rows, ranks = make_rows(family, classifier), Ranks.of(accelerator)
     optimizer = Recorder(classifier)
     plan = StepPlan(rows.data.lengths, *layout, world_size=1, rank=0, seed=3)
     if kind == "eager":
-        gradients = build_gradients("single", accelerator, classifier, optimizer, 0.5, ranks)
+        gradients = DataParallel(accelerator).gradients(classifier, optimizer, 0.5, ranks)
         return EagerExecution(classifier, gradients, rows, plan, ranks), classifier, optimizer, plan
     passes = PackedPasses(PackedClassifier(classifier))
     gradients = DataParallelGradients(accelerator, passes.flat, optimizer, 0.5, ranks)
@@ -296,11 +295,13 @@ def test_a_plan_is_taken_over_where_it_still_fits(folders: dict[str, Path], acce
         execution, _, _, plan = make_execution(
             "captured", "llama", folders["llama"], accelerator, (8, 2), checkpointing="auto"
         )
-        assert execution.settled() is None
+        assert execution.state() is None
         if given is not None:
-            execution.settle(given)
+            execution.load_state(given.to_json())
         execution.step(next(iter(plan.epoch(0))))
-        plans.append(execution.settled())
+        state = execution.state()
+        assert state is not None
+        plans.append(PackPlan.from_json(state))
     chosen, taken, not_taken = plans
     assert taken == PackPlan(8, (192, 320), False, 1, False)  # without graphs nothing is compiled
     assert not_taken == chosen != taken
@@ -405,7 +406,7 @@ def test_a_plan_of_compiled_packs_is_captured_by_its_longest(
     execution._graphs = graphs = Uncaptured(execution._passes)
     captured: list[int] = []
     graphs.capture = lambda pack: captured.append(pack.length)
-    execution.settle(PackPlan(8, (192, 320), True, 0, True))
+    execution.load_state(PackPlan(8, (192, 320), True, 0, True).to_json())
     packer = execution._prepare()
     assert (captured, packer.lengths) == ([320], [192, 320])
     assert execution._passes.compiled

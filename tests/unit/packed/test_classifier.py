@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
-from toys import OneRank
+from toys import CPU, OneRank
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.attention import block_mask
-from lorabench.packed.classifier import PackedClassifier, try_packing
+from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
 from lorabench.packed.packs import make_pack
 from lorabench.packed.passes import PackedPasses, _token_dimensions
-from lorabench.step.evaluation import predict_logits
+from lorabench.step.evaluation import PaddedForward, predict_logits
 
 FAMILIES = tuple(tiny.SHAPES)
 WEIGHTS = (1.0, 4.0)
@@ -98,9 +98,9 @@ def test_packed_evaluation_gives_the_logits_of_padded_evaluation(
     packed, rows = models[family]
     monkeypatch.setattr("lorabench.packed.classifier.LONGEST_MASKED_PACK", tokens)
     ranks: Any = OneRank()
-    padded = predict_logits(packed.classifier, rows, 4, ranks)
+    padded = predict_logits(PaddedForward(packed.classifier, CPU), rows, 4, ranks)
     asked: list[int] = []
-    found = predict_logits(packed.classifier, rows, 4, ranks, between_batches=lambda: asked.append(1), packed=packed)
+    found = predict_logits(PackedForward(packed, CPU), rows, 4, ranks, between_batches=lambda: asked.append(1))
     torch.testing.assert_close(found, padded, rtol=1e-5, atol=1e-5)
     assert (len(asked) == ROWS) == (tokens == 1)
     assert (len(asked) == 1) == (tokens == 4096)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from toys import make_strategy
 
 from lorabench.packed import head_start, tiles
 from lorabench.packed.classifier import PackedClassifier
@@ -49,12 +50,12 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
 
 
 def make_setting(
-    precision: str = "bf16", strategy: str = "DDP", device: str = "cuda", quantize: str = "none", **optim: Any
+    precision: str = "bf16", strategy: str = "single", device: str = "cuda", quantize: str = "none", **optim: Any
 ) -> Any:
     options = SimpleNamespace(**{"execution": "auto", "gradient_accumulation": 1, **optim})
     config = SimpleNamespace(optim=options, model=SimpleNamespace(quantize=quantize))
     ranks = SimpleNamespace(device=torch.device(device))
-    return SimpleNamespace(config=config, ranks=ranks, strategy=strategy, precision=precision)
+    return SimpleNamespace(config=config, ranks=ranks, strategy=make_strategy(strategy), precision=precision)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "roberta"])

@@ -13,7 +13,7 @@ from toys import ALLOCATOR_SAYS, CPU, WEIGHTS, BagOfWords, Cramped, OneRank, toy
 
 from lorabench.config.run_config import OnOutOfMemory
 from lorabench.data.batching import PaddedCollator, StepPlan, Window
-from lorabench.distributed.gradients import build_gradients
+from lorabench.distributed.data_parallel import DataParallel
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RankError, RunError
 from lorabench.machine.meters import Throughput
@@ -108,8 +108,8 @@ def test_loss_gradient_norm_and_clipping_are_those_of_one_big_batch(
     layout: tuple[int, int], max_grad_norm: float, accelerator: Accelerator
 ) -> None:
     model, data = BagOfWords(), toy_rows(37)
-    optimizer, ranks, plan = CountingSgd(model), Ranks(accelerator), plan_of(data, *layout)
-    gradients = build_gradients("single", accelerator, model, accelerator.prepare(optimizer), max_grad_norm, ranks)
+    optimizer, ranks, plan = CountingSgd(model), Ranks.of(accelerator), plan_of(data, *layout)
+    gradients = DataParallel(accelerator).gradients(model, accelerator.prepare(optimizer), max_grad_norm, ranks)
     execution = EagerExecution(model, gradients, data, plan, ranks)
     for step, window in enumerate(plan.epoch(0)):
         outcome = execution.step(window)
@@ -135,8 +135,8 @@ def big_batch_loss(model: nn.Module, data: PaddedCollator, window: Window) -> to
 
 def test_gradients_do_not_leak_into_the_next_step(accelerator: Accelerator) -> None:
     model, data = BagOfWords(), toy_rows(8)
-    ranks, plan = Ranks(accelerator), plan_of(data, batch_size=4, accumulation=2)
-    gradients = build_gradients("single", accelerator, model, CountingSgd(model), 1e3, ranks)
+    ranks, plan = Ranks.of(accelerator), plan_of(data, batch_size=4, accumulation=2)
+    gradients = DataParallel(accelerator).gradients(model, CountingSgd(model), 1e3, ranks)
     execution = EagerExecution(model, gradients, data, plan, ranks)
     window = next(plan.epoch(0))
     first, second = (execution.step(window) for _ in range(2))
@@ -197,9 +197,9 @@ def take_step(
 ) -> tuple[StepOutcome, list[torch.Tensor], torch.Tensor, EagerExecution]:
     """The outcome of a step over twelve rows, its gradients, and a random number drawn after it."""
     data = toy_rows(12)
-    optimizer, ranks = CountingSgd(inner), Ranks(accelerator)
+    optimizer, ranks = CountingSgd(inner), Ranks.of(accelerator)
     plan = plan_of(data, batch_size, accumulation=12 // batch_size)
-    gradients = build_gradients("single", accelerator, inner, accelerator.prepare(optimizer), 0.05, ranks)
+    gradients = DataParallel(accelerator).gradients(inner, accelerator.prepare(optimizer), 0.05, ranks)
     execution = EagerExecution(model, gradients, data, plan, ranks, on_oom)
     torch.manual_seed(5)
     outcome = execution.step(next(plan.epoch(0)))
@@ -240,8 +240,8 @@ def test_dropout_is_at_work_in_these_steps(accelerator: Accelerator) -> None:
 
 def test_the_smaller_batch_stays_for_later_steps(accelerator: Accelerator) -> None:
     inner, data = BagOfWords(), toy_rows(16)
-    cramped, ranks, plan = Cramped(inner, fits=2), Ranks(accelerator), plan_of(data, 8, 1)
-    gradients = build_gradients("single", accelerator, inner, CountingSgd(inner), 1e3, ranks)
+    cramped, ranks, plan = Cramped(inner, fits=2), Ranks.of(accelerator), plan_of(data, 8, 1)
+    gradients = DataParallel(accelerator).gradients(inner, CountingSgd(inner), 1e3, ranks)
     execution = EagerExecution(cramped, gradients, data, plan, ranks)
     outcomes = [execution.step(window) for window in plan.epoch(0)]
     assert cramped.sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import nn
 
-from lorabench.step.loss import Scores, score, weighted_losses
+from lorabench.step.loss import LOSS, Scores, score
 
 
 def one_hot_logits(predictions: list[int], classes: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_loss_and_gradient_equal_one_big_batch_for_any_split(data: st.DataObject
     split, weights = logits.clone().requires_grad_(), class_weights[labels]
     total, loss = weights.sum(), 0.0
     for start, end in pairwise(cuts):
-        part = weighted_losses(split[start:end], labels[start:end], weights[start:end]).sum() / total
+        part = LOSS.of_rows(split[start:end], labels[start:end], weights[start:end]).sum() / total
         part.backward()
         loss += part.item()
     assert loss == pytest.approx(expected.item(), rel=1e-5, abs=1e-7)
@@ -47,10 +47,10 @@ def test_loss_and_gradient_equal_one_big_batch_for_any_split(data: st.DataObject
 def test_rows_of_weight_zero_add_nothing_to_loss_and_gradient() -> None:
     logits = torch.tensor([[2.0, -1.0], [1e4, -1e4], [0.5, 0.1]], requires_grad=True)
     labels, weights = torch.tensor([0, 1, 1]), torch.tensor([0.7, 0.0, 1.3])
-    losses = weighted_losses(logits, labels, weights)
+    losses = LOSS.of_rows(logits, labels, weights)
     losses.sum().backward()
     assert losses.shape == (3,) and losses[1] == 0
-    alone = weighted_losses(logits[[0, 2]], labels[[0, 2]], weights[[0, 2]])
+    alone = LOSS.of_rows(logits[[0, 2]], labels[[0, 2]], weights[[0, 2]])
     assert losses[[0, 2]].tolist() == pytest.approx(alone.tolist(), rel=1e-6) and (alone != 0).all()
     assert logits.grad is not None
     assert torch.equal(logits.grad[1], torch.zeros(2))
@@ -61,14 +61,14 @@ def test_rows_of_weight_zero_add_nothing_to_loss_and_gradient() -> None:
 def test_loss_of_half_precision_logits_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits = torch.tensor([[1.5, -0.25], [0.125, 3.0]], dtype=dtype)  # exact in both
     labels, weights = torch.tensor([1, 0]), torch.tensor([1.0, 2.0])
-    losses = weighted_losses(logits, labels, weights)
+    losses = LOSS.of_rows(logits, labels, weights)
     assert losses.dtype == torch.float32
-    assert torch.equal(losses, weighted_losses(logits.float(), labels, weights))
+    assert torch.equal(losses, LOSS.of_rows(logits.float(), labels, weights))
 
 
 def test_each_rows_loss_is_its_cross_entropy_times_its_weight() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, math.nan]])
-    losses = weighted_losses(logits, torch.tensor([1, 1, 0]), torch.tensor([4.0, 0.5, 1.0])).tolist()
+    losses = LOSS.of_rows(logits, torch.tensor([1, 1, 0]), torch.tensor([4.0, 0.5, 1.0])).tolist()
     assert losses[:2] == pytest.approx([4 * math.log(1 + math.exp(2)), 0.5 * math.log(1 + math.exp(-1))], rel=1e-6)
     assert math.isnan(losses[2]), "a spoilt row must not spoil, nor be hidden by, the others"
 

@@ -92,7 +92,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(value: float) 
 
 def test_steps_that_overflowed_are_counted() -> None:
     steps = ScriptedSteps([0.5], norms=[math.inf, 1.0, 1.0])
-    progress = run(make_job(Recorder(), [0.0], execution=steps, skips_overflow=True))
+    progress = run(make_job(Recorder(), [0.0], execution=steps, precision="fp16"))
     assert (progress.step, progress.skipped_steps) == (9, 3)
 
 
@@ -104,7 +104,7 @@ def test_a_gradient_that_is_no_number_ends_a_run_without_a_scaler() -> None:
 
 def test_a_scaler_that_skips_on_and_on_ends_the_run() -> None:
     job = make_job(
-        Recorder(), [0.0], execution=ScriptedSteps([0.5], norms=[math.nan]), skips_overflow=True, total_steps=90
+        Recorder(), [0.0], execution=ScriptedSteps([0.5], norms=[math.nan]), precision="fp16", total_steps=90
     )
     with pytest.raises(RunError) as raised:
         run(job)
@@ -122,7 +122,7 @@ def test_throughput_adds_up_over_steps() -> None:
 
 
 def test_the_row_whose_loss_is_no_number_is_named_and_no_other() -> None:
-    _, second, *_ = make_job(Recorder(), [0.0]).plan.epoch(0)
+    _, second, *_ = make_job(Recorder(), [0.0]).built.plan.epoch(0)
     row = second.rows[2]
     job = make_job(Recorder(), [0.0], execution=ScriptedSteps([0.5, math.nan], spoilt=frozenset({row})))
     with pytest.raises(RunError) as raised:

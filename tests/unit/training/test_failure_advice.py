@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import ALLOCATOR_SAYS, OneRank
+from toys import ALLOCATOR_SAYS, OneRank, make_strategy
 
 from lorabench.errors import RankError
 from lorabench.results.run_folder import SCHEMA_VERSION, read_run
@@ -24,7 +24,7 @@ from lorabench.training.record import RecordKeeper
 def test_an_evaluation_without_memory_names_what_helps_this_execution(
     execution: str, advice: str, tmp_path: Path
 ) -> None:
-    setting: Any = SimpleNamespace(strategy="single", ranks=OneRank())
+    setting: Any = SimpleNamespace(strategy=make_strategy("single"), ranks=OneRank())
     opening = {"schema_version": SCHEMA_VERSION, "status": "running", "world_size": 1, "execution": execution}
     keeper = RecordKeeper(tmp_path, 0, opening)
     with pytest.raises(RankError) as caught, recorded(setting, keeper):

@@ -55,12 +55,12 @@ def test_the_last_step_ends_an_epoch_early_and_is_evaluated() -> None:
     progress = run(job)
     assert progress.step == 4
     assert [(r["step"], r["epoch"]) for r in progress.history] == [(3, 1.0), (4, pytest.approx(4 / 3, abs=1e-4))]
-    assert job.schedule.steps == 4
+    assert job.built.schedule.steps == 4
 
 
 def test_random_weights_report_losses_without_scores_and_save_nothing() -> None:
     recorder = Recorder()
-    progress = run(make_job(recorder, [0.0, 1.0], report_scores=False, best_metric="f1"))
+    progress = run(make_job(recorder, [0.0, 1.0], weights="random", best_metric="f1"))
     for record in recorder.of("eval"):
         assert [record[name] for name in ("precision", "recall", "f1", "accuracy")] == [None] * 4
         assert math.isfinite(record["loss"])

@@ -1,21 +1,16 @@
-"""Handing the model to the strategy: when activations are recomputed, and machines that loaded different weights."""
+"""When activations are recomputed."""
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
-from torch import nn
-from toys import CPU, OneRank
+from toys import CPU, OneRank, make_strategy
 
 from lorabench.config.run_config import Checkpointing, ModelConfig, Quantization, RunConfig, RunOptions
-from lorabench.distributed.ranks import Ranks
-from lorabench.distributed.strategies import ZERO_STAGES, Strategy, is_deepspeed
-from lorabench.errors import ConfigError
 from lorabench.models.footprint import NF4_BITS, WeightCount
 from lorabench.results.run_folder import GB
-from lorabench.training.preparation import check_same_weights, use_checkpointing
+from lorabench.training.assembly import use_checkpointing
 
 CUDA = torch.device("cuda", 0)
 
@@ -23,7 +18,7 @@ CUDA = torch.device("cuda", 0)
 def setting_of(
     choice: Checkpointing = "auto",
     limit: float | None = None,
-    strategy: Strategy = "single",
+    strategy: str = "single",
     quantize: Quantization = "none",
     offload: bool = False,
     **ranks: Any,
@@ -32,17 +27,8 @@ def setting_of(
     config = RunConfig(
         model=ModelConfig(gradient_checkpointing=choice, quantize=quantize), run=RunOptions(gpu_memory_limit=limit)
     )
-    zero = SimpleNamespace(
-        zero_stage=next((stage for stage, name in ZERO_STAGES.items() if name == strategy), None),
-        offload_param_device="cpu" if offload else "none",
-    )
-    state = SimpleNamespace(
-        deepspeed_plugin=zero if is_deepspeed(strategy) else None, fsdp_plugin=SimpleNamespace(cpu_offload=offload)
-    )
-    accelerator = SimpleNamespace(state=state, distributed_type=DistributedType.FSDP)
-    return SimpleNamespace(
-        config=config, strategy=strategy, accelerator=accelerator, ranks=OneRank(**{"device": CUDA, **ranks})
-    )
+    one = OneRank(**{"device": CUDA, **ranks})
+    return SimpleNamespace(config=config, strategy=make_strategy(strategy, one.world_size, offload), ranks=one)
 
 
 def recomputes(setting: Any, weights_gb: float, linear: float = 0) -> bool:
@@ -56,9 +42,6 @@ def gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * GB, 80 * GB))
 
 
-# --- recomputing activations
-
-
 @pytest.mark.usefixtures("gpu_of_80_gb")
 @pytest.mark.parametrize(("weights_gb", "expected"), [(39, False), (40, False), (41, True)])
 def test_weights_of_more_than_half_of_the_gpu_ask_for_recomputing(weights_gb: int, expected: bool) -> None:
@@ -67,7 +50,7 @@ def test_weights_of_more_than_half_of_the_gpu_ask_for_recomputing(weights_gb: in
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
 @pytest.mark.parametrize("strategy", ["DDP", "DeepSpeed ZeRO-1", "DeepSpeed ZeRO-2"])
-def test_every_rank_holds_all_weights_where_they_are_not_split(strategy: Strategy) -> None:
+def test_every_rank_holds_all_weights_where_they_are_not_split(strategy: str) -> None:
     assert recomputes(setting_of(strategy=strategy, world_size=8), 41)
     assert not recomputes(setting_of(strategy=strategy, world_size=8), 39)
 
@@ -75,14 +58,14 @@ def test_every_rank_holds_all_weights_where_they_are_not_split(strategy: Strateg
 @pytest.mark.usefixtures("gpu_of_80_gb")
 @pytest.mark.parametrize("strategy", ["DeepSpeed ZeRO-3", "FSDP2"])
 @pytest.mark.parametrize("ranks", [1, 2, 8])
-def test_of_split_weights_a_ranks_part_counts(strategy: Strategy, ranks: int) -> None:
+def test_of_split_weights_a_ranks_part_counts(strategy: str, ranks: int) -> None:
     assert not recomputes(setting_of(strategy=strategy, world_size=ranks), 39 * ranks)
     assert recomputes(setting_of(strategy=strategy, world_size=ranks), 41 * ranks)
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
 @pytest.mark.parametrize("strategy", ["DeepSpeed ZeRO-3", "FSDP2"])
-def test_weights_in_host_memory_tell_of_a_gpu_that_is_short_of_it(strategy: Strategy) -> None:
+def test_weights_in_host_memory_tell_of_a_gpu_that_is_short_of_it(strategy: str) -> None:
     assert recomputes(setting_of(strategy=strategy, world_size=2, offload=True), 1)
     assert not recomputes(setting_of("off", strategy=strategy, world_size=2, offload=True), 1)
 
@@ -124,42 +107,3 @@ def test_the_cpu_recomputes_only_where_asked_to() -> None:
     assert not recomputes(setting_of(device=CPU), 10**6)
     assert not recomputes(setting_of(device=CPU, strategy="FSDP2", offload=True), 10**6)
     assert recomputes(setting_of("on", device=CPU), 0)
-
-
-# --- the same weights everywhere
-
-
-class Meeting(OneRank):
-    """Gathers what this rank says with what others have said."""
-
-    def __init__(self, *others: Any) -> None:
-        super().__init__(world_size=1 + len(others))
-        self.said: list[Any] = []
-        self._others = others
-
-    def gather(self, value: Any) -> list[Any]:
-        self.said.append(value)
-        return [value, *self._others]
-
-
-def sums_of(model: nn.Module) -> Any:
-    """What a rank that holds `model` tells the others."""
-    meeting = Meeting()
-    check_same_weights(model, cast(Ranks, meeting))
-    (said,) = meeting.said
-    return said
-
-
-def linear(dtype: torch.dtype) -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(3, 2).to(dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_same_weights_pass_and_one_bit_of_difference_is_refused(dtype: torch.dtype) -> None:
-    check_same_weights(linear(dtype), cast(Ranks, Meeting(sums_of(linear(dtype)))))
-    other = linear(dtype)
-    with torch.no_grad():
-        other.weight.view(torch.int16)[0, 0] ^= 1
-    with pytest.raises(ConfigError, match="--model: the ranks loaded different weights; expected the same files"):
-        check_same_weights(linear(dtype), cast(Ranks, Meeting(sums_of(other))))
