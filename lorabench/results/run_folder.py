@@ -19,7 +19,6 @@ from lorabench.errors import ConfigError
 
 SCHEMA_VERSION = 1
 """Raised when a reader of `run.json` would misunderstand a record of the version before."""
-GB = 1e9
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 

@@ -12,8 +12,8 @@ from lorabench.models.build import Placement
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.models.footprint import WeightCount
 from lorabench.models.quantization import hold_plainly
-from lorabench.results.run_folder import GB
 from lorabench.step.optimizer import build_optimizer
+from lorabench.units import GB
 
 # Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
 CHECKPOINTING_SHARE = 0.5

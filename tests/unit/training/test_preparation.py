@@ -14,8 +14,8 @@ from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.strategies import ZERO_STAGES, Strategy, is_deepspeed
 from lorabench.errors import ConfigError
 from lorabench.models.footprint import NF4_BITS, WeightCount
-from lorabench.results.run_folder import GB
 from lorabench.training.preparation import check_same_weights, use_checkpointing
+from lorabench.units import GB
 
 CUDA = torch.device("cuda", 0)
 
