@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabench.distributed.sharding import split_like, whole_tensor
 from lorabench.errors import RunError
-from lorabench.results.run_folder import sync_folder
+from lorabench.files import swap_in, sync_path
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -84,34 +83,6 @@ def save_adapter(
         raise RunError(f"the adapter could not be saved in {target}: {error}") from error
     shutil.rmtree(retired, ignore_errors=True)
     return target
-
-
-def swap_in(staging: Path, target: Path, retired: Path) -> None:
-    """Rename `staging` to `target`; a folder of that name is kept as `retired`, and gets its name back on failure.
-
-    Between two renames a kill leaves `retired` alone: whoever reads must look there too.
-
-    Raises:
-        OSError: the disk does not take it.
-    """
-    if target.exists():
-        shutil.rmtree(retired, ignore_errors=True)
-        target.rename(retired)
-    try:
-        staging.rename(target)
-    except OSError:
-        if retired.exists():
-            retired.rename(target)
-        raise
-
-
-def sync_path(path: Path) -> None:
-    """Make a file, or a folder's entries, durable."""
-    if path.is_dir():
-        sync_folder(path)
-        return
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:

@@ -13,8 +13,9 @@ import torch
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import Rows, load_rows
 from lorabench.errors import ConfigError
+from lorabench.files import replacing
 from lorabench.machine.hub import prefer_cache_if_unreachable
-from lorabench.results.run_folder import read_run, replacing
+from lorabench.results.run_folder import read_run
 
 PREDICT_BATCH_SIZE = 32
 
