@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from lorabench.distributed.strategies import Strategy
-from lorabench.models.blocks import find_blocks
+from lorabench.models.classifier import find_blocks
 
 
 def shard(model: nn.Module, body: nn.Module, plugin: FullyShardedDataParallelPlugin, device: torch.device) -> None:
