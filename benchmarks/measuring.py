@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lorabench.results.run_folder import GB
+from lorabench.units import GB
 
 # Relative, for the mean loss of one batch. In bf16 that of 8 rows through 32 layers moved by 0.6 % in the mean and by
 # 2 % at most; an adapter without effect moved it by 7 % to 13 % in the mean.

@@ -1,1 +1,4 @@
-"""What is on disk to go on from: the adapter, and savepoints of a run."""
+"""What a run keeps on disk: its `adapter`, which others load, and the `savepoint` from which a cut run goes on.
+
+Both are there whole or not at all. Imports wings from `distributed` downward.
+"""

@@ -1,12 +1,10 @@
 """The adapter on disk: saved whole or not at all, and checked by loading it back."""
 
 import copy
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -15,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError
-from lorabench.results.run_folder import sync_folder
+from lorabench.files import swap_in, sync_path
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER_NAME = "default"
@@ -55,7 +53,7 @@ def save_adapter(
     tokenizer: "PreTrainedTokenizerBase",
     card: str,
 ) -> Path:
-    """Write `adapter/`: weights, configuration, tokenizer and model card. Call on one rank.
+    """Write `adapter/`: weights, configuration, tokenizer and model card (its text). Call on one rank.
 
     The folder is written under another name, synced and then swapped in, so that a save that fails or is killed
     leaves the previous adapter as it was.
@@ -84,34 +82,6 @@ def save_adapter(
         raise RunError(f"the adapter could not be saved in {target}: {error}") from error
     shutil.rmtree(retired, ignore_errors=True)
     return target
-
-
-def swap_in(staging: Path, target: Path, retired: Path) -> None:
-    """Rename `staging` to `target`; a folder of that name is kept as `retired`, and gets its name back on failure.
-
-    Between two renames a kill leaves `retired` alone: whoever reads must look there too.
-
-    Raises:
-        OSError: the disk does not take it.
-    """
-    if target.exists():
-        shutil.rmtree(retired, ignore_errors=True)
-        target.rename(retired)
-    try:
-        staging.rename(target)
-    except OSError:
-        if retired.exists():
-            retired.rename(target)
-        raise
-
-
-def sync_path(path: Path) -> None:
-    """Make a file, or a folder's entries, durable."""
-    if path.is_dir():
-        sync_folder(path)
-        return
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -167,83 +137,3 @@ def find_adapter(run_dir: Path) -> Path | None:
 def unmoved_parameters(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the tensors in which training changed nothing at all."""
     return [name for name, tensor in before.items() if torch.equal(tensor, after[name])]
-
-
-def model_card(
-    base: str,
-    labels: tuple[str, ...],
-    pad_token_id: int,
-    max_length: int,
-    facts: Mapping[str, Any],
-    quantization: "BitsAndBytesConfig | None" = None,
-) -> str:
-    """The adapter's README.md, with the exact call that reloads it.
-
-    Args:
-        base: what PEFT loads the base model from.
-        facts: shown as a list.
-        quantization: how the base model was quantised; None: it was not.
-    """
-    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    names = ", ".join(f"{i} = {name}" for i, name in enumerate(labels))
-    arguments = f"num_labels={len(labels)}, pad_token_id={pad_token_id}"
-    code = _reload_code(arguments) if quantization is None else _reload_4bit_code(arguments, quantization)
-    return f"""---
-base_model: {base}
-library_name: peft
-pipeline_tag: text-classification
-tags: [lora, lorabench]
----
-
-# LoRA classifier
-
-{listed}
-- classes: {names}
-
-All arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
-Pad on the right. While the base model loads, its head is reported missing: that is as it should be, it is in here.
-The base model is loaded from `{base}`; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
-
-```python
-{code}
-model.eval()
-
-labels = {list(labels)!r}
-texts = ["the first text", "another"]
-inputs = tokenizer(texts, truncation=True, max_length={max_length}, padding=True, return_tensors="pt").to(model.device)
-probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
-```
-"""
-
-
-def _reload_code(arguments: str) -> str:
-    return f"""from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer
-
-folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, {arguments}
-)"""
-
-
-def _reload_4bit_code(arguments: str, quantization: "BitsAndBytesConfig") -> str:
-    """The base model in the same 4 bits: rounded from weights of the same dtype, without the same layers."""
-    return f"""import torch
-from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoTokenizer, BitsAndBytesConfig
-
-folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
-quantization = BitsAndBytesConfig(
-    load_in_4bit=True,
-    bnb_4bit_quant_type="{quantization.bnb_4bit_quant_type}",
-    bnb_4bit_use_double_quant={quantization.bnb_4bit_use_double_quant},
-    bnb_4bit_compute_dtype={quantization.bnb_4bit_compute_dtype},
-    llm_int8_skip_modules={json.dumps(quantization.llm_int8_skip_modules)},
-)
-model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, {arguments}, dtype={quantization.bnb_4bit_compute_dtype}, quantization_config=quantization
-)
-for module in model.modules():
-    module.support_avx512bf16_for_cpu = False  # bitsandbytes would round the weights once more on some CPUs"""

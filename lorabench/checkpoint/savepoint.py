@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from lorabench.checkpoint.adapter import swap_in, sync_path
 from lorabench.errors import RunError
+from lorabench.files import swap_in, sync_path
 
 FOLDER = "checkpoints"
 _STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"

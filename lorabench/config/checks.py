@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from lorabench.config.run_config import RunConfig
-from lorabench.data.labels import parse_class_weights
 from lorabench.errors import IssueList
 
 
@@ -99,6 +98,11 @@ def class_weight_issues(text: str) -> list[str]:
     if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
         return []
     return [f"--class-weights {text!r}: expected `balanced`, `none` or one number above 0 per class, as in 0.9,1.2"]
+
+
+def parse_class_weights(text: str) -> tuple[float, ...]:
+    """`"0.9,1.2"` -> `(0.9, 1.2)`. Raises `ValueError` where a part is not a number."""
+    return tuple(float(part) for part in text.split(","))
 
 
 def _counts(config: RunConfig) -> dict[str, int | None]:

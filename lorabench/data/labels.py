@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lorabench.config.checks import parse_class_weights
 from lorabench.errors import ConfigError
 
 
@@ -66,11 +67,6 @@ def class_weights(choice: str, labels: Sequence[int], names: tuple[str, ...]) ->
             f"{', '.join(names)}"
         )
     return weights
-
-
-def parse_class_weights(text: str) -> tuple[float, ...]:
-    """`"0.9,1.2"` -> `(0.9, 1.2)`. Raises `ValueError` where a part is not a number."""
-    return tuple(float(part) for part in text.split(","))
 
 
 def positive_index(choice: str | None, labels: tuple[str, ...]) -> int | None:

@@ -11,7 +11,7 @@ from lorabench.errors import ConfigError
 from lorabench.launch.request import LaunchRequest
 from lorabench.machine.network import choose_interface
 from lorabench.machine.precision import resolve_precision
-from lorabench.results.run_folder import GB
+from lorabench.units import GB
 
 
 def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:

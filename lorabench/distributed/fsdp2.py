@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.strategy import Gradients, Strategy
-from lorabench.models.blocks import find_blocks
-from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.models.quantization import hold_plainly
 
 

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from lorabench.machine.environment import launch_start
-from lorabench.results.run_folder import GB
+from lorabench.units import GB
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The classifier as a module: pooling, a head in its own precision, and how many parameters it has."""
+"""The classifier as a module: pooling, a head in its own precision, its blocks, and how many parameters it has."""
 
 import math
 from collections.abc import Iterator
@@ -72,6 +72,25 @@ def head_names(base: nn.Module) -> list[str]:
         for name, module in base.named_children()
         if name != getattr(base, "base_model_prefix", None) and any(True for _ in module.parameters())
     ]
+
+
+def find_blocks(body: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
+    """The module that runs a model's transformer blocks, and the blocks in order; None where there is no such list.
+
+    Architectures differ in its name, so it is found by its shape: of all lists of modules it is the one with the most
+    parameters. Its length tells less: a mixture of experts may have more experts in each block than blocks. The blocks
+    may be of several kinds, as where attention and state-space layers alternate.
+    """
+    stacks = [
+        (owner, blocks)
+        for owner in body.modules()
+        for blocks in owner.children()
+        # A list of lists runs nothing itself; those inside it are looked at in their turn.
+        if isinstance(blocks, nn.ModuleList) and not any(isinstance(block, nn.ModuleList) for block in blocks)
+    ]
+    # Of lists with equally many parameters, one within the other, the outer one comes first.
+    found = max(stacks, key=lambda stack: sum(p.numel() for p in stack[1].parameters()), default=None)
+    return found if found and len(found[1]) else None
 
 
 def trained_copies(adapted: PeftModel) -> Iterator[tuple[str, nn.Module]]:

@@ -10,8 +10,7 @@ from torch import nn
 
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.machine.meters import is_out_of_memory
-from lorabench.models.blocks import find_blocks
-from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.packed import attention, tiles
 from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, evaluation_runs, make_pack
 

@@ -10,7 +10,6 @@ from lorabench.config.presets import ARCHITECTURES
 from lorabench.distributed.setting import Setting
 from lorabench.machine.precision import DTYPES
 from lorabench.packed import tiles
-from lorabench.packed.background import meanwhile
 
 # Passes from which blocks are likely to be compiled: it takes 6 s and saves a third of each pass. Where few but long
 # passes are compiled after all, the compiler starts then.
@@ -46,7 +45,7 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
         if shape is not None:
             tiles.find_tile(shape, gpu)
 
-    with meanwhile(work, gpu):
+    with tiles.meanwhile(work, gpu):
         yield
 
 

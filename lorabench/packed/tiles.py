@@ -1,14 +1,16 @@
 """Which tile the texts of a run get for attention within them: the smallest that they fit into, if it works here."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from threading import Thread
 from typing import Any
 
 import torch
 
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.packed.attention import TILES, attend_backward, attend_within_texts, text_bounds
-from lorabench.packed.background import meanwhile
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,27 @@ def _try_tile(tile: int, shape: AttentionShape, device: torch.device) -> None:
     found = torch.autograd.grad(output, inputs, gradient)
     if not all(tensor.isfinite().all().item() for tensor in (output, *found)):
         raise RuntimeError(f"attention within texts of {tile} tokens gives numbers that are not finite")
+
+
+@contextmanager
+def meanwhile(work: Callable[[], Any], device: torch.device) -> Iterator[None]:
+    """Do `work` in a thread of its own, and wait for it at the end. Its errors are not raised.
+
+    Args:
+        device: the thread's current one; a GPU with its number.
+    """
+
+    def run() -> None:
+        # Threads have current devices of their own.
+        with suppress(Exception), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            work()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def tile_for(longest: int) -> int:

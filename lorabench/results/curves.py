@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorabench.results.run_folder import lookup, number_at, replacing
+from lorabench.files import replacing
+from lorabench.results.run_folder import lookup, number_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from rich.console import Console
 
 from lorabench.errors import ConfigError, IssueList
-from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run, write_text_atomic
+from lorabench.files import write_text_atomic
+from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
 from lorabench.results.table import (
     UNKNOWN,
     TableRow,

@@ -3,51 +3,21 @@
 Memory figures are in GB of 10^9 bytes, times in seconds. A figure that could not be had is null, never a guess.
 """
 
-import errno
 import json
 import math
 import numbers
-import os
-import uuid
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorabench import __version__
 from lorabench.errors import ConfigError
+from lorabench.files import write_text_atomic
 
 SCHEMA_VERSION = 1
 """Raised when a reader of `run.json` would misunderstand a record of the version before."""
-GB = 1e9
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
-
-# Some file systems refuse to sync a folder; the file itself is synced and in place by then.
-_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; it becomes `path` when the block ends well.
-
-    Whatever fails before that, the previous file stays whole and the temporary one is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8): after a crash at any moment it holds the old text or the new, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json_atomic(path: Path, data: Mapping[str, Any]) -> None:
@@ -159,18 +129,6 @@ def cut_metrics(path: Path, last_step: int, evaluated: Collection[int]) -> None:
             if record["step"] <= last_step and (record["event"] != "eval" or record["step"] in evaluated)
         ]
         write_text_atomic(path, "".join(_to_json(record) + "\n" for record in kept))
-
-
-def sync_folder(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise
 
 
 def _to_json(data: Any, indent: int | None = None) -> str:

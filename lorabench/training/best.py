@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lorabench.checkpoint import adapter as checkpoint
+from lorabench.checkpoint.card import model_card
 from lorabench.config.presets import is_synthetic
 from lorabench.data.batching import PaddedCollator, TokenizedRows, longest_first
 from lorabench.data.tokenizer import pad_id
@@ -168,7 +169,7 @@ class BestAdapter:
             "rows are cut at": f"{config.data.max_length} tokens",
         }
         base: Any = self._built.classifier.adapted.get_base_model()
-        return checkpoint.model_card(
+        return model_card(
             model_source(config.model),
             data.labels,
             pad_id(self._inputs.tokenizer),

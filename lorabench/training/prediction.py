@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import load_rows
 from lorabench.errors import ConfigError
-from lorabench.results.run_folder import read_run, replacing
+from lorabench.files import replacing
+from lorabench.results.run_folder import read_run
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""The adapter on disk: whole or not at all, read back bit by bit, and a card whose call is exact."""
+"""The adapter on disk: whole or not at all, read back bit by bit."""
 
 import errno
 import json
@@ -16,7 +16,6 @@ from lorabench.checkpoint.adapter import (
     check_saved,
     load_adapter,
     load_state,
-    model_card,
     save_adapter,
     unmoved_parameters,
 )
@@ -203,10 +202,3 @@ def test_a_save_killed_between_the_two_renames_loses_nothing(
 def test_unmoved_tensors_are_named() -> None:
     before = {"a": torch.zeros(2), "b": torch.ones(2)}
     assert unmoved_parameters(before, {"a": torch.zeros(2), "b": torch.tensor([1.0, 1.0 + 1e-7])}) == ["a"]
-
-
-def test_the_card_names_base_classes_and_the_exact_call() -> None:
-    card = model_card("owner/base", ("no", "yes", "maybe"), 7, 128, {"task": "mine"})
-    assert "base_model: owner/base" in card
-    assert "0 = no, 1 = yes, 2 = maybe" in card and "- task: mine" in card
-    assert "num_labels=3, pad_token_id=7" in card

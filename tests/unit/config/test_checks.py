@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabench.config.checks import find_issues
+from lorabench.config.checks import find_issues, parse_class_weights
 from lorabench.config.presets import MODELS, TASKS, resolve_defaults
 from lorabench.config.run_config import LoraArgs, RunConfig
-from lorabench.data.labels import parse_class_weights
 
 SECTIONS: dict[str, Any] = get_type_hints(RunConfig)
 NUMBERS = [

@@ -1,10 +1,8 @@
-"""Records of runs: whole or not at all, readable after a kill, and plain about what they cannot know."""
+"""Records of runs: readable after a kill, and plain about what they cannot know."""
 
-import errno
 import json
 import math
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from lorabench import __version__
 from lorabench.errors import ConfigError
 from lorabench.machine import environment
 from lorabench.results import run_folder as results
-from lorabench.results.run_folder import MetricsLog, read_metrics, read_run, write_json_atomic, write_text_atomic
+from lorabench.results.run_folder import MetricsLog, read_metrics, read_run, write_json_atomic
 
 same_folder = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -37,89 +35,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def fail(*_: object, **__: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-# --- whole or not at all
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_failed_write_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    path = tmp_path / "run.json"
-    write_text_atomic(path, "old")
-    monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_text_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["run.json"]
-
-
-def test_half_written_text_never_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run.json"
-    write_text_atomic(path, "old")
-    genuine = Path.write_text
-
-    def half(self: Path, text: str, **options: Any) -> int:
-        genuine(self, text[: len(text) // 2], **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(KeyboardInterrupt):
-        write_text_atomic(path, "new text")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["run.json"]
-
-
-def test_file_is_synced_before_it_is_moved_and_the_folder_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def spy_fsync(descriptor: int) -> None:
-        events.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
-        fsync(descriptor)
-
-    def spy_replace(source: Path, target: Path) -> None:
-        assert source.parent == target.parent
-        assert source.read_text() == "grüße\r\n" or source.read_bytes() == "grüße\r\n".encode()
-        events.append("move")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(os, "replace", spy_replace)
-    write_text_atomic(tmp_path / "a.txt", "grüße\r\n")
-    assert events == ["sync file", "move", "sync folder"]
-    assert (tmp_path / "a.txt").read_bytes() == "grüße\r\n".encode()
-
-
-@pytest.mark.parametrize(("code", "raises"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
-def test_only_a_refused_folder_sync_is_tolerated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, raises: bool
-) -> None:
-    fsync = os.fsync
-
-    def refuse_folders(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(code, os.strerror(code))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", refuse_folders)
-    if raises:
-        with pytest.raises(OSError, match=os.strerror(code)):
-            write_text_atomic(tmp_path / "a.txt", "new")
-    else:
-        write_text_atomic(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "new"
-
-
-def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("x")
-    write_text_atomic(tmp_path / "atomic", "x")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 # --- JSON

@@ -9,8 +9,8 @@ from toys import CPU, OneRank, make_strategy
 
 from lorabench.config.run_config import Checkpointing, ModelConfig, Quantization, RunConfig, RunOptions
 from lorabench.models.footprint import NF4_BITS, WeightCount
-from lorabench.results.run_folder import GB
 from lorabench.training.assembly import use_checkpointing
+from lorabench.units import GB
 
 CUDA = torch.device("cuda", 0)
 

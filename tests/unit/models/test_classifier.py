@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from lorabench.models.blocks import find_blocks
+from lorabench.models.classifier import find_blocks
 
 # Where each architecture keeps its blocks: the module that runs them, and their name there.
 PLACES = {

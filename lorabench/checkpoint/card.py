@@ -1,0 +1,91 @@
+"""The model card of a saved adapter: what it is, how well it did, and the code that reloads it."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCardData
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+
+def model_card(
+    base: str,
+    labels: tuple[str, ...],
+    pad_token_id: int,
+    max_length: int,
+    facts: Mapping[str, Any],
+    quantization: "BitsAndBytesConfig | None" = None,
+) -> str:
+    """The adapter's README.md, with the exact call that reloads it.
+
+    Args:
+        base: what PEFT loads the base model from.
+        facts: shown as a list.
+        quantization: how the base model was quantised; None: it was not.
+    """
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    names = ", ".join(f"{i} = {name}" for i, name in enumerate(labels))
+    arguments = f"num_labels={len(labels)}, pad_token_id={pad_token_id}"
+    code = _reload_code(arguments) if quantization is None else _reload_4bit_code(arguments, quantization)
+    # The library quotes what YAML would take for its own, as `: ` and ` #` in a path.
+    metadata = ModelCardData(
+        base_model=base, library_name="peft", pipeline_tag="text-classification", tags=["lora", "lorabench"]
+    )
+    return f"""---
+{metadata.to_yaml()}
+---
+
+# LoRA classifier
+
+{listed}
+- classes: {names}
+
+All arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
+Pad on the right. While the base model loads, its head is reported missing: that is as it should be, it is in here.
+The base model is loaded from `{base}`; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
+
+```python
+{code}
+model.eval()
+
+labels = {list(labels)!r}
+texts = ["the first text", "another"]
+inputs = tokenizer(texts, truncation=True, max_length={max_length}, padding=True, return_tensors="pt").to(model.device)
+probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
+```
+"""
+
+
+def _reload_code(arguments: str) -> str:
+    return f"""from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, {arguments}
+)"""
+
+
+def _reload_4bit_code(arguments: str, quantization: "BitsAndBytesConfig") -> str:
+    """The base model in the same 4 bits: rounded from weights of the same dtype, without the same layers."""
+    return f"""import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+quantization = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="{quantization.bnb_4bit_quant_type}",
+    bnb_4bit_use_double_quant={quantization.bnb_4bit_use_double_quant},
+    bnb_4bit_compute_dtype={quantization.bnb_4bit_compute_dtype},
+    llm_int8_skip_modules={json.dumps(quantization.llm_int8_skip_modules)},
+)
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, {arguments}, dtype={quantization.bnb_4bit_compute_dtype}, quantization_config=quantization
+)
+for module in model.modules():
+    module.support_avx512bf16_for_cpu = False  # bitsandbytes would round the weights once more on some CPUs"""
