@@ -1,0 +1,53 @@
+"""The way into a run: from a configuration to its end, for the command line and for Python alike."""
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lorabench.catalog.models import MODELS
+from lorabench.config.run_config import ModelConfig, RunConfig
+from lorabench.data.task import load_task
+from lorabench.machine.gpus import check_driver
+from lorabench.machine.hub import prefer_cache_if_unreachable
+
+
+def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Run to the end; every rank calls this.
+
+    Args:
+        in_process: the process is not the run's own: it has been there before, and goes on after it.
+
+    Returns:
+        The folder with the results, and the run's record.
+
+    Raises:
+        ConfigError: what was asked for cannot be done; nothing has been written.
+        RunError: the run failed later; `run.json` says so.
+        RunInterrupted: a signal asked it to stop; a checkpoint has been saved.
+    """
+    began = time.time() if in_process else None
+    check_driver()
+    if needs_hub(config.model):
+        prefer_cache_if_unreachable()
+    data = load_task(config.data, config.optim.seed)
+    # Heavy imports, only for input that is known to be good.
+    from lorabench.training.run import execute
+
+    try:
+        return execute(config, data, began)
+    finally:
+        if in_process:
+            from accelerate.state import AcceleratorState
+
+            # The next run may be of another precision.
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def needs_hub(config: ModelConfig) -> bool:
+    """Whether the model comes from the Hub: not a local folder, an installed package or a known shape."""
+    preset = MODELS.get(config.model)
+    if preset is None:
+        return not Path(config.model).is_dir()
+    carried = preset.package is not None and find_spec(preset.package) is not None
+    return config.weights == "pretrained" and not carried
