@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.launch.options import read_config, take_option
-from lorabench.machine.environment import LAUNCH_VARIABLE, accelerate_arguments
+from lorabench.machine.launcher_process import LAUNCH_VARIABLE, accelerate_arguments
 
 _NOTHING = (None, {}, [])
 # Keys of a launch file -> the values that can be carried out here.

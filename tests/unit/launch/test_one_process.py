@@ -16,7 +16,7 @@ from lorabench.launch import launcher
 from lorabench.launch.launcher import build_command
 from lorabench.launch.one_process import start_alone
 from lorabench.launch.request import LaunchRequest, read_launch_request
-from lorabench.machine.environment import LAUNCH_VARIABLE, find_launcher, launch_start
+from lorabench.machine.launcher_process import LAUNCH_VARIABLE, find_launcher, launch_start
 
 PROJECT = Path(__file__).resolve().parents[3]
 ARGUMENTS = ["--model", "minilm", "--output-dir", "my runs", "--mixed-precision", "-m"]
