@@ -30,7 +30,7 @@ def start_alone(command: Sequence[str], began: float | None = None) -> tuple[lis
     words = accelerate_arguments(command)
     if words is None or not _starts_one_process(read_config(Path(words[1]))):
         return None
-    # Takes more than a second, which the launch of several processes need not wait for.
+    # Imported late: it takes more than a second, for which a launch of several processes need not wait.
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
