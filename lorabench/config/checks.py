@@ -8,8 +8,12 @@ from lorabench.config.run_config import RunConfig
 from lorabench.errors import IssueList
 
 
-def find_issues(config: RunConfig) -> list[str]:
-    """Everything that is wrong with the values and can be said without reading a file, one sentence each."""
+def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
+    """Everything that is wrong with the values and can be said without reading a file, one sentence each.
+
+    Args:
+        launching: no process of the run is there yet; the folder of the results is left to them.
+    """
     issues = IssueList()
     for flag, value in _counts(config).items():
         if value is not None:
@@ -37,7 +41,7 @@ def find_issues(config: RunConfig) -> list[str]:
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(quantization_issues(config))
-    if config.run.output_dir is None or looks_into_output_dir():
+    if config.run.output_dir is None or (not launching and looks_into_output_dir()):
         issues.extend(output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)
 

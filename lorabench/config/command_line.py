@@ -1,8 +1,9 @@
 """Command line -> `RunConfig`: presets give the defaults, flags override them."""
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -17,20 +18,22 @@ PROGRAM = "lorabench train"
 _EXAMPLE = "accelerate launch -m lorabench.train --model llama3-8b --task disaster-tweets"
 
 
-def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM) -> RunConfig:
+def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: bool = False) -> RunConfig:
     """The resolved configuration.
 
     Args:
         arguments: the command line after the program's name.
+        launching: no process of the run is there yet, so this one speaks for all. What is in the folder of the results
+            is theirs to judge.
 
     Raises:
         ConfigError: unknown model or task, or values out of range.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    model = _scan(arguments, "model") or ModelConfig().model
-    task = _scan(arguments, "task")
+    given, _ = take_flags(arguments, ("model", "task", "text_column", "label_column"))
+    model, task = given["model"] or ModelConfig().model, given["task"]
     if task is None:
-        own_columns = _scan(arguments, "text-column") or _scan(arguments, "label-column")
+        own_columns = given["text_column"] or given["label_column"]
         task = CUSTOM_TASK if own_columns else DataConfig().task
     config = tyro.cli(
         Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
@@ -40,11 +43,11 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM) -> RunConfig
         description=f"Fine-tune a classifier with LoRA. Example: {_EXAMPLE}. "
         f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        console_outputs=is_first_on_host(),
+        console_outputs=launching or is_first_on_host(),
     )
     issues = [
         *unknown_names(model, task),
-        *find_issues(config),
+        *find_issues(config, launching),
         *missing_files(config.data),
         *missing_tracker(config.run),
         *missing_quantizer(config.model),
@@ -79,18 +82,17 @@ def missing_quantizer(model: ModelConfig) -> list[str]:
     ]
 
 
-def _scan(arguments: Sequence[str], name: str) -> str | None:
-    """The last value given for a flag, in the form `--flag value` or `--flag=value`."""
-    found = None
-    for i, word in enumerate(arguments):
-        flag, separator, value = word.partition("=")
-        if flag.replace("_", "-") != f"--{name}":
-            continue
-        if separator:
-            found = value
-        elif i + 1 < len(arguments):
-            found = arguments[i + 1]
-    return found
+def take_flags(arguments: Sequence[str], names: Iterable[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The last value of each of some flags (None: not given; empty: nothing after it), and the other arguments.
+
+    Args:
+        names: with underscores; on the command line they may be hyphens, and a value may follow `=`.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, nargs="?", const="")
+    given, rest = parser.parse_known_args(arguments)
+    return vars(given), rest
 
 
 def is_first_on_host() -> bool:

@@ -13,10 +13,7 @@ where the tenth covers buffers and fragmentation, and the 2 GB the CUDA context,
 under gradient checkpointing.
 """
 
-import json
-import math
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,27 +21,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from lorabench.config.presets import MODELS, ModelPreset, resolve_defaults, task_preset
-from lorabench.config.run_config import DataConfig, ModelConfig
+from lorabench.config.command_line import PROGRAM, parse_run_config
+from lorabench.config.presets import MODELS, ModelPreset, task_preset
+from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch.one_process import start_alone
-from lorabench.launch.options import (
-    CONFIGS,
-    LaunchOptions,
-    find_config,
-    launch_command,
-    take_launch_options,
-    take_option,
-)
+from lorabench.launch.options import CONFIGS, LaunchOptions, find_config, launch_command, take_launch_options
 from lorabench.machine.gpus import Gpu, check_driver, list_gpus
-from lorabench.models.footprint import WeightCount, count_preset
+from lorabench.models.footprint import count_folder, count_preset
 
 _GB = 10**9
 _WEIGHT_FACTOR = 1.1
 _RESERVED_BYTES = 2 * _GB
 _BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
-# Matrices of a checkpoint that are no linear layer of the model's body.
-_NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ def main() -> NoReturn:
     began = time.time()
     try:
         command = build_command(sys.argv[1:])
-        command, environment = start_alone(command, os.environ, began) or (command, dict(os.environ))
+        command, environment = start_alone(command, began) or (command, dict(os.environ))
     except ConfigError as error:
         print(f"lorabench: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
@@ -90,20 +79,31 @@ def build_command(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: no such config file, more processes than GPUs, GPUs that torch cannot use, DeepSpeed missing,
             machines that do not know of each other.
+        SystemExit: with 2, after a message, where the run's own flags are wrong.
     """
     if {"-h", "--help"} & set(arguments):
         return [sys.executable, "-m", "lorabench.train", *arguments]
-    options, rest = take_launch_options(arguments)
+    options, flags = take_launch_options(arguments)
+    config = _read_flags(flags)
     if options.config_file is not None:
         path = find_config(options.config_file)
         print(f"lorabench: {path} as asked by --config_file", flush=True)
-        return launch_command(path, options, rest)
+        return launch_command(path, options, flags)
     check_driver()
-    choice = choose(usable_gpus(options), measure_model(rest), options.num_machines or 1)
+    choice = choose(usable_gpus(options), measure_model(config), options.num_machines or 1)
     path = find_config(str(CONFIGS / choice.config))
-    command = launch_command(path, replace(options, num_processes=choice.num_processes), rest)
+    command = launch_command(path, replace(options, num_processes=choice.num_processes), flags)
     print(f"lorabench: {choice.reason} (accelerate_configs/{choice.config})", flush=True)
     return command
+
+
+def _read_flags(flags: Sequence[str]) -> RunConfig:
+    """The run that is asked for; what is wrong with it is said as the training command says it."""
+    try:
+        return parse_run_config(flags, launching=True)
+    except ConfigError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from None
 
 
 def usable_gpus(options: LaunchOptions) -> list[Gpu]:
@@ -179,27 +179,23 @@ def _note_on_one_card(gpu: Gpu, size: ModelSize) -> str:
     return ""
 
 
-def measure_model(arguments: Sequence[str]) -> ModelSize:
-    """Size of the frozen weights that these flags ask for, from the preset table or a local folder."""
-    model = take_option(arguments, "model")[0] or ModelConfig().model
-    task = take_option(arguments, "task")[0] or DataConfig().task
-    precision = take_option(arguments, "precision")[0] or "auto"
-    if take_option(arguments, "frozen-dtype")[0] == "fp32":
+def measure_model(config: RunConfig) -> ModelSize:
+    """Size of the frozen weights that a run asks for, from the preset table or a local folder."""
+    model, precision, nf4 = config.model.model, config.model.precision, config.model.quantize == "nf4"
+    if config.model.frozen_dtype == "fp32":
         precision = "fp32"
-    quantize = take_option(arguments, "quantize")[0] or resolve_defaults(model, task).model.quantize
-    nf4 = quantize == "nf4"
     preset = _find_preset(model)
     if preset is not None:
-        dtype = precision if precision in _BYTES_PER_WEIGHT else task_preset(task).precision or preset.precision
+        dtype = precision if precision != "auto" else task_preset(config.data.task).precision or preset.precision
         size = count_preset(preset).held_bytes(_BYTES_PER_WEIGHT[dtype], nf4)
         return ModelSize(model, size, "nf4" if nf4 else dtype)
-    counted = _read_safetensors(Path(model))
+    counted = count_folder(Path(model))
     if counted is None:
         return ModelSize(model, None, "unknown")
     weights, stored_bytes = counted
     if nf4:
         return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT.get(precision, 2), nf4), "nf4")
-    if precision in _BYTES_PER_WEIGHT:
+    if precision != "auto":
         return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT[precision], nf4), precision)
     return ModelSize(model, stored_bytes, "their stored dtype")
 
@@ -209,28 +205,6 @@ def _find_preset(model: str) -> ModelPreset | None:
     if model in MODELS:
         return MODELS[model]
     return next((preset for preset in MODELS.values() if preset.hub_id == model), None)
-
-
-def _read_safetensors(folder: Path) -> tuple[WeightCount, int] | None:
-    """Parameters and bytes from the headers of a folder's weight files; None where there are none to read."""
-    parameters = linear = stored_bytes = 0
-    # `model*` leaves out the second copy of the same weights that some checkpoints carry as consolidated.safetensors.
-    for path in folder.glob("model*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
-            parameters += sum(sizes.values())
-            linear += sum(
-                size
-                for name, size in sizes.items()
-                if len(tensors[name]["shape"]) == 2 and not _NO_LINEAR.search(name)
-            )
-            stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-            return None  # Damaged weights are for the training process to report; here their size is unknown.
-    return (WeightCount(parameters, linear), stored_bytes) if parameters else None
 
 
 def _gigabytes(count: int) -> str:

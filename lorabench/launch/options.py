@@ -9,20 +9,21 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
+from lorabench.config.command_line import take_flags
 from lorabench.errors import ConfigError
 
 _PROJECT = Path(__file__).resolve().parents[2]
 CONFIGS = _PROJECT / "accelerate_configs"
 _DEFAULT_PORT = 29500
-
-T = TypeVar("T")
+# Flags that take a whole number, and the least that each may be.
+_LEAST = {"num_processes": 1, "num_machines": 1, "machine_rank": 0, "main_process_port": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,42 +49,20 @@ def take_launch_options(arguments: Sequence[str]) -> tuple[LaunchOptions, list[s
     Raises:
         ConfigError: a flag without a value, or whose value is no such number.
     """
-    rest = list(arguments)
-
-    def take(name: str, parse: Callable[[str, str], T]) -> T | None:
-        nonlocal rest
-        text, rest = take_option(rest, name.replace("_", "-"))
-        return None if text is None else parse(f"--{name}", text)
-
-    options = LaunchOptions(
-        config_file=take("config_file", _text),
-        num_processes=take("num_processes", _count),
-        num_machines=take("num_machines", _count),
-        machine_rank=take("machine_rank", _index),
-        main_process_ip=take("main_process_ip", _text),
-        main_process_port=take("main_process_port", _index),
-    )
-    return options, rest
+    given, rest = take_flags(arguments, [field.name for field in fields(LaunchOptions)])
+    values = {name: _read_value(name, text) for name, text in given.items() if text is not None}
+    return LaunchOptions(**values), rest
 
 
-def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The last value of `--name VALUE` or `--name=VALUE` (hyphens and underscores alike), and the other arguments.
-
-    Raises:
-        ConfigError: the option comes last, without a value.
-    """
-    value: str | None = None
-    rest: list[str] = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        flag, equals, inline = argument.partition("=")
-        if not flag.startswith("--") or flag[2:].replace("_", "-") != name:
-            rest.append(argument)
-            continue
-        value = inline if equals else next(remaining, None)
-        if value is None:
-            raise ConfigError(f"{flag}: expected a value after it")
-    return value, rest
+def _read_value(name: str, text: str) -> Any:
+    if not text:
+        raise ConfigError(f"--{name}: expected a value after it")
+    least = _LEAST.get(name)
+    if least is None:
+        return text
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise ConfigError(f"--{name} {text}: expected a whole number of at least {least}")
+    return int(text)
 
 
 def find_config(name: str) -> Path:
@@ -120,20 +99,13 @@ def launch_command(config: Path, options: LaunchOptions, arguments: Sequence[str
 
 def _process_options(config: Path, values: dict[str, Any], options: LaunchOptions) -> list[str]:
     """How many processes, and where: the flags as given, checked where there are several machines."""
+    given = {name: value for name, value in asdict(options).items() if value is not None and name != "config_file"}
     machines = options.num_machines or int(values.get("num_machines") or 1)
-    port = options.main_process_port
     if machines > 1:
         _check_machines(config, values, options, machines)
         # A file for one machine says 0, any free port: every machine would choose another.
-        port = port or values.get("main_process_port") or _DEFAULT_PORT
-    given = {
-        "num_processes": options.num_processes,
-        "num_machines": options.num_machines,
-        "machine_rank": options.machine_rank,
-        "main_process_ip": options.main_process_ip,
-        "main_process_port": port,
-    }
-    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        given["main_process_port"] = options.main_process_port or values.get("main_process_port") or _DEFAULT_PORT
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
 def _check_machines(config: Path, values: dict[str, Any], options: LaunchOptions, machines: int) -> None:
@@ -187,26 +159,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"--config_file {path}: expected an accelerate configuration (key: value)")
     return values
-
-
-def _text(flag: str, text: str) -> str:
-    if not text:
-        raise ConfigError(f"{flag}: expected a value after it")
-    return text
-
-
-def _count(flag: str, text: str) -> int:
-    return _whole_number(flag, text, 1)
-
-
-def _index(flag: str, text: str) -> int:
-    return _whole_number(flag, text, 0)
-
-
-def _whole_number(flag: str, text: str, least: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise ConfigError(f"{flag} {text}: expected a whole number of at least {least}")
-    return int(text)
 
 
 def _cpu_threads() -> int:

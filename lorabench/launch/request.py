@@ -4,9 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from accelerate.utils import DistributedType
-
-from lorabench.machine.environment import accelerate_arguments, find_launcher
+from lorabench.machine.launcher_process import accelerate_arguments, find_launcher
 
 
 @dataclass(frozen=True)
@@ -27,51 +25,48 @@ class LaunchRequest:
 
 
 def read_launch_request() -> LaunchRequest:
-    """Find the `accelerate launch` among the parent processes and read its arguments and YAML as it does itself.
+    """What the environment says, and the arguments and YAML of the `accelerate launch` above this process.
 
     A launcher can run less than it was asked for (`--cpu --num_processes 2` starts one process), and says nothing of
     it to the processes that it starts; its own command line is the only witness.
     """
-    env_engine: Literal["deepspeed", "fsdp"] | None = None
-    if _flag("ACCELERATE_USE_DEEPSPEED"):
-        env_engine = "deepspeed"
-    elif _flag("ACCELERATE_USE_FSDP"):
-        env_engine = "fsdp"
-    env_size = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
-    command = _launcher_command()
-    if command is None:
-        return LaunchRequest("", env_size, env_engine, _flag("ACCELERATE_USE_CPU"))
-    return _parse_launcher(command, env_size, env_engine)
+    told = _read_environment()
+    words = accelerate_arguments(find_launcher() or [])
+    return told if words is None else read_arguments(words, told)
 
 
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+def _read_environment() -> LaunchRequest:
+    def is_set(name: str) -> bool:
+        return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+    size = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
+    sharding = "fsdp" if is_set("ACCELERATE_USE_FSDP") else None
+    engine = "deepspeed" if is_set("ACCELERATE_USE_DEEPSPEED") else sharding
+    return LaunchRequest("", size, engine, is_set("ACCELERATE_USE_CPU"))
 
 
-def _launcher_command() -> list[str] | None:
-    """Arguments of the `accelerate launch` above this process; None without one."""
-    command = find_launcher()
-    return None if command is None else accelerate_arguments(command)
+def read_arguments(words: list[str], told: LaunchRequest) -> LaunchRequest:
+    """What was asked of `accelerate launch`, by its arguments and by the YAML that they name or leave to be found.
 
-
-def _parse_launcher(
-    command: list[str], env_size: int | None, env_engine: Literal["deepspeed", "fsdp"] | None
-) -> LaunchRequest:
+    Args:
+        told: by the environment, where neither of them says anything.
+    """
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils import DistributedType
 
-    arguments, _ = launch_command_parser().parse_known_args(command)
+    arguments, _ = launch_command_parser().parse_known_args(words)
     yaml = None
     if arguments.config_file or (os.path.isfile(default_config_file) and not arguments.cpu):
         yaml = load_config_from_file(arguments.config_file)
-    size = arguments.num_processes or getattr(yaml, "num_processes", None) or env_size
-    engine = env_engine
+    size = arguments.num_processes or getattr(yaml, "num_processes", None) or told.world_size
     # The launcher takes the type from the YAML only where no flag names one.
     named = arguments.multi_gpu or arguments.tpu or arguments.use_deepspeed or arguments.use_fsdp
     yaml_type = None if named or yaml is None else yaml.distributed_type
+    engine = told.engine
     if arguments.use_deepspeed or yaml_type == DistributedType.DEEPSPEED:
         engine = "deepspeed"
     elif arguments.use_fsdp or yaml_type == DistributedType.FSDP:
         engine = "fsdp"
-    cpu = arguments.cpu or bool(yaml and yaml.use_cpu) or _flag("ACCELERATE_USE_CPU")
-    return LaunchRequest("accelerate launch " + " ".join(command), size, engine, cpu)
+    cpu = arguments.cpu or bool(yaml and yaml.use_cpu) or told.cpu
+    return LaunchRequest("accelerate launch " + " ".join(words), size, engine, cpu)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from lorabench.machine.environment import launch_start
+from lorabench.machine.launcher_process import launch_start
 from lorabench.units import GB
 
 

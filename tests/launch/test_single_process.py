@@ -85,8 +85,19 @@ def test_a_signal_to_the_launcher_stops_the_run_with_a_checkpoint(
         (["--model", "minilm", "--task", "sample", "--epochs", "0"], "--epochs 0"),
     ],
 )
-def test_bad_input_keeps_its_exit_code(flags: list[str], message: str, tmp_path: Path) -> None:
-    ended = python([*LAUNCHER, *flags], tmp_path)
+@pytest.mark.parametrize("config", ["cpu", "cpu_2ranks"])
+def test_bad_input_keeps_its_exit_code(config: str, flags: list[str], message: str, tmp_path: Path) -> None:
+    ended = python(["-m", "lorabench.launch", "--config_file", CONFIGS / f"{config}.yaml", *flags], tmp_path)
     assert ended.returncode == 2, explain(ended)
     assert ended.stderr.startswith("lorabench train") and message in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count(message) == 1 and "Traceback" not in ended.stderr
+
+
+def test_what_only_the_process_can_refuse_keeps_its_exit_code(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "run.json").write_text("{}")
+    ended = python([*LAUNCHER, "--model", "minilm", "--task", "sample", "--output-dir", run_dir], tmp_path)
+    assert ended.returncode == 2, explain(ended)
+    assert ended.stderr.startswith(f"lorabench train: error: --output-dir {run_dir}: in use")
+    assert os.listdir(tmp_path) == ["run"] and os.listdir(run_dir) == ["run.json"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorabench.config import command_line as arguments
-from lorabench.config.command_line import parse_run_config, report_config_error
+from lorabench.config.command_line import parse_run_config, report_config_error, take_flags
 from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings, preset_precision
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
@@ -148,6 +148,32 @@ def test_only_the_first_rank_of_a_host_complains(
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert report_config_error(ConfigError("wrong"), "lorabench train") == 2
     assert capsys.readouterr().err == "lorabench train: error: wrong\n"
+
+
+def test_the_launcher_speaks_for_the_ranks_to_come_and_leaves_the_folder_to_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as raised:
+        parse_run_config(["--lora-rank", "4"], launching=True)
+    assert raised.value.code == 2
+    assert "--lora-rank" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{}")
+    words = ["--output-dir", str(tmp_path)]
+    # On several machines another's first rank may have written there by now.
+    assert parse_run_config(words, launching=True).run.output_dir == tmp_path
+    with pytest.raises(ConfigError, match="in use"):
+        parse_run_config(words)
+    with pytest.raises(ConfigError, match="--resume: expected --output-dir"):
+        parse_run_config(["--resume"], launching=True)
+
+
+def test_some_flags_are_taken_out_of_a_command_line() -> None:
+    words = ["--a-b", "1", "stray", "--a_b=2", "--a-bc", "3", "--name", "two words", "--a", "--last"]
+    given, rest = take_flags(words, ["a_b", "name", "last", "none"])
+    assert given == {"a_b": "2", "name": "two words", "last": "", "none": None}
+    assert rest == ["stray", "--a-bc", "3", "--a"]
+    assert take_flags(["--a", "--b", "--c=", "-1"], ["a", "c"]) == ({"a": "", "c": ""}, ["--b", "-1"])
 
 
 # --- precedence

@@ -1,7 +1,6 @@
 """The launch is what it says: what was asked for, what runs, and one clear error where the two differ."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,10 +20,8 @@ from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.strategies import choose_strategy
 from lorabench.distributed.strategy import Strategy
 from lorabench.errors import ConfigError
-from lorabench.launch import request as launch_request
-from lorabench.launch.request import LaunchRequest, _launcher_command, _parse_launcher, read_launch_request
+from lorabench.launch.request import LaunchRequest
 
-CONFIGS = Path(__file__).parents[3] / "accelerate_configs"
 LAUNCH_VARIABLES = (
     "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION",
     "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS",
@@ -32,12 +29,10 @@ LAUNCH_VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As a plain `python` would see it, without a default configuration of the person who runs the tests."""
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a plain `python` would see it."""
     for name in LAUNCH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(tmp_path / "none.yaml"))
-    monkeypatch.setattr("accelerate.commands.config.config_args.default_yaml_config_file", str(tmp_path / "none.yaml"))
 
 
 def running(
@@ -124,114 +119,6 @@ def test_all_differences_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         verify_launch(asked(4, "deepspeed", cpu=True), running(2, device="cuda:0", precision="fp16"), "fp32")
     assert len(caught.value.issues) == 4
-
-
-def test_without_a_launcher_only_the_environment_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch_request, "_launcher_command", lambda: None)
-    assert read_launch_request() == LaunchRequest("", None, None, False)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "yes")
-    assert read_launch_request() == LaunchRequest("", 3, "fsdp", True)
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert read_launch_request().engine == "deepspeed"
-
-
-def test_the_launchers_own_command_line_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--cpu", "--num_processes", "2", "-m", "lorabench.train", "--epochs", "1"]
-    monkeypatch.setattr(launch_request, "_launcher_command", lambda: words)
-    request = read_launch_request()
-    assert (request.world_size, request.engine, request.cpu) == (2, None, True)
-    assert request.command == "accelerate launch --cpu --num_processes 2 -m lorabench.train --epochs 1"
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["-m", "lorabench.train"], (None, None, False)),
-        (["--num_processes", "4", "-m", "lorabench.train"], (4, None, False)),
-        (["--num_processes=4", "--multi_gpu", "-m", "lorabench.train"], (4, None, False)),
-        (["--use_deepspeed", "--num_processes", "2", "-m", "lorabench.train"], (2, "deepspeed", False)),
-        (["--use_fsdp", "--num_processes", "2", "-m", "lorabench.train"], (2, "fsdp", False)),
-        # What comes after the script's name is the script's.
-        (["-m", "lorabench.train", "--cpu"], (None, None, False)),
-    ],
-)
-def test_launcher_arguments_say_processes_engine_and_device(
-    words: list[str], expected: tuple[int | None, str | None, bool]
-) -> None:
-    request = _parse_launcher(words, None, None)
-    assert (request.world_size, request.engine, request.cpu) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("cpu", (1, None, True)),
-        ("cpu_2ranks", (2, None, False)),
-        ("ddp", (2, None, False)),
-        ("single_gpu", (1, None, False)),
-        ("single_a6000", (1, None, False)),
-        *((f"zero{stage}", (2, "deepspeed", False)) for stage in ("1", "2", "3", "3_offload")),
-        *((name, (2, "fsdp", False)) for name in ("fsdp2", "fsdp2_offload")),
-    ],
-)
-def test_the_shipped_configurations_say_processes_engine_and_device(
-    name: str, expected: tuple[int, str | None, bool]
-) -> None:
-    request = _parse_launcher(["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "lorabench.train"], None, None)
-    assert (request.world_size, request.engine, request.cpu) == expected
-
-
-def test_a_flag_of_the_launcher_beats_its_configuration_file() -> None:
-    words = ["--config_file", str(CONFIGS / "cpu_2ranks.yaml"), "--num_processes", "3", "-m", "lorabench.train"]
-    assert _parse_launcher(words, 3, None).world_size == 3
-
-
-def test_a_multi_cpu_configuration_asks_for_all_its_processes(tmp_path: Path) -> None:
-    file = tmp_path / "multi_cpu.yaml"
-    file.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\n"
-        "use_cpu: true\n"
-    )
-    request = _parse_launcher(["--config_file", str(file), "-m", "lorabench.train"], None, None)
-    assert (request.world_size, request.cpu) == (2, True)
-
-
-class Process:
-    """A parent process with a command line."""
-
-    def __init__(self, words: list[str]) -> None:
-        self._words = words
-
-    def cmdline(self) -> list[str]:
-        return self._words
-
-
-@pytest.mark.parametrize(
-    ("parents", "expected"),
-    [
-        ([["bash"]], None),
-        ([["python", "/bin/accelerate", "launch", "-m", "x"]], ["-m", "x"]),
-        ([["bash", "-c", "y"], ["python", "/bin/accelerate-launch", "--cpu", "x.py"]], ["--cpu", "x.py"]),
-        ([["python", "-m", "accelerate.commands.launch", "x.py"]], ["x.py"]),
-        ([["accelerate", "env"]], None),
-    ],
-)
-def test_the_launcher_is_found_among_the_parents(
-    parents: list[list[str]], expected: list[str] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    processes = [Process(words) for words in parents]
-    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parents=lambda: processes))
-    assert _launcher_command() == expected
-
-
-def test_a_file_that_is_named_accelerate_launch_among_another_commands_arguments_is_no_launcher(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    words = ["vim", "notes/accelerate-launch", "--cpu", "--num_processes", "8"]
-    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parents=lambda: [Process(words)]))
-    assert _launcher_command() is None
 
 
 @pytest.mark.parametrize(

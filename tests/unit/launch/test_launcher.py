@@ -10,10 +10,11 @@ from typing import NoReturn
 
 import pytest
 
+from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch import launcher
 from lorabench.launch.launcher import ModelSize, build_command, choose, measure_model
-from lorabench.launch.options import find_config, take_option
+from lorabench.launch.options import LaunchOptions, find_config, take_launch_options
 from lorabench.machine.gpus import Gpu
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -26,6 +27,10 @@ LLAMA_3_LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 # Embeddings, norms and a head of two classes.
 LLAMA_3_OTHER = (128_256 + 65 + 2) * 4096
 LLAMA = ModelSize("llama3-8b", 15_009_865_728, "bf16")
+
+
+def measure(flags: list[str]) -> ModelSize:
+    return measure_model(parse_run_config(flags))
 
 
 def nf4_bytes(linear: int, other: int, bytes_per_weight: int = 2) -> int:
@@ -48,9 +53,10 @@ def use_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
     monkeypatch.setattr(launcher, "list_gpus", lambda: list(gpus))
 
 
-def options(command: list[str]) -> list[str]:
-    """What `accelerate launch` itself is given."""
-    return command[: command.index("lorabench.train") - 1]
+def option(command: list[str], name: str) -> str | None:
+    """The value of an option that `accelerate launch` itself is given."""
+    given, _ = take_flags(command[: command.index("lorabench.train") - 1], [name])
+    return given[name]
 
 
 def test_without_gpu_one_process_on_the_cpu() -> None:
@@ -159,7 +165,7 @@ def test_several_machines(gpus: list[Gpu], machines: int, config: str, ranks: in
     ],
 )
 def test_bytes_of_a_model(flags: list[str], weight_bytes: int | None, dtype: str) -> None:
-    size = measure_model(flags)
+    size = measure(flags)
     assert (size.weight_bytes, size.dtype) == (weight_bytes, dtype)
 
 
@@ -167,8 +173,8 @@ def test_bytes_of_a_local_folder(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model-00001-of-00002.safetensors", {"a": [10, 20], "b": [5, 4]})
     write_safetensors(tmp_path / "model-00002-of-00002.safetensors", {"c": [3, 10]})
     write_safetensors(tmp_path / "consolidated.safetensors", {"a": [10, 20]})
-    assert measure_model(["--model", str(tmp_path)]).weight_bytes == 500
-    assert measure_model(["--model", str(tmp_path), "--precision", "fp32"]).weight_bytes == 1000
+    assert measure(["--model", str(tmp_path)]).weight_bytes == 500
+    assert measure(["--model", str(tmp_path), "--precision", "fp32"]).weight_bytes == 1000
 
 
 def test_bytes_of_a_local_folder_in_four_bits(tmp_path: Path) -> None:
@@ -184,22 +190,28 @@ def test_bytes_of_a_local_folder_in_four_bits(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(header)
     linear, other = 256 * 256 + 256 * 1024, 1000 * 256 + 256 + 2 * 256
     flags = ["--model", str(tmp_path), "--quantize", "nf4"]
-    assert measure_model(flags) == ModelSize(str(tmp_path), nf4_bytes(linear, other), "nf4")
-    assert measure_model([*flags, "--precision", "fp32"]).weight_bytes == nf4_bytes(linear, other, 4)
+    assert measure(flags) == ModelSize(str(tmp_path), nf4_bytes(linear, other), "nf4")
+    assert measure([*flags, "--precision", "fp32"]).weight_bytes == nf4_bytes(linear, other, 4)
 
 
 @pytest.mark.parametrize("content", [b"", b"short", bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"[]", b"\xff" * 20])
 def test_damaged_weights_are_of_unknown_size(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    assert measure_model(["--model", str(tmp_path)]).weight_bytes is None
+    assert measure(["--model", str(tmp_path)]).weight_bytes is None
 
 
-def test_take_option() -> None:
-    arguments = ["--model", "m", "--config_file", "a.yaml", "--config-file=b.yaml", "--config-files", "x"]
-    assert take_option(arguments, "config-file") == ("b.yaml", ["--model", "m", "--config-files", "x"])
-    assert take_option(["value"], "config-file") == (None, ["value"])
+def test_launch_options_are_taken_out_of_the_runs_flags() -> None:
+    arguments = ["--model", "m", "--config_file", "a.yaml", "--config-file=b.yaml", "--config-files", "x", "two words"]
+    options, rest = take_launch_options([*arguments, "--num-processes=3"])
+    assert options == LaunchOptions(config_file="b.yaml", num_processes=3)
+    assert rest == ["--model", "m", "--config-files", "x", "two words"]
+    assert take_launch_options(["value"]) == (LaunchOptions(), ["value"])
+
+
+@pytest.mark.parametrize("arguments", [["--config_file"], ["--config-file="], ["--config_file", "--model", "m"]])
+def test_a_launch_option_without_a_value_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="--config_file: expected a value"):
-        take_option(["--config_file"], "config-file")
+        take_launch_options(arguments)
 
 
 def test_command_on_two_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +219,7 @@ def test_command_on_two_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     command = build_command(["--model", "llama3-8b", "--num_processes", "2", "--epochs", "1"])
     assert command[:4] == [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     assert command[4] == str(PROJECT / "accelerate_configs/ddp.yaml")
-    assert take_option(options(command), "num-processes")[0] == "2"
+    assert option(command, "num_processes") == "2"
     assert command[command.index("lorabench.train") - 1 :] == [
         "-m", "lorabench.train", "--model", "llama3-8b", "--epochs", "1",
     ]  # fmt: skip
@@ -240,7 +252,7 @@ def test_zero3_gets_the_full_path_of_its_json(monkeypatch: pytest.MonkeyPatch, t
     use_gpus(monkeypatch, RTX_3060, RTX_3060)
     monkeypatch.chdir(tmp_path)
     command = build_command(["--model", "llama3-8b"])
-    assert take_option(options(command), "deepspeed-config-file")[0] == str(PROJECT / "ds_configs/zero3.json")
+    assert option(command, "deepspeed_config_file") == str(PROJECT / "ds_configs/zero3.json")
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3_offload"])
@@ -250,7 +262,7 @@ def test_each_deepspeed_file_gets_the_full_path_of_its_json(
     pytest.importorskip("deepspeed")
     monkeypatch.chdir(tmp_path)
     command = build_command(["--config_file", f"{name}.yaml"])
-    assert take_option(options(command), "deepspeed-config-file")[0] == str(PROJECT / f"ds_configs/{name}.json")
+    assert option(command, "deepspeed_config_file") == str(PROJECT / f"ds_configs/{name}.json")
 
 
 MACHINES = {"--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "10.0.0.1", "--num_processes": "4"}
@@ -273,14 +285,14 @@ def test_the_machines_flags_go_to_the_launcher(config: str, equals: bool, hyphen
     flags = {"--config_file": f"{config}.yaml", **MACHINES, "--main_process_port": "4321"}
     command = build_command([*words(flags, hyphens, equals), "--model", "minilm"])
     for name, value in {**MACHINES, "--main_process_port": "4321"}.items():
-        assert take_option(options(command), name[2:].replace("_", "-"))[0] == value
+        assert option(command, name[2:]) == value
     assert command[command.index("lorabench.train") + 1 :] == ["--model", "minilm"]
 
 
 @pytest.mark.parametrize("config", ["ddp", "two_nodes_ddp"])
 def test_machines_agree_on_a_port(config: str) -> None:
     command = build_command(["--config_file", f"{config}.yaml", *words(MACHINES)])
-    assert take_option(options(command), "main-process-port")[0] == "29500"
+    assert option(command, "main_process_port") == "29500"
 
 
 def test_machines_are_named_by_the_launch_file_too(tmp_path: Path) -> None:
@@ -292,7 +304,7 @@ def test_machines_are_named_by_the_launch_file_too(tmp_path: Path) -> None:
     )
     command = build_command(["--config_file", str(path)])
     assert "--machine_rank" not in command and "--num_machines" not in command
-    assert take_option(options(command), "main-process-port")[0] == "5000"
+    assert option(command, "main_process_port") == "5000"
 
 
 def test_machines_without_a_launch_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +312,9 @@ def test_machines_without_a_launch_file(monkeypatch: pytest.MonkeyPatch) -> None
     flags = {name: value for name, value in MACHINES.items() if name != "--num_processes"}
     command = build_command([*words(flags), "--model", "llama3-8b"])
     assert command[4] == str(PROJECT / "accelerate_configs/two_nodes_ddp.yaml")
-    assert take_option(options(command), "num-processes")[0] == "4"
+    assert option(command, "num_processes") == "4"
     one_each = build_command([*words(flags), "--num_processes", "2", "--model", "llama3-8b"])
-    assert take_option(options(one_each), "num-processes")[0] == "2"
+    assert option(one_each, "num_processes") == "2"
 
 
 @pytest.mark.parametrize(
@@ -344,7 +356,7 @@ def test_zero3_without_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_single_process_gets_all_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     use_gpus(monkeypatch)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = take_option(options(build_command([])), "num-cpu-threads-per-process")[0]
+    threads = option(build_command([]), "num_cpu_threads_per_process")
     assert threads is not None
     assert 1 <= int(threads) <= (os.cpu_count() or 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -417,6 +429,33 @@ def test_main_ends_bad_input_with_its_code(
         launcher.main()
     assert raised.value.code == EXIT_BAD_INPUT
     assert capsys.readouterr().err.startswith("lorabench: --config_file nowhere.yaml: no such file")
+
+
+@pytest.mark.parametrize("config", [[], ["--config_file", "cpu.yaml"], ["--config_file", "cpu_2ranks.yaml"]])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "lorabench train: error: --epochs 0: expected"),
+        (["--model", "minilm2"], "lorabench train: error: --model 'minilm2': unknown"),
+        (["--lora-rank", "4"], "For full helptext, run lorabench train --help"),
+    ],
+)
+def test_wrong_flags_of_the_run_end_the_launch_with_one_message(
+    flags: list[str],
+    message: str,
+    config: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["launcher", *config, *flags])
+    monkeypatch.setattr(os, "execve", lambda *process: pytest.fail("something was started"))
+    # Of a process around it: the ranks will have their own, and the first of them would speak.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as raised:
+        launcher.main()
+    assert raised.value.code == EXIT_BAD_INPUT
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count(message) == 1
 
 
 class LaunchScript:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lorabench.machine import meters
-from lorabench.machine.environment import LAUNCH_VARIABLE
+from lorabench.machine.launcher_process import LAUNCH_VARIABLE
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_seconds
 
 CPU = torch.device("cpu")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -208,53 +207,3 @@ def test_environment_is_json_with_null_for_what_is_missing(tmp_path: Path, monke
     }
     write_json_atomic(tmp_path / "run.json", facts)
     assert json.loads((tmp_path / "run.json").read_text()) == facts
-
-
-class FakeParent:
-    def __init__(self, *command: str) -> None:
-        self._command = list(command)
-
-    def cmdline(self) -> list[str]:
-        return self._command
-
-
-def launch_command(monkeypatch: pytest.MonkeyPatch, *parents: FakeParent) -> list[str]:
-    monkeypatch.setattr(psutil.Process, "parents", lambda self: list(parents))
-    monkeypatch.setattr(environment, "_git_commit", lambda folder: None)
-    return environment.environment()["launch_command"]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("/venv/bin/python3.11", "/venv/bin/accelerate", "launch", "-m", "lorabench.train"),
-        ("python", "-u", "-m", "accelerate.commands.launch", "train.py"),
-        ("/venv/bin/python", "/venv/bin/torchrun", "--nproc_per_node", "2", "train.py"),
-        ("python", "-m", "torch.distributed.run", "train.py"),
-        ("accelerate-launch", "train.py"),
-    ],
-)
-def test_launch_command_is_that_of_the_nearest_launcher(
-    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
-) -> None:
-    shell = FakeParent("bash", "-c", "torchrun other.py")
-    found = launch_command(monkeypatch, shell, FakeParent(*command), FakeParent("torchrun", "outer.py"))
-    assert found == list(command)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        (),
-        ("python",),
-        ("python", "-m"),
-        ("bash", "-c", "cd /home/me/accelerate"),
-        ("vim", "torchrun"),
-        ("python", "/venv/bin/accelerate", "config"),
-        ("python", "-m", "pytest", "torchrun"),
-    ],
-)
-def test_launch_command_without_a_launcher_is_our_own(
-    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
-) -> None:
-    assert launch_command(monkeypatch, FakeParent(*command)) == [sys.executable, *sys.orig_argv[1:]]
