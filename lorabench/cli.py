@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import tyro
 
+from lorabench.catalog.models import ARCHITECTURES, MODELS, TASKS, resolve_defaults
 from lorabench.config.command_line import report_config_error
-from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, resolve_defaults
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
 from lorabench.results.report import OutputFormat, table_command

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import PROGRAM, is_first_on_host, parse_run_config, report_config_error
-from lorabench.config.presets import MODELS
 from lorabench.config.run_config import ModelConfig
 from lorabench.data.task import load_task
 from lorabench.errors import EXIT_INTERRUPTED, EXIT_RUN_FAILED, ConfigError, RankError, RunError, RunInterrupted

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from lorabench.catalog.models import MODELS, TASKS, resolve_defaults, unknown_names
 from lorabench.config.checks import find_issues
-from lorabench.config.presets import MODELS, TASKS, resolve_defaults, unknown_names
 from lorabench.config.run_config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, RunOptions
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 

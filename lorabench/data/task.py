@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorabench.config.presets import TaskPreset, task_preset
+from lorabench.catalog.models import TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.labels import class_weights, count_classes, label_names, label_text, positive_index
 from lorabench.data.readers import read_columns

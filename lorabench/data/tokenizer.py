@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config.presets import ARCHITECTURES, MODELS
+from lorabench.catalog.models import ARCHITECTURES, MODELS
 from lorabench.config.run_config import ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error

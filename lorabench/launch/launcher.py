@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from lorabench.config.presets import MODELS, ModelPreset, resolve_defaults, task_preset
+from lorabench.catalog.models import MODELS, ModelPreset, resolve_defaults, task_preset
 from lorabench.config.run_config import DataConfig, ModelConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch.one_process import start_alone

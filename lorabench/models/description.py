@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from lorabench.config.presets import ARCHITECTURES, MODELS
+from lorabench.catalog.models import ARCHITECTURES, MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lorabench.config.presets import ModelPreset
+from lorabench.catalog.models import ModelPreset
 
 # An 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
 NF4_SCALE_BITS = 8 / 64 + 32 / (64 * 256)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lorabench.config.presets import ARCHITECTURES
+from lorabench.catalog.models import ARCHITECTURES
 from lorabench.distributed.setting import Setting
 from lorabench.distributed.strategies import capture_obstacle
 from lorabench.machine.precision import DTYPES

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from lorabench.catalog.models import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings, preset_precision
 from lorabench.config import command_line as arguments
 from lorabench.config.command_line import parse_run_config, report_config_error
-from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings, preset_precision
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
