@@ -8,8 +8,11 @@ from typing import TypeVar
 
 import tyro
 
-from lorabench.catalog.models import ARCHITECTURES, MODELS, TASKS, resolve_defaults
+from lorabench.catalog.families import FAMILIES
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import report_config_error
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
 from lorabench.results.report import OutputFormat, table_command
@@ -106,7 +109,7 @@ def model_lines() -> list[str]:
         "",
     ]
     lines.append("Architectures (LoRA targets)")
-    lines += [f"  {name:<14} {', '.join(item.targets)}" for name, item in ARCHITECTURES.items()]
+    lines += [f"  {name:<14} {', '.join(item.targets)}" for name, item in FAMILIES.items()]
     lines += ["", "Tasks (--task)"]
     for name, task in TASKS.items():
         source = "embedded, synthetic" if task.embedded else task.hub_id or "your files: --train-file"

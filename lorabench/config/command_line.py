@@ -8,9 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from lorabench.catalog.models import MODELS, TASKS, resolve_defaults, unknown_names
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import CUSTOM_TASK, TASKS
 from lorabench.config.checks import find_issues
-from lorabench.config.run_config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, RunOptions
+from lorabench.config.defaults import resolve_defaults, unknown_names
+from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
 PROGRAM = "lorabench train"

@@ -16,7 +16,6 @@ under gradient checkpointing.
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from lorabench.catalog.models import MODELS, ModelPreset, resolve_defaults, task_preset
+from lorabench.catalog.families import is_linear_weight
+from lorabench.catalog.models import MODELS, ModelPreset
+from lorabench.catalog.tasks import task_preset
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig, ModelConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch.one_process import start_alone
@@ -43,8 +45,6 @@ _GB = 10**9
 _WEIGHT_FACTOR = 1.1
 _RESERVED_BYTES = 2 * _GB
 _BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
-# Matrices of a checkpoint that are no linear layer of the model's body.
-_NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
 
 
 @dataclass(frozen=True)
@@ -223,9 +223,7 @@ def _read_safetensors(folder: Path) -> tuple[WeightCount, int] | None:
             sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
             parameters += sum(sizes.values())
             linear += sum(
-                size
-                for name, size in sizes.items()
-                if len(tensors[name]["shape"]) == 2 and not _NO_LINEAR.search(name)
+                size for name, size in sizes.items() if len(tensors[name]["shape"]) == 2 and is_linear_weight(name)
             )
             stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lorabench.catalog.families import FAMILIES
 from lorabench.catalog.models import ModelPreset
 
 # An 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
@@ -35,12 +36,5 @@ class WeightCount:
 
 def count_preset(preset: ModelPreset) -> WeightCount:
     """A preset's parameters, from its shape."""
-    shape = preset.shape
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    if "num_key_value_heads" in shape:
-        # query, key, value and output projections; gate, up and down
-        keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
-        layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
-    else:
-        layer = 4 * hidden * hidden + 2 * hidden * inner
-    return WeightCount(total=preset.base_parameters, linear=shape["num_hidden_layers"] * layer)
+    layer = FAMILIES[preset.model_type].linear_weights(preset.shape)
+    return WeightCount(total=preset.base_parameters, linear=preset.shape["num_hidden_layers"] * layer)

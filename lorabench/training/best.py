@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lorabench.catalog.models import is_synthetic
 from lorabench.checkpoint import adapter as checkpoint
+from lorabench.config.defaults import is_synthetic
 from lorabench.data.batching import PaddedCollator, TokenizedRows, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lorabench.catalog.models import is_synthetic
+from lorabench.config.defaults import is_synthetic
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError

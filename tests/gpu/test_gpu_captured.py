@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lorabench import train
-from lorabench.catalog.models import resolve_defaults
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.batching import PaddedCollator, TokenizedRows
 from lorabench.data.task import load_rows
