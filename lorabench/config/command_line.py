@@ -10,6 +10,7 @@ import tyro
 
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import CUSTOM_TASK, TASKS
+from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
 from lorabench.config.defaults import resolve_defaults, unknown_names
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
@@ -66,9 +67,9 @@ def missing_files(data: DataConfig) -> list[str]:
 
 def missing_tracker(run: RunOptions) -> list[str]:
     """A message if the chosen tracker's package is not installed."""
-    if run.track == "none" or find_spec(run.track) is not None:
+    if run.track == "none" or find_spec(package := TRACKERS[run.track].package) is not None:
         return []
-    return [f"--track {run.track}: the package is not installed; expected `pip install {run.track}` before"]
+    return [f"--track {run.track}: the package is not installed; expected `pip install {package}` before"]
 
 
 def missing_quantizer(model: ModelConfig) -> list[str]:

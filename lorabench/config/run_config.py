@@ -7,9 +7,11 @@ flag; `defaults` builds the instance that the command line then overrides. Nothi
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from lorabench.catalog.metrics import metrics_in
 from lorabench.catalog.settings import Checkpointing, Quantization
+from lorabench.catalog.trackers import TRACKERS
 
 Weights = Literal["pretrained", "random"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -19,8 +21,13 @@ LoraBias = Literal["none", "all", "lora_only"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 ExecutionChoice = Literal["auto", "eager", "captured"]
 OnOutOfMemory = Literal["shrink", "stop"]
-BestMetric = Literal["f1", "loss", "accuracy"]
-Tracker = Literal["none", "wandb", "tensorboard"]
+# Choices that the catalog gives when this is imported; a type checker takes them for any text.
+if TYPE_CHECKING:
+    BestMetric = str
+    Tracker = str
+else:
+    BestMetric = Literal[*metrics_in("best_metric")]
+    Tracker = Literal["none", *TRACKERS]
 
 
 @dataclass(frozen=True, kw_only=True)

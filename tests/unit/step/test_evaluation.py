@@ -39,7 +39,7 @@ def test_a_row_that_is_doubled_or_missing_is_an_error(copies: int, covered: int)
 def test_evaluation_leaves_the_model_in_evaluation_mode_and_scores_by_class_weight() -> None:
     job = make_job(Recorder(), [2.0], class_weights=(1.0, 3.0))
     _, scores = evaluate(job, job.validation_data)
-    assert scores.rows == 6 and scores.f1 == 1.0
+    assert scores.rows == 6 and scores.values["f1"] == 1.0
     assert scores.loss == pytest.approx(math.log(1 + math.exp(-2.0)))
 
 
