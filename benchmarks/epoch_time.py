@@ -25,9 +25,9 @@ from benchmarks.options import has_execution, run_flags, shared_parser, use_devi
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
 from lorabench.machine.environment import environment
+from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.run_folder import read_run, write_json_atomic
 from lorabench.results.table import UNKNOWN
-from lorabench.train import quiet_libraries
 
 SCHEMA_VERSION = 1
 WARMUP_STEPS = 3

@@ -21,7 +21,7 @@ from transformers import (
 
 from benchmarks.launch_state import LaunchState
 from benchmarks.workload import WindowRun, Workload, fill_weights
-from lorabench.config.presets import MODELS
+from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import Precision
 from lorabench.data.batching import TokenizedRows, Window
 from lorabench.machine.meters import Stopwatch

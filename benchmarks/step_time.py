@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.options import run_flags, shared_parser, use_device
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError
+from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.run_folder import write_json_atomic
-from lorabench.train import quiet_libraries
 
 SCHEMA_VERSION = 1
 CONTESTANTS = ("reference", "tuned", "eager", "captured")

@@ -8,11 +8,25 @@ from typing import TypeVar
 
 import tyro
 
-from lorabench.config.command_line import report_config_error
-from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, resolve_defaults
+from lorabench import __version__
+from lorabench.catalog.families import FAMILIES
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import TASKS
+from lorabench.config.command_line import PROGRAM, is_first_on_host, parse_run_config, report_config_error
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import RunConfig
-from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED, ConfigError, RunError
+from lorabench.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_RUN_FAILED,
+    ConfigError,
+    RankError,
+    RunError,
+    RunInterrupted,
+)
+from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, table_command
+from lorabench.training.start import start
 
 Options = TypeVar("Options")
 
@@ -50,9 +64,24 @@ class TableOptions:
 
 def train(arguments: Sequence[str]) -> int:
     """Train on one process; `accelerate launch -m lorabench.train` for more."""
-    from lorabench.train import main as train_main
-
-    return train_main(arguments)
+    quiet_libraries()
+    try:
+        start(parse_run_config(arguments, PROGRAM))
+    except ConfigError as error:
+        return report_config_error(error, PROGRAM)
+    except RunError as error:
+        if is_first_on_host() or isinstance(error, RankError):
+            print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
+        return EXIT_RUN_FAILED
+    except RunInterrupted as error:
+        if is_first_on_host():
+            print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if is_first_on_host():
+            print(f"{PROGRAM}: interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    return 0
 
 
 def predict(arguments: Sequence[str]) -> int:
@@ -60,7 +89,6 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "lorabench predict")
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size {options.batch_size}: expected a whole number of at least 1")
-    from lorabench.train import quiet_libraries
     from lorabench.training.prediction import predict_command
 
     quiet_libraries()
@@ -106,7 +134,7 @@ def model_lines() -> list[str]:
         "",
     ]
     lines.append("Architectures (LoRA targets)")
-    lines += [f"  {name:<14} {', '.join(item.targets)}" for name, item in ARCHITECTURES.items()]
+    lines += [f"  {name:<14} {', '.join(item.targets)}" for name, item in FAMILIES.items()]
     lines += ["", "Tasks (--task)"]
     for name, task in TASKS.items():
         source = "embedded, synthetic" if task.embedded else task.hub_id or "your files: --train-file"
@@ -131,11 +159,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console command. Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else ""
+    if name == "--version":
+        print(f"lorabench {__version__}")
+        return 0
     command = COMMANDS.get(name)
     if command is None:
         asked_for_help = name in ("", "-h", "--help")
         summary = "\n".join(f"  {key:<9}{(run.__doc__ or '').splitlines()[0]}" for key, run in COMMANDS.items())
-        text = f"usage: lorabench COMMAND ...\n\n{summary}\n\n`lorabench COMMAND --help` lists its options."
+        text = (
+            f"usage: lorabench COMMAND ...\n\n{summary}\n\n`lorabench COMMAND --help` lists its options, and "
+            "`lorabench --version` prints the version."
+        )
         print(text if asked_for_help else f"lorabench: error: unknown command {name!r}\n{text}", file=sys.stdout)
         return 0 if asked_for_help else EXIT_BAD_INPUT
     try:

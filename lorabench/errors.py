@@ -80,3 +80,9 @@ class IssueList:
         """Raise one `ConfigError` with all that was recorded, if anything was."""
         if self._issues:
             raise ConfigError(self._issues)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the story that may follow; its type where it says nothing."""
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__

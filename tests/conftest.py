@@ -32,6 +32,18 @@ def minilm_tokenizer() -> "PreTrainedTokenizerBase":
     return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
 
 
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without W&B's keys, and no settings of it in the environment."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HOME", "USERPROFILE", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
 def pytest_configure() -> None:
     """A shell that starts the tests in the background ignores SIGINT for them, and for every process they start."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -9,9 +9,12 @@ from typing import Annotated
 
 import tyro
 
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import TASKS
+from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
-from lorabench.config.presets import MODELS, TASKS, resolve_defaults, unknown_names
-from lorabench.config.run_config import CUSTOM_TASK, DataConfig, ModelConfig, RunConfig, RunOptions
+from lorabench.config.defaults import resolve_defaults, resolve_names, unknown_names
+from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
 PROGRAM = "lorabench train"
@@ -31,10 +34,8 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
     given, _ = take_flags(arguments, ("model", "task", "text_column", "label_column"))
-    model, task = given["model"] or ModelConfig().model, given["task"]
-    if task is None:
-        own_columns = given["text_column"] or given["label_column"]
-        task = CUSTOM_TASK if own_columns else DataConfig().task
+    own_columns = bool(given["text_column"] or given["label_column"])
+    model, task = resolve_names(given["model"], given["task"], own_columns)
     config = tyro.cli(
         Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
         args=list(arguments),
@@ -45,8 +46,21 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         console_outputs=launching or is_first_on_host(),
     )
+    check_run_config(config, launching)
+    return config
+
+
+def check_run_config(config: RunConfig, launching: bool = False) -> None:
+    """Refuse what can be refused by the values alone, and by what is installed.
+
+    Args:
+        launching: see `parse_run_config`.
+
+    Raises:
+        ConfigError: unknown model or task, values out of range, files or packages that are not there.
+    """
     issues = [
-        *unknown_names(model, task),
+        *unknown_names(config.model.model, config.data.task),
         *find_issues(config, launching),
         *missing_files(config.data),
         *missing_tracker(config.run),
@@ -54,7 +68,6 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
     ]
     if issues:
         raise ConfigError(issues)
-    return config
 
 
 def missing_files(data: DataConfig) -> list[str]:
@@ -67,9 +80,9 @@ def missing_files(data: DataConfig) -> list[str]:
 
 def missing_tracker(run: RunOptions) -> list[str]:
     """A message if the chosen tracker's package is not installed."""
-    if run.track == "none" or find_spec(run.track) is not None:
+    if run.track == "none" or find_spec(package := TRACKERS[run.track].package) is not None:
         return []
-    return [f"--track {run.track}: the package is not installed; expected `pip install {run.track}` before"]
+    return [f"--track {run.track}: the package is not installed; expected `pip install {package}` before"]
 
 
 def missing_quantizer(model: ModelConfig) -> list[str]:

@@ -23,7 +23,7 @@ from lorabench.config.run_config import (
     Tracker,
     Weights,
 )
-from lorabench.errors import ConfigError, IssueList
+from lorabench.errors import IssueList
 
 
 class Flags(TypedDict, total=False):
@@ -110,7 +110,8 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
 
 def flag_types() -> dict[str, Any]:
     """The type of each flag, in the order of the configuration."""
-    return {name: hint for section in get_type_hints(RunConfig).values() for name, hint in get_type_hints(section).items()}
+    sections = get_type_hints(RunConfig).values()
+    return {name: hint for section in sections for name, hint in get_type_hints(section).items()}
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -1,28 +1,33 @@
 """What a run is asked to do: one frozen dataclass per concern, kept as JSON in `run.json`.
 
 The docstring under a field is its help text on the command line. Precedence: default < model preset < task preset <
-flag; `presets` builds the instance that the command line then overrides. Nothing here imports torch.
+flag; `defaults` builds the instance that the command line then overrides. Nothing here imports torch.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from lorabench.catalog.metrics import metrics_in
+from lorabench.catalog.settings import Checkpointing, Quantization
+from lorabench.catalog.trackers import TRACKERS
 
 Weights = Literal["pretrained", "random"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 FrozenDtype = Literal["auto", "fp32"]
-Quantization = Literal["none", "nf4"]
 AttentionImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 LoraBias = Literal["none", "all", "lora_only"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
-BestMetric = Literal["f1", "loss", "accuracy"]
-Checkpointing = Literal["auto", "on", "off"]
 ExecutionChoice = Literal["auto", "eager", "captured"]
-Tracker = Literal["none", "wandb", "tensorboard"]
 OnOutOfMemory = Literal["shrink", "stop"]
-
-CUSTOM_TASK = "custom"
+# Choices that the catalog gives when this is imported; a type checker takes them for any text.
+if TYPE_CHECKING:
+    BestMetric = str
+    Tracker = str
+else:
+    BestMetric = Literal[*metrics_in("best_metric")]
+    Tracker = Literal["none", *TRACKERS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorabench.config.presets import TaskPreset
+from lorabench.catalog.tasks import TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.readers import Columns, read_columns
 from lorabench.errors import ConfigError, IssueList

@@ -4,9 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lorabench.config.presets import TaskPreset, task_preset
+from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.labels import class_weights, count_classes, label_names, label_text, positive_index
 from lorabench.data.readers import read_columns
@@ -128,45 +127,37 @@ def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
     return rows
 
 
+def text_rows(texts: Sequence[str]) -> Rows:
+    """Texts that stand in no file, as they are.
+
+    Raises:
+        ConfigError: some are no texts, or empty.
+    """
+    bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if bad:
+        raise ConfigError(f"texts: {describe_rows(bad)} without a text; expected texts")
+    return Rows([str(i) for i in range(len(texts))], list(texts), None, [(0, len(text)) for text in texts])
+
+
 def _texts(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList) -> Rows:
     """Texts and ids of a table, unlabelled yet; issues for missing columns and empty texts."""
-    columns = table.columns
-    needed = ("context", "question", "answers") if preset.join == "reclor" else (config.text_column,)
+    columns, row_text = table.columns, preset.row_text
+    needed = row_text.columns or (config.text_column,)
     missing = [name for name in needed if name not in columns]
     if missing:
-        flag = "" if preset.join == "reclor" else " (--text-column)"
+        flag = "" if row_text.columns else " (--text-column)"
         issues.add(f"{table.origin}: no column {', '.join(missing)!r}{flag}; the columns are {', '.join(columns)}")
         return Rows([], [], None, [])
-    if preset.join == "reclor":
-        joined = [_join_reclor(*row) for row in zip(*(columns[name] for name in needed), strict=True)]
-        bad = [i for i, text in enumerate(joined) if text is None]
-        texts = [text[0] if text else "" for text in joined]
-        cuttable = [text[1] if text else (0, 0) for text in joined]
-        expectation = "expected a text in `context` and `question` and a list of texts in `answers`"
-    else:
-        values = columns[config.text_column]
-        bad = [i for i, value in enumerate(values) if not isinstance(value, str) or not value.strip()]
-        texts = [value if isinstance(value, str) else "" for value in values]
-        cuttable = [(0, len(text)) for text in texts]
-        expectation = f"expected a text in column {config.text_column!r}"
+    joined = [row_text.join(*row) for row in zip(*(columns[name] for name in needed), strict=True)]
+    bad = [i for i, text in enumerate(joined) if text is None]
+    texts = [text[0] if text else "" for text in joined]
+    cuttable = [text[1] if text else (0, 0) for text in joined]
     if bad:
+        expectation = row_text.expectation.format(column=config.text_column)
         issues.add(f"{table.origin}: {describe_rows(bad)} without a text; {expectation}")
     id_column = next((name for name in _ID_COLUMNS if name in columns), None)
     ids = [str(value) for value in columns[id_column]] if id_column else [str(i) for i in range(len(texts))]
     return Rows(ids, texts, None, cuttable)
-
-
-def _join_reclor(context: Any, question: Any, answers: Any) -> tuple[str, tuple[int, int]] | None:
-    """One text of a ReClor row and the range of the context in it; None if a part is missing or not a text."""
-    if (
-        not isinstance(answers, list)
-        or not answers
-        or not all(isinstance(a, str) for a in (context, question, *answers))
-    ):
-        return None
-    options = " ".join(f"Option {chr(ord('A') + i)}: {answer}" for i, answer in enumerate(answers))
-    start = len("Context: ")
-    return f"Context: {context} Question: {question} {options}", (start, start + len(context))
 
 
 def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList) -> list[str] | None:
@@ -175,7 +166,7 @@ def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList)
     if name not in table.columns:
         if split == "test":
             return None
-        hint = "" if config.task == "custom" else " (your own data set? add --task custom)"
+        hint = "" if config.task == CUSTOM_TASK else " (your own data set? add --task custom)"
         issues.add(
             f"{table.origin}: no column {name!r} (--label-column); the columns are {', '.join(table.columns)}{hint}"
         )

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lorabench.config.presets import ARCHITECTURES, MODELS
+from lorabench.catalog.families import LLAMA_MARKS, family_of
+from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error
@@ -13,19 +14,6 @@ if TYPE_CHECKING:
 
 # Chosen so that tweets come out near the 33 tokens that Llama's tokenizer gives them: memory and time depend on it.
 STAND_IN_VOCABULARY = 8192
-
-# Marks by position in the vocabulary: RoBERTa derives positions from the pad id, so the order is its own.
-_MARKS: dict[str, tuple[dict[str, str], str]] = {
-    "bert": (
-        {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
-        "[CLS] $A [SEP]",
-    ),
-    "roberta": (
-        {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
-        "<s> $A </s>",
-    ),
-    "llama": ({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A"),
-}
 
 
 def load_tokenizer(
@@ -83,22 +71,22 @@ def train_stand_in(texts: Sequence[str], model_type: str, vocabulary: int) -> "P
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    style = ARCHITECTURES[model_type].tokenizer if model_type in ARCHITECTURES else "llama"
-    marks, template = _MARKS[style]
-    tokenizer = Tokenizer(models.BPE(unk_token=marks["unk_token"]))
+    family = family_of(model_type)
+    marks = LLAMA_MARKS if family is None else family.marks
+    tokenizer = Tokenizer(models.BPE(unk_token=marks.tokens["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=list(marks.values()),
+        special_tokens=list(marks.tokens.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in marks.values()]
+        single=marks.template, special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in marks.tokens.values()]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks.tokens)
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:

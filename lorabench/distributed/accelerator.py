@@ -4,6 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.strategies import running_engine
@@ -38,6 +39,11 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
     )
     verify_launch(request, accelerator, precision)
     return accelerator
+
+
+def leave_launch() -> None:
+    """Forget this launch, so that the process can begin another, which may be of another precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _take_device(memory_limit_gb: float | None) -> None:

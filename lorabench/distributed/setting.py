@@ -12,12 +12,17 @@ from lorabench.distributed.strategies import choose_strategy
 from lorabench.distributed.strategy import Strategy
 from lorabench.errors import ConfigError
 from lorabench.launch.request import read_launch_request
+from lorabench.machine.meters import process_start
 from lorabench.machine.precision import resolve_precision
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What was asked, and who and where this rank is."""
+    """What was asked, and who and where this rank is.
+
+    Attributes:
+        began: from when wall time counts, in seconds since the epoch.
+    """
 
     config: RunConfig
     data: TaskData
@@ -25,6 +30,7 @@ class Setting:
     strategy: Strategy
     ranks: Ranks
     precision: str
+    began: float
 
     @property
     def shape_only(self) -> bool:
@@ -47,8 +53,11 @@ class Setting:
         return self.data.class_weights or (1.0,) * len(self.data.labels)
 
 
-def enter_launch(config: RunConfig, data: TaskData) -> Setting:
+def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) -> Setting:
     """Start the Accelerator, verified, and check what depends on the number of ranks.
+
+    Args:
+        began: when the run began, in seconds since the epoch; by default with its process.
 
     Raises:
         ConfigError: the launch is not what it says, allows no captured steps and they are asked for, or one optimizer
@@ -73,4 +82,4 @@ def enter_launch(config: RunConfig, data: TaskData) -> Setting:
     obstacle = strategy.capture_obstacle(ranks.device.type)
     if optim.execution == "captured" and obstacle is not None:
         raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
-    return Setting(config, data, accelerator, strategy, ranks, precision)
+    return Setting(config, data, accelerator, strategy, ranks, precision, process_start() if began is None else began)

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from lorabench.catalog.models import MODELS, ModelPreset
+from lorabench.catalog.tasks import task_preset
 from lorabench.config.command_line import PROGRAM, parse_run_config
-from lorabench.config.presets import MODELS, ModelPreset, task_preset
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch.one_process import start_alone

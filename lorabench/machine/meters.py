@@ -105,12 +105,12 @@ def free_bytes(device: torch.device) -> int | None:
     return max(0, min(free + unused, allowed - allocated))
 
 
-def process_seconds() -> float:
-    """Wall seconds since this process started, or since the launcher began whose place it took.
+def process_start() -> float:
+    """When this process started, or the launcher began whose place it took, in seconds since the epoch.
 
     The launcher, too, may have taken a place: that of the script that installed it, whose time is not the run's.
     """
-    return time.time() - max(psutil.Process().create_time(), launch_start() or 0.0)
+    return max(psutil.Process().create_time(), launch_start() or 0.0)
 
 
 def synchronize(device: torch.device) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from lorabench.config.presets import preset_precision
+from lorabench.config.defaults import preset_precision
 from lorabench.config.run_config import Precision, RunConfig
 from lorabench.errors import ConfigError
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
-from lorabench.config.presets import ARCHITECTURES, MODELS
+from lorabench.catalog.families import FAMILIES, family_of
+from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
@@ -76,10 +77,10 @@ def inspect_model(
             have, or rows longer than the model's positions.
     """
     issues = IssueList()
-    if model_config.model_type not in ARCHITECTURES and lora.lora_targets == "auto":
+    if model_config.model_type not in FAMILIES and lora.lora_targets == "auto":
         issues.add(
             f"--model {config.model}: type {model_config.model_type!r} is not in the table of architectures "
-            f"({', '.join(ARCHITECTURES)}); name the modules that get LoRA with --lora-targets"
+            f"({', '.join(FAMILIES)}); name the modules that get LoRA with --lora-targets"
         )
     has_remote_code = config.trust_remote_code and getattr(model_config, "auto_map", None)
     if type(model_config) not in AutoModelForSequenceClassification._model_mapping and not has_remote_code:  # pyright: ignore[reportAttributeAccessIssue]
@@ -94,8 +95,8 @@ def inspect_model(
         )
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None:
-        # RoBERTa counts positions from the pad id on.
-        usable = positions - (model_config.pad_token_id + 1 if model_config.model_type == "roberta" else 0)
+        family = family_of(model_config.model_type)
+        usable = positions - (0 if family is None else family.first_position(model_config.pad_token_id))
         issues.check(max_length <= usable, f"--max-length {max_length}: expected at most the model's {usable}")
     issues.raise_if_any()
     skeleton = build_skeleton(config, model_config)
@@ -148,7 +149,7 @@ def model_arguments(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 def lora_targets(lora: LoraArgs, model_type: str) -> str | list[str]:
     """Modules that get LoRA: the flag's, or the architecture's own."""
     if lora.lora_targets == "auto":
-        return list(ARCHITECTURES[model_type].targets)
+        return list(FAMILIES[model_type].targets)
     if lora.lora_targets == "all-linear":
         return "all-linear"
     return [name.strip() for name in lora.lora_targets.split(",")]

@@ -2,17 +2,15 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabench.config.presets import ModelPreset
+from lorabench.catalog.families import FAMILIES, is_linear_weight
+from lorabench.catalog.models import ModelPreset
 
 # An 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
 NF4_SCALE_BITS = 8 / 64 + 32 / (64 * 256)
 NF4_BITS = 4 + NF4_SCALE_BITS
-# Matrices of a checkpoint that are no linear layer of the model's body.
-_NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,8 @@ class WeightCount:
 
 def count_preset(preset: ModelPreset) -> WeightCount:
     """A preset's parameters, from its shape."""
-    shape = preset.shape
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    if "num_key_value_heads" in shape:
-        # query, key, value and output projections; gate, up and down
-        keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
-        layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
-    else:
-        layer = 4 * hidden * hidden + 2 * hidden * inner
-    return WeightCount(total=preset.base_parameters, linear=shape["num_hidden_layers"] * layer)
+    layer = FAMILIES[preset.model_type].linear_weights(preset.shape)
+    return WeightCount(total=preset.base_parameters, linear=preset.shape["num_hidden_layers"] * layer)
 
 
 def count_folder(folder: Path) -> tuple[WeightCount, int] | None:
@@ -64,9 +55,7 @@ def count_folder(folder: Path) -> tuple[WeightCount, int] | None:
             sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
             parameters += sum(sizes.values())
             linear += sum(
-                size
-                for name, size in sizes.items()
-                if len(tensors[name]["shape"]) == 2 and not _NO_LINEAR.search(name)
+                size for name, size in sizes.items() if len(tensors[name]["shape"]) == 2 and is_linear_weight(name)
             )
             stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):

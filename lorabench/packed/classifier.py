@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorabench.catalog.families import family_of
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, find_blocks
@@ -60,9 +61,7 @@ class PackedClassifier:
         self.embeddings: nn.Module = self._body.get_input_embeddings()
         self._pools_last = classifier.pools_last_token
         self._first: torch.Tensor | None = None
-        embeddings: Any = getattr(self._body, "embeddings", None)
-        counts_from_pad = hasattr(embeddings, "create_position_ids_from_input_ids")
-        self._first_position = embeddings.padding_idx + 1 if counts_from_pad else 0
+        self._first_position = _first_position(self._body)
         self._takes_types = "token_type_ids" in inspect.signature(self._base.forward).parameters
         kinds = set(getattr(self._base.config, "layer_types", None) or ())
         self._mixes_windows = len(kinds) > 1
@@ -233,6 +232,16 @@ def _obstacle(packed: PackedClassifier) -> str:
     if not difference <= _TOLERANCES[packed.autocast or base.dtype]:
         return f"{type(base).__name__} gives a packed text other logits (by {difference:.2g} of the largest)"
     return ""
+
+
+def _first_position(body: Any) -> int:
+    """Position of a text's first token; an architecture without an entry tells by what its embeddings can do."""
+    family = family_of(body.config.model_type)
+    if family is not None:
+        return family.first_position(body.config.pad_token_id)
+    embeddings: Any = getattr(body, "embeddings", None)
+    counts_from_pad = hasattr(embeddings, "create_position_ids_from_input_ids")
+    return embeddings.padding_idx + 1 if counts_from_pad else 0
 
 
 class _ProbeRows:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lorabench.config.presets import ARCHITECTURES
+from lorabench.catalog.families import family_of
 from lorabench.distributed.setting import Setting
 from lorabench.machine.precision import DTYPES
 from lorabench.packed import tiles
@@ -30,7 +30,7 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
     if config.optim.execution == "eager" or setting.strategy.capture_obstacle(device) is not None:
         yield
         return
-    family = ARCHITECTURES.get(model_config.model_type)
+    family = family_of(model_config.model_type)
     shape = None
     if family is not None and setting.precision != "fp32":
         shape = tiles.attention_shape(model_config, DTYPES[setting.precision], family.causal, longest_text)

@@ -8,17 +8,11 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
+from lorabench.catalog.families import sibling_names
 from lorabench.machine.meters import free_bytes
 from lorabench.packed.lowrank import ALIGNMENT, JointGroup, JointProjection
 from lorabench.packed.products import may_cut
 
-# Siblings that read the same input, in the order in which the model calls them.
-_SIBLINGS = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("gate_proj", "up_proj"),
-)
 # Weights of up to so many layers lie side by side, and one kernel renews LoRA's columns in all of them.
 SIDE_BY_SIDE = 8
 # Part of the free memory that they may take while they are laid out, which is their size once more.
@@ -145,7 +139,7 @@ def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
         return  # the projection is the whole of it
     taken: set[str] = set()
     children = dict(parent.named_children())
-    for names in _SIBLINGS:
+    for names in sibling_names():
         if all(name in children for name in names):
             taken.update(names)
             yield names

@@ -1,10 +1,12 @@
-"""`curves.png` of one run: losses per step, F1 and accuracy per epoch. matplotlib is loaded only when drawing."""
+"""`curves.png` of one run: losses per step, scores per epoch. matplotlib is loaded only when drawing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabench.catalog.metrics import metrics_in
 from lorabench.files import replacing
 from lorabench.results.run_folder import lookup, number_at
 
@@ -15,18 +17,19 @@ Points = Sequence[tuple[float, float]]
 
 # Colours of the Okabe-Ito palette, which colour-blind readers tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+# Of the scores, in their order; where there are more, they begin anew.
+_SCORE_COLOURS = (_GREEN, _BLUE, "#CC79A7", "#E69F00", "#56B4E9")
 _SMOOTH_FROM = 50
 _SMOOTH_SHARE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Curves:
-    """What is drawn: (x, y) points in the order of x; losses over steps, scores over epochs."""
+    """What is drawn: (x, y) points in the order of x; losses over steps, scores over epochs, by label."""
 
     train_loss: Points
     eval_loss: Points
-    f1: Points
-    accuracy: Points
+    scores: Mapping[str, Points]
     best_epoch: float | None
     best_step: float | None
 
@@ -47,7 +50,7 @@ def draw_curves(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], pa
     panels = []
     if curves.train_loss or curves.eval_loss:
         panels.append(_draw_losses)
-    if curves.f1 or curves.accuracy:
+    if any(curves.scores.values()):
         panels.append(_draw_scores)
     if not panels:
         return False
@@ -81,8 +84,10 @@ def _collect(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], with_
     return _Curves(
         train_loss=_points([event for event in metrics if event.get("event") == "train"], "step", "loss"),
         eval_loss=_points(evaluations, "step", "loss"),
-        f1=_points(evaluations, "epoch", "f1") if with_scores else (),
-        accuracy=_points(evaluations, "epoch", "accuracy") if with_scores else (),
+        scores={
+            metric.label: _points(evaluations, "epoch", name) if with_scores else ()
+            for name, metric in metrics_in("curves").items()
+        },
         best_epoch=best_epoch,
         best_step=steps[-1] if steps and best_epoch is not None else None,
     )
@@ -142,7 +147,7 @@ def _draw_training_loss(axes: "Axes", points: Points) -> None:
 def _draw_scores(axes: "Axes", curves: _Curves) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for label, points, colour in (("accuracy", curves.accuracy, _GREEN), ("F1", curves.f1, _BLUE)):
+    for (label, points), colour in zip(curves.scores.items(), cycle(_SCORE_COLOURS), strict=False):
         if points:
             axes.plot(*_columns(points), "o-", color=colour, markersize=5, label=label)
     if curves.best_epoch is not None:

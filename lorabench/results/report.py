@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from lorabench.catalog.metrics import metrics_in
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import write_text_atomic
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
@@ -34,7 +35,6 @@ _FORMS: Mapping[OutputFormat, Callable[[Sequence[TableRow]], str]] = {
     "csv": to_csv,
     "html": to_html,
 }
-_SCORES = ("accuracy", "F1", "precision", "recall", "loss")
 
 
 def table_row(run: Mapping[str, Any]) -> TableRow:
@@ -154,7 +154,8 @@ def summary_lines(run: Mapping[str, Any]) -> list[str]:
 
 def _score_lines(run: Mapping[str, Any]) -> list[str]:
     before, best, test = (lookup(run, name) for name in ("before", "best", "test"))
-    changes = [f"{name} {_score(before, name)} -> {_score(best, name)}" for name in _SCORES]
+    shown = {name: metric.label for name, metric in metrics_in("summary").items()}
+    changes = [f"{label} {_score(before, name)} -> {_score(best, name)}" for name, label in shown.items()]
     rows = _count(number_at(best, "rows") or number_at(before, "rows"))
     epochs = number_at(run, "config", "optim", "epochs")
     epoch, metric = number_at(best, "epoch"), lookup(best, "metric") or UNKNOWN
@@ -163,7 +164,7 @@ def _score_lines(run: Mapping[str, Any]) -> list[str]:
         f"best epoch {_count(epoch)} of {_count(epochs)}, chosen by {metric}",
     ]
     if test is not None:
-        scores = ", ".join(f"{name} {_score(test, name)}" for name in _SCORES)
+        scores = ", ".join(f"{label} {_score(test, name)}" for name, label in shown.items())
         lines.append(f"test       {_count(number_at(test, 'rows'))} rows: {scores}")
     return lines
 
@@ -180,7 +181,7 @@ def _f1_cell(run: Mapping[str, Any]) -> str:
     status = lookup(run, "status")
     if status != "completed":
         return str(status or UNKNOWN)
-    return UNKNOWN if lookup(run, "model", "weights") == "random" else _score(lookup(run, "best"), "F1")
+    return UNKNOWN if lookup(run, "model", "weights") == "random" else _score(lookup(run, "best"), "f1")
 
 
 def _ranks(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -212,7 +213,7 @@ def format_gb(gigabytes: float | None) -> str:
 
 
 def _score(scores: Any, name: str) -> str:
-    value = number_at(scores, name.lower())
+    value = number_at(scores, name)
     return UNKNOWN if value is None else f"{value:.4f}"
 
 

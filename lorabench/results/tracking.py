@@ -1,24 +1,21 @@
 """Where a run's numbers go while it runs: `metrics.jsonl`, an experiment tracker, the terminal."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lorabench.catalog.metrics import metrics_in
+from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.run_config import Tracker
+from lorabench.errors import first_line
 from lorabench.results.run_folder import MetricsLog
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 Record = dict[str, Any]
-
-# Seconds that a run waits for W&B's server at its start, and for the last uploads at its end.
-WANDB_START_S = 30.0
-WANDB_FINISH_S = 60.0
 
 
 class Sink(Protocol):
@@ -93,12 +90,12 @@ class TrackerSink:
         try:
             action(self._tracker)
         except Exception as error:  # whatever an outside service and its client can raise
-            print(f"tracker: failed ({_first_line(error)}); going on without it", flush=True)
+            print(f"tracker: failed ({first_line(error)}); going on without it", flush=True)
             self._tracker = None
 
 
 def open_tracker(choice: Tracker, run_dir: Path, config: Mapping[str, Mapping[str, Any]]) -> TrackerSink:
-    """The chosen tracker, through accelerate. W&B writes offline files where it has no key to log in with.
+    """The chosen tracker, started.
 
     Args:
         run_dir: its files go there; its name is the run's.
@@ -108,54 +105,12 @@ def open_tracker(choice: Tracker, run_dir: Path, config: Mapping[str, Mapping[st
         return TrackerSink(None)
     flat = {f"{section}.{key}": value for section, fields in config.items() for key, value in fields.items()}
     try:
-        tracker = _start_wandb(run_dir) if choice == "wandb" else _start_tensorboard(run_dir)
+        tracker = TRACKERS[choice].start(run_dir)
         tracker.store_init_configuration({key: "none" if value is None else value for key, value in flat.items()})
     except Exception as error:  # whatever an outside service and its client can raise
-        print(f"--track {choice}: failed ({_first_line(error)}); going on without it", flush=True)
+        print(f"--track {choice}: failed ({first_line(error)}); going on without it", flush=True)
         return TrackerSink(None)
     return TrackerSink(tracker)
-
-
-def _start_tensorboard(run_dir: Path) -> "GeneralTracker":
-    from accelerate.tracking import TensorBoardTracker
-
-    tracker = TensorBoardTracker("tensorboard", logging_dir=str(run_dir))
-    tracker.start()
-    return tracker
-
-
-def _start_wandb(run_dir: Path) -> "GeneralTracker":
-    """A W&B run, offline if its server does not answer; what it has not sent by the end stays in its files."""
-    import wandb
-    from accelerate.tracking import WandBTracker
-
-    settings = wandb.Settings(init_timeout=WANDB_START_S, finish_timeout=WANDB_FINISH_S)
-    common: dict[str, Any] = {"name": run_dir.name, "dir": str(run_dir), "settings": settings}
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-    tracker = WandBTracker("lorabench", mode=mode, **common)
-    try:
-        tracker.start()
-    except wandb.Error as error:
-        if mode == "offline":
-            raise
-        print(f"--track wandb: no answer ({_first_line(error)}); writing offline files, for `wandb sync`", flush=True)
-        tracker = WandBTracker("lorabench", mode="offline", **common)
-        tracker.start()
-    return tracker
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def has_wandb_key() -> bool:
-    """Whether W&B could log in: a key in the environment, or one stored by `wandb login`."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc(os.environ.get("NETRC")).hosts)
-    except (OSError, NetrcParseError):
-        return False
 
 
 def memory_record(step: int, memory: list[Mapping[str, Any]]) -> Record:
@@ -195,7 +150,7 @@ class TerminalProgress:
                 self._show(progress_line(record, self._total), keep=not self._is_terminal)
 
     def _show_evaluation(self, record: Record) -> None:
-        scores = [f"{name} {record[name]:.4f}" for name in ("f1", "accuracy", "loss") if record.get(name) is not None]
+        scores = [f"{name} {record[name]:.4f}" for name in metrics_in("terminal") if record.get(name) is not None]
         when = "before training" if record["step"] == 0 else f"epoch {record['epoch']:g}"
         self._show(f"{when}: validation {', '.join(scores)} ({record['rows']} rows)", keep=True)
 

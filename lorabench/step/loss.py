@@ -1,16 +1,11 @@
-"""The loss that is trained and the scores that are reported."""
+"""The loss that is trained."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import datasets
-import evaluate
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 
 class Loss(Protocol):
@@ -66,66 +61,3 @@ class CrossEntropy:
 
 LOSS: Loss = CrossEntropy()
 """The loss of every run: the one place to put another."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One evaluation; precision, recall and F1 of the positive class for two classes, else macro averages."""
-
-    precision: float
-    recall: float
-    f1: float
-    accuracy: float
-    loss: float
-    rows: int
-
-    def to_json(self) -> dict[str, float | int]:
-        """The fields by name."""
-        return asdict(self)
-
-
-class ClassificationMetric(evaluate.Metric):
-    """Precision, recall, F1 and accuracy by scikit-learn, as an `evaluate.Metric` that needs no Hub."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Precision, recall, F1 of the positive class or their macro average, and accuracy.",
-            citation="",
-            inputs_description="predictions and references: class indices",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, *, predictions: Any, references: Any, classes: int, positive: int | None = None
-    ) -> dict[str, float]:
-        # A class that is never predicted, or absent, scores 0, as in scikit-learn, without its warning.
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            references,
-            predictions,
-            labels=list(range(classes)) if positive is None else [positive],
-            average="macro",
-            zero_division=0.0,  # pyright: ignore[reportArgumentType]
-        )
-        accuracy = accuracy_score(references, predictions)
-        return {"precision": float(precision), "recall": float(recall), "f1": float(f1), "accuracy": float(accuracy)}
-
-
-def score(
-    logits: torch.Tensor, labels: list[int], class_weights: tuple[float, ...] | None, positive: int | None
-) -> Scores:
-    """Scores of a whole split, each row once.
-
-    Args:
-        logits: [rows, classes] on the CPU.
-        labels: class indices.
-        class_weights: one per class; the loss is sum(w_i * l_i) / sum(w_i), computed in float64.
-        positive: index of the class that precision, recall and F1 are about; None for macro averages.
-    """
-    metric = ClassificationMetric(keep_in_memory=True)
-    metric.add_batch(predictions=logits.argmax(dim=1).numpy(), references=np.asarray(labels))
-    values = metric.compute(classes=logits.shape[1], positive=positive)
-    if values is None:
-        raise AssertionError("evaluate computes on every process when it was built with num_process=1")
-    return Scores(**values, loss=LOSS.of_split(logits, torch.tensor(labels), class_weights), rows=len(labels))

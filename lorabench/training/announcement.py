@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from lorabench.config.presets import task_preset
+from lorabench.catalog.tasks import task_preset
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
 from lorabench.results.run_folder import METRICS_FILE, read_metrics

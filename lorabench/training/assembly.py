@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lorabench.config.presets import task_preset
+from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import RunConfig
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
 from lorabench.data.tokenizer import load_tokenizer, pad_id

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from lorabench.catalog.metrics import metrics_in
 from lorabench.checkpoint import adapter as checkpoint
 from lorabench.checkpoint.card import model_card
-from lorabench.config.presets import is_synthetic
+from lorabench.config.defaults import is_synthetic
 from lorabench.data.batching import PaddedCollator, TokenizedRows, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
@@ -160,7 +161,7 @@ class BestAdapter:
 
     def _card(self, record: Record) -> str:
         config, data = self._setting.config, self._setting.data
-        scores = ", ".join(f"{name} {record[name]:.4f}" for name in ("f1", "precision", "recall", "accuracy", "loss"))
+        scores = ", ".join(f"{name} {record[name]:.4f}" for name in metrics_in("card") if name in record)
         facts = {
             "task": f"{config.data.task}{' (synthetic)' if is_synthetic(config.data) else ''}",
             "validation": f"{scores} on {record['rows']} rows after epoch {record['epoch']:g}",

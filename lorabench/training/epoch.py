@@ -9,7 +9,7 @@ import torch
 
 from lorabench.data.batching import Window
 from lorabench.errors import PeerLostError, RankError, RunError
-from lorabench.machine.meters import process_seconds, synchronize
+from lorabench.machine.meters import synchronize
 from lorabench.machine.precision import overflow_advice
 from lorabench.results.tracking import Record
 from lorabench.step.eager import StepOutcome
@@ -60,7 +60,7 @@ def train_epoch(job: Job, progress: Progress) -> bool:
             raise
         if progress.first_step_seconds is None:
             synchronize(job.setting.ranks.device)  # this once
-            progress.first_step_seconds = process_seconds()
+            progress.first_step_seconds = time.time() - job.setting.began
         progress.throughput.merge(outcome.counts)
         job.built.schedule.step()
         progress.step += 1

@@ -7,12 +7,13 @@ from typing import NoReturn
 
 import torch
 
+from lorabench.catalog.metrics import METRICS
 from lorabench.config.run_config import BestMetric
 from lorabench.data.batching import PaddedCollator
 from lorabench.errors import RunInterrupted
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
-from lorabench.step.loss import Scores, score
+from lorabench.step.scores import Scores, score
 from lorabench.training.epoch import train_epoch
 from lorabench.training.job import Job, Progress
 
@@ -97,7 +98,7 @@ def evaluate_and_record(job: Job, progress: Progress, epoch: float) -> tuple[Rec
         scores = score_split(job, logits, data.data.labels)
     values: dict[str, float | int | None] = dict(scores.to_json())
     if job.setting.shape_only:
-        values.update(dict.fromkeys(("precision", "recall", "f1", "accuracy")))
+        values.update(dict.fromkeys(scores.values))
     record: Record = {"event": "eval", "step": progress.step, "epoch": epoch, **values}
     job.sink.write(record)
     return {key: value for key, value in record.items() if key != "event"}, logits
@@ -135,7 +136,7 @@ def is_better(record: Record, best: Record | None, metric: BestMetric) -> bool:
         return True
     if value == best["value"]:
         return record["loss"] < best["loss"]  # small splits tie in F1 and accuracy; the loss still tells
-    return value < best["value"] if metric == "loss" else value > best["value"]
+    return value > best["value"] if METRICS[metric].larger_is_better else value < best["value"]
 
 
 def epochs_since_best(progress: Progress) -> int:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lorabench.config.presets import is_synthetic
+from lorabench.config.defaults import is_synthetic
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError
 from lorabench.machine.environment import environment
-from lorabench.machine.meters import MemoryMonitor, process_seconds
+from lorabench.machine.meters import MemoryMonitor
 from lorabench.models.description import model_source
 from lorabench.results.run_folder import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.training.assembly import Built, Inputs
@@ -30,12 +30,14 @@ class RecordKeeper:
         folder: the run's output folder.
         rank: this rank; the first one writes.
         record: what is known at the start.
+        began: from when wall time counts, in seconds since the epoch.
     """
 
-    def __init__(self, folder: Path, rank: int, record: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, rank: int, record: dict[str, Any], began: float) -> None:
         self.folder = folder
         self.record = record
         self._rank = rank
+        self._began = began
         self._seconds_before = 0.0
         self.update()
 
@@ -46,8 +48,8 @@ class RecordKeeper:
             write_json_atomic(self.folder / RUN_FILE, self.record)
 
     def wall_seconds(self) -> float:
-        """Seconds since the process, or its launcher, started, those before an interruption included."""
-        return self._seconds_before + process_seconds()
+        """Seconds since the run began, those before an interruption included."""
+        return self._seconds_before + time.time() - self._began
 
     def add_wall_seconds(self, seconds: float) -> None:
         """Count the seconds that the run had taken before it was interrupted."""

@@ -44,19 +44,22 @@ from lorabench.training.record import (
 from lorabench.training.signals import StopSignal
 
 
-def execute(config: RunConfig, data: TaskData) -> Path:
-    """Run to the end; every rank calls this. Returns the folder with the results.
+def execute(config: RunConfig, data: TaskData, began: float | None = None) -> tuple[Path, dict[str, Any]]:
+    """Run to the end; every rank calls this. Returns the folder with the results, and the record.
+
+    Args:
+        began: when the run began, in seconds since the epoch; by default with its process.
 
     Raises:
         ConfigError: launch, model or data do not allow the run; nothing has been written.
         RunError: the run failed later; `run.json` says so.
     """
-    setting = enter_launch(config, data)
+    setting = enter_launch(config, data, began)
     ranks = setting.ranks
     inputs = ranks.together(lambda: prepare_inputs(setting))
     folder = create_folder(setting)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
-    keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint))
+    keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint), setting.began)
     if ranks.is_main:
         device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
         print("\n".join(opening_lines(keeper, device)), flush=True)
@@ -86,7 +89,7 @@ def execute(config: RunConfig, data: TaskData) -> Path:
         draw(keeper)
         show_results(keeper)
     setting.accelerator.end_training()
-    return folder
+    return folder, keeper.record
 
 
 def load(setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryMonitor) -> Built:

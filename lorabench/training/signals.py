@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,13 @@ class StopSignal:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the signals are noted; outside, they have their usual effect again."""
+        """Inside, the signals are noted; outside, they have their usual effect again.
+
+        In a thread beside the main one, where Python gives no say in it, they have it inside, too.
+        """
+        if not _in_main_thread():
+            yield
+            return
         self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield
@@ -55,9 +62,16 @@ class StopSignal:
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Inside, the signals do nothing: for what takes seconds, and after which the process ends anyway."""
+    if not _in_main_thread():
+        yield
+        return
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

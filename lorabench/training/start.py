@@ -32,16 +32,14 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
         prefer_cache_if_unreachable()
     data = load_task(config.data, config.optim.seed)
     # Heavy imports, only for input that is known to be good.
+    from lorabench.distributed.accelerator import leave_launch
     from lorabench.training.run import execute
 
     try:
         return execute(config, data, began)
     finally:
         if in_process:
-            from accelerate.state import AcceleratorState
-
-            # The next run may be of another precision.
-            AcceleratorState._reset_state(reset_partial_state=True)
+            leave_launch()
 
 
 def needs_hub(config: ModelConfig) -> bool:

@@ -8,7 +8,7 @@ import torch
 from tests.gpu.running import SAMPLE, train
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from lorabench.config.presets import resolve_defaults
+from lorabench.config.defaults import resolve_defaults
 from lorabench.data.task import load_rows
 from lorabench.data.tokenizer import train_stand_in
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from lorabench import train
-from lorabench.config.presets import resolve_defaults
+from lorabench import cli
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.batching import PaddedCollator, TokenizedRows
 from lorabench.data.task import load_rows
@@ -71,7 +71,7 @@ def fresh_state() -> Iterator[None]:
 def run(model: Path, output: Path, *flags: str, steps: int = 12) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A short run in this process; its record and its training lines."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    code = train.main(
+    code = cli.train(
         [
             *("--model", str(model), "--task", "sample", "--output-dir", str(output), "--max-steps", str(steps)),
             *("--class-weights", "1,3", "--learning-rate", "1e-3", "--lora-dropout", "0", "--precision", "bf16"),

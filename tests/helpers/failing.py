@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorabench import train
+from lorabench import cli
 from lorabench.data.batching import Batch, MicroBatch, PaddedCollator
 from lorabench.step.eager import EagerExecution
 
@@ -64,7 +64,7 @@ def main() -> int:
     code = 0
     for kind in kinds.split(","):
         EagerExecution._run_passes = spoil_step(kind)
-        code = train.main([*flags[:folder], str(Path(flags[folder]) / kind), *flags[folder + 1 :]])
+        code = cli.train([*flags[:folder], str(Path(flags[folder]) / kind), *flags[folder + 1 :]])
     return code
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from lorabench import train
+from lorabench import cli
 
 # Moment -> the call before which it lies.
 MOMENTS = {
@@ -232,7 +232,7 @@ def _work(
     if file_limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
-    sys.exit(train.main(flags))
+    sys.exit(cli.train(flags))
 
 
 def _outputs(flags: Sequence[str], rank: int) -> tuple[Path, Path]:
@@ -314,7 +314,7 @@ def main() -> int:
         Fault(int(rank), fits=int(count)).arm()
     else:
         arm(At(moment, int(count), int(number), int(rank)))
-    return train.main(flags)
+    return cli.train(flags)
 
 
 if __name__ == "__main__":

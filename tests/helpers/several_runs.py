@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import lorabench.training.run
-from lorabench import train
+from lorabench import cli
 
 LOGITS_FILE = "logits.pt"
 
@@ -32,7 +32,7 @@ def main() -> int:
         # The last run takes the process group down, the others leave it to the next one.
         Accelerator.end_training = end_training if i == len(runs) - 1 else lambda self: None
         AcceleratorState._reset_state(reset_partial_state=False)
-        code = train.main(flags)
+        code = cli.train(flags)
         if code:
             return code
     return 0

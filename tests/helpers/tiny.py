@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
-from lorabench import train
+from lorabench import cli
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.tokenizer import train_stand_in
 from lorabench.models.build import Placement, build_classifier
@@ -150,4 +150,4 @@ def run_flags(
 def train_in_process(arguments: Sequence[str]) -> int:
     """`python -m lorabench.train` without a new process. Returns the exit code."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return train.main(list(arguments))
+    return cli.train(list(arguments))

@@ -121,7 +121,7 @@ def test_a_tracker_that_is_down_stops_nothing(
     unreachable = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
     for name, value in unreachable.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("lorabench.results.tracking.WANDB_START_S", 2.0)
+    monkeypatch.setattr("lorabench.catalog.trackers.WANDB_START_S", 2.0)
     assert tiny.train_in_process(make_flags(run_dir, track="wandb")) == 0
     printed = capfd.readouterr().out
     assert "--track wandb: no answer" in printed and "writing offline files" in printed

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import TASKS
 from lorabench.config.checks import find_issues, parse_class_weights
-from lorabench.config.presets import MODELS, TASKS, resolve_defaults
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, RunConfig
 
 SECTIONS: dict[str, Any] = get_type_hints(RunConfig)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import TASKS
 from lorabench.config import command_line as arguments
 from lorabench.config.command_line import parse_run_config, report_config_error, take_flags
-from lorabench.config.presets import ARCHITECTURES, MODELS, TASKS, Settings, apply_settings, preset_precision
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
@@ -312,38 +313,6 @@ def test_presets_reproduce_the_experiments(model: str, task: str, expected: dict
     assert {name: settings[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize(
-    ("model", "hub_id", "precision", "targets", "parameters"),
-    [
-        ("roberta-large", "FacebookAI/roberta-large", "fp32", ("query", "value"), 355_361_794),
-        ("mistral-7b", "mistralai/Mistral-7B-v0.1", "fp16", ("q_proj", "v_proj"), 7_110_668_288),
-        ("llama2-7b", "meta-llama/Llama-2-7b-hf", "fp16", ("q_proj", "v_proj"), 6_607_351_808),
-        ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "bf16", ("q_proj", "v_proj"), 7_504_932_864),
-    ],
-)
-def test_models_are_those_of_the_experiments(
-    model: str, hub_id: str, precision: str, targets: tuple[str, ...], parameters: int
-) -> None:
-    preset = MODELS[model]
-    assert (preset.hub_id, preset.precision, preset.base_parameters) == (hub_id, precision, parameters)
-    assert ARCHITECTURES[preset.model_type].targets == targets
-
-
-@pytest.mark.parametrize(
-    ("model", "task", "precision"),
-    [
-        ("llama2-7b", "disaster-tweets", "fp16"),
-        ("llama2-7b", "reclor", "bf16"),
-        ("roberta-large", "reclor", "bf16"),
-        ("roberta-large", "owner/data", "fp32"),
-        ("owner/model", "reclor", "bf16"),
-        ("owner/model", "disaster-tweets", None),
-    ],
-)
-def test_the_tasks_precision_goes_before_the_models(model: str, task: str, precision: str | None) -> None:
-    assert preset_precision(model, task) == precision
-
-
 @pytest.mark.parametrize("words", [["--quantize", "nf4"], ["--task", "reclor"]])
 def test_four_bits_without_their_package_are_refused_with_both_ways_out(
     words: list[str], monkeypatch: pytest.MonkeyPatch
@@ -356,25 +325,3 @@ def test_four_bits_without_their_package_are_refused_with_both_ways_out(
         "--quantize nf4: the package is not installed; expected `pip install bitsandbytes` before, or --quantize none",
     )
     assert parse_run_config([*words, "--quantize", "none"]).model.quantize == "none"
-
-
-def test_tasks_keep_the_conventions_of_the_experiments() -> None:
-    tweets, reclor = TASKS["disaster-tweets"], TASKS["reclor"]
-    assert tweets.weigh_all_rows
-    assert not tweets.score_hub_test
-    assert (tweets.add_prefix_space, reclor.add_prefix_space) == (True, False)
-    assert (reclor.join, reclor.hub_id) == ("reclor", None)
-    assert TASKS["sample"].synthetic
-    assert TASKS["sample"].embedded
-
-
-def test_every_setting_of_a_preset_is_a_field() -> None:
-    fields = set(flat(RunConfig()))
-    for settings in [entry.settings for entry in [*MODELS.values(), *TASKS.values()]]:
-        assert set(settings) <= fields
-    assert set(Settings.__annotations__) <= fields
-
-
-def test_settings_leave_everything_else_alone() -> None:
-    before, after = RunConfig(), apply_settings(RunConfig(), Settings(lora_r=3, epochs=2))
-    assert {key for key, value in flat(after).items() if value != flat(before)[key]} == {"lora_r", "epochs"}

@@ -68,7 +68,7 @@ def test_configuration_cannot_be_changed() -> None:
 
 
 def test_configuration_and_command_line_load_without_torch() -> None:
-    code = "import sys, lorabench.config.command_line, lorabench.config.presets; sys.exit('torch' in sys.modules)"
+    code = "import sys, lorabench.config.command_line, lorabench.config.defaults; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

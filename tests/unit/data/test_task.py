@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from lorabench.config.presets import resolve_defaults
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig
 from lorabench.data.labels import class_weights, label_text
 from lorabench.data.task import Rows, TaskData, describe_rows, load_rows, load_task, split_rows

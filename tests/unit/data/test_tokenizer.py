@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lorabench.config.presets import resolve_defaults
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import ModelConfig
 from lorabench.data import tokenizer as tokenizer_module
 from lorabench.data.task import load_task

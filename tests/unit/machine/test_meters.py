@@ -14,7 +14,7 @@ import torch
 
 from lorabench.machine import meters
 from lorabench.machine.launcher_process import LAUNCH_VARIABLE
-from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_seconds
+from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_start
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -91,32 +91,30 @@ def test_the_device_has_finished_before_each_edge_and_is_not_asked_between(
     assert watch.seconds == 11
 
 
-def test_seconds_of_the_process_count_from_its_start(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_counts_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
-    assert process_seconds() == 9.5
-    clock.now += 2
-    assert process_seconds() == 11.5
+    assert process_start() == 990.5
 
 
 @pytest.mark.parametrize(
-    ("process", "began", "seconds"),
-    [("own", 998.5, 1.5), ("own", 100.0, 9.5), ("parent", 998.5, 9.5)],
+    ("process", "began", "start"),
+    [("own", 998.5, 998.5), ("own", 100.0, 990.5), ("parent", 998.5, 990.5)],
     ids=["of the launcher", "of another process with that id", "of a launcher above"],
 )
 def test_a_process_in_the_place_of_a_launcher_counts_from_the_launchers_start(
-    process: str, began: float, seconds: float, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    process: str, began: float, start: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
     number = os.getpid() if process == "own" else os.getppid()
     monkeypatch.setenv(LAUNCH_VARIABLE, f"{number} {began} python -m accelerate.commands.launch")
-    assert process_seconds() == seconds
+    assert process_start() == start
 
 
 def test_what_came_before_the_launcher_is_not_counted() -> None:
     """A shell sleeps, as if it installed, and becomes the launcher, and that the run: one process all along."""
     probe = (
-        "import time, psutil; from lorabench.machine.meters import process_seconds; "
-        "mine, whole = process_seconds(), time.time() - psutil.Process().create_time(); print(mine, whole)"
+        "import time, psutil; from lorabench.machine.meters import process_start; "
+        "mine, whole = time.time() - process_start(), time.time() - psutil.Process().create_time(); print(mine, whole)"
     )
     launch = (
         "import os; from lorabench.launch.launcher import main; become = os.execve; "

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from lorabench.catalog.models import MODELS
 from lorabench.checkpoint.adapter import adapter_state
-from lorabench.config.presets import MODELS, resolve_defaults
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, LoraBias, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models.build import Placement, build_classifier

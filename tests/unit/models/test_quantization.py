@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorabench.config.presets import MODELS
+from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models.build import Placement, build_classifier

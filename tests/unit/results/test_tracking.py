@@ -9,18 +9,16 @@ from typing import Any, cast
 
 import pytest
 
+from lorabench.catalog.trackers import WANDB_FINISH_S, WANDB_START_S
 from lorabench.config.run_config import RunConfig
 from lorabench.results import tracking
 from lorabench.results.run_folder import MetricsLog
 from lorabench.results.tracking import (
-    WANDB_FINISH_S,
-    WANDB_START_S,
     Fanout,
     MetricsSink,
     NullSink,
     TerminalProgress,
     TrackerSink,
-    has_wandb_key,
     memory_record,
     open_tracker,
     progress_line,
@@ -55,18 +53,6 @@ class Recorder:
 
     def finish(self) -> None:
         self.events.append("finish")
-
-
-@pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without W&B's keys, and no settings of it in the environment."""
-    home = tmp_path / "home"
-    home.mkdir()
-    for name in ("HOME", "USERPROFILE", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(home))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
-    return home
 
 
 @pytest.fixture
@@ -259,31 +245,6 @@ def test_wandb_is_online_only_with_a_key_or_on_request(
     assert (settings.init_timeout, settings.finish_timeout) == (WANDB_START_S, WANDB_FINISH_S)
     assert recorder.events == ["start"]
     assert recorder.stored == {"optim.epochs": 3, "optim.max_steps": "none"}
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ("machine api.wandb.ai\n  login user\n  password secret\n", True),
-        ("machine github.com\n  login user\n  password secret\n", False),
-        ("not a netrc file", False),
-        (None, False),
-    ],
-)
-def test_a_key_stored_by_wandb_login_is_found(own_home: Path, content: str | None, found: bool) -> None:
-    if content is not None:
-        path = own_home / ".netrc"
-        path.write_text(content)
-        path.chmod(0o600)
-    assert has_wandb_key() is found
-
-
-@pytest.mark.parametrize(("key", "found"), [("k", True), ("", False)])
-def test_a_key_in_the_environment_is_found(
-    own_home: Path, monkeypatch: pytest.MonkeyPatch, key: str, found: bool
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    assert has_wandb_key() is found
 
 
 # --- terminal

@@ -44,7 +44,7 @@ def test_evaluation_leaves_the_model_in_evaluation_mode_and_scores_by_class_weig
     job = make_job(Recorder(), [2.0], class_weights=(1.0, 3.0))
     data = job.inputs.collators["validation"]
     scores = score_split(job, predict(job, data), data.data.labels)
-    assert scores.rows == 6 and scores.f1 == 1.0
+    assert scores.rows == 6 and scores.values["f1"] == 1.0
     assert scores.loss == pytest.approx(math.log(1 + math.exp(-2.0)))
 
 

@@ -1,4 +1,4 @@
-"""The loss is that of one big batch for any split of it; the scores are scikit-learn's."""
+"""The loss is that of one big batch for any split of it."""
 
 import math
 from itertools import pairwise
@@ -7,17 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import nn
 
-from lorabench.step.loss import LOSS, Scores, score
-
-
-def one_hot_logits(predictions: list[int], classes: int) -> torch.Tensor:
-    return 5.0 * nn.functional.one_hot(torch.tensor(predictions), classes).float()
-
-
-# --- loss
+from lorabench.step.loss import LOSS
 
 
 @settings(deadline=None, max_examples=40)
@@ -71,78 +63,3 @@ def test_each_rows_loss_is_its_cross_entropy_times_its_weight() -> None:
     losses = LOSS.of_rows(logits, torch.tensor([1, 1, 0]), torch.tensor([4.0, 0.5, 1.0])).tolist()
     assert losses[:2] == pytest.approx([4 * math.log(1 + math.exp(2)), 0.5 * math.log(1 + math.exp(-1))], rel=1e-6)
     assert math.isnan(losses[2]), "a spoilt row must not spoil, nor be hidden by, the others"
-
-
-# --- scores
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.data())
-def test_scores_equal_scikit_learn(data: st.DataObject) -> None:
-    classes, rows = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 20))
-    # Fewer classes may occur than exist, among labels and predictions alike.
-    answers = st.lists(st.integers(0, data.draw(st.integers(0, classes - 1))), min_size=rows, max_size=rows)
-    labels, predictions = data.draw(answers), data.draw(answers)
-    positive = data.draw(st.sampled_from([0, 1])) if classes == 2 else None
-    if positive is None:
-        expected = precision_recall_fscore_support(
-            labels, predictions, labels=range(classes), average="macro", zero_division=0.0
-        )
-    else:
-        expected = precision_recall_fscore_support(
-            labels, predictions, pos_label=positive, average="binary", zero_division=0.0
-        )
-    scores = score(one_hot_logits(predictions, classes), labels, None, positive)
-    assert [scores.precision, scores.recall, scores.f1] == pytest.approx(list(expected[:3]), rel=1e-12)
-    assert scores.accuracy == pytest.approx(accuracy_score(labels, predictions), rel=1e-12)
-    assert scores.rows == rows
-
-
-@pytest.mark.parametrize(
-    ("labels", "predictions", "positive", "expected"),
-    [
-        # precision, recall, f1, accuracy, by hand
-        ([0, 1, 1, 0], [0, 1, 1, 0], 1, (1.0, 1.0, 1.0, 1.0)),
-        ([0, 1, 1, 0], [1, 0, 0, 1], 1, (0.0, 0.0, 0.0, 0.0)),
-        ([0, 1, 0, 0], [1, 1, 1, 1], 1, (0.25, 1.0, 0.4, 0.25)),
-        ([0, 1, 0, 0], [0, 0, 0, 0], 1, (0.0, 0.0, 0.0, 0.75)),
-        ([0, 1, 0, 0], [0, 0, 0, 0], 0, (0.75, 1.0, 6 / 7, 0.75)),
-        ([0, 0], [0, 0], 1, (0.0, 0.0, 0.0, 1.0)),
-        ([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 1, (2 / 3, 2 / 3, 2 / 3, 0.6)),
-        ([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0, (0.5, 0.5, 0.5, 0.6)),
-        # an absent class counts as zero in the macro average
-        ([0, 1], [0, 1], None, (2 / 3, 2 / 3, 2 / 3, 1.0)),
-    ],
-)
-def test_scores_of_extremes_by_hand(
-    labels: list[int], predictions: list[int], positive: int | None, expected: tuple[float, ...]
-) -> None:
-    scores = score(one_hot_logits(predictions, 3 if positive is None else 2), labels, None, positive)
-    assert (scores.precision, scores.recall, scores.f1, scores.accuracy) == pytest.approx(expected, rel=1e-12)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(2, 5), st.integers(1, 20), st.booleans(), st.integers(0, 999))
-def test_evaluation_loss_is_the_weighted_mean_in_float64(classes: int, rows: int, weighted: bool, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = 4 * torch.randn(rows, classes, generator=generator)
-    labels = torch.randint(classes, (rows,), generator=generator).tolist()
-    weights = tuple((0.1 + torch.rand(classes, generator=generator)).tolist()) if weighted else None
-    each = [
-        math.log(sum(math.exp(value) for value in row)) - row[label]
-        for row, label in zip(logits.tolist(), labels, strict=True)
-    ]
-    of_row = [weights[label] if weights else 1.0 for label in labels]
-    expected = sum(w * loss for w, loss in zip(of_row, each, strict=True)) / sum(of_row)
-    assert score(logits, labels, weights, None).loss == pytest.approx(expected, rel=1e-10, abs=1e-12)
-
-
-def test_a_loss_that_is_no_number_is_said_to_be_none() -> None:
-    assert math.isnan(score(torch.tensor([[math.inf, 0.0]]), [1], None, 1).loss)
-
-
-def test_scores_become_json_by_name() -> None:
-    scores = Scores(precision=0.1, recall=0.2, f1=0.3, accuracy=0.4, loss=0.5, rows=6)
-    assert scores.to_json() == {
-        "precision": 0.1, "recall": 0.2, "f1": 0.3, "accuracy": 0.4, "loss": 0.5, "rows": 6,
-    }  # fmt: skip

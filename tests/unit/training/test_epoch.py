@@ -53,7 +53,7 @@ def test_the_first_step_of_a_process_is_timed_when_the_device_is_through_with_it
         return 1.5
 
     monkeypatch.setattr(steps, "synchronize", lambda device: happened.append((device, len(steps_of(job).windows))))
-    monkeypatch.setattr(steps, "process_seconds", take_time)
+    monkeypatch.setattr(steps.time, "time", take_time)
     progress = Progress(Stopwatch(CPU), step=2)
     assert progress.first_step_seconds is None
     train(job, progress)

@@ -26,7 +26,7 @@ def test_an_evaluation_without_memory_names_what_helps_this_execution(
 ) -> None:
     setting: Any = SimpleNamespace(strategy=make_strategy("single"), ranks=OneRank())
     opening = {"schema_version": SCHEMA_VERSION, "status": "running", "world_size": 1, "execution": execution}
-    keeper = RecordKeeper(tmp_path, 0, opening)
+    keeper = RecordKeeper(tmp_path, 0, opening, began=0.0)
     with pytest.raises(RankError) as caught, recorded(setting, keeper):
         raise torch.OutOfMemoryError(ALLOCATOR_SAYS)
     assert advice in str(caught.value)

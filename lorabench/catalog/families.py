@@ -1,0 +1,123 @@
+"""Families of models: what the code has to know of an architecture beyond its transformers configuration.
+
+To add a family, add an entry to `_FAMILIES` under its `model_type`, the word of that name in a model's `config.json`:
+a tiny model of it then trains with default flags. Other architectures work too, where their LoRA targets are named by
+flag. `tests/unit/catalog/test_families.py` checks the entries, and trains a family that is one new entry.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TokenizerMarks:
+    """What a stand-in for a family's tokenizer puts around a text.
+
+    Attributes:
+        tokens: role -> mark, in the order of their ids, from 0 on.
+        template: a row, with `$A` for its text.
+    """
+
+    tokens: Mapping[str, str]
+    template: str
+
+
+BERT_MARKS = TokenizerMarks(
+    {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}, "[CLS] $A [SEP]"
+)
+# RoBERTa derives positions from the pad id, so the order is its own.
+ROBERTA_MARKS = TokenizerMarks(
+    {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, "<s> $A </s>"
+)
+LLAMA_MARKS = TokenizerMarks({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A")
+
+
+def plain_layer(shape: Mapping[str, Any]) -> int:
+    """Weights of a layer's linear modules: query, key, value and output projections; up and down."""
+    hidden = shape["hidden_size"]
+    return 4 * hidden * hidden + 2 * hidden * shape["intermediate_size"]
+
+
+def gated_layer(shape: Mapping[str, Any]) -> int:
+    """Weights of a layer's linear modules: query, key, value and output projections; gate, up and down.
+
+    Several heads may share their keys and values.
+    """
+    hidden = shape["hidden_size"]
+    keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    return 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape["intermediate_size"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What an adapter, a stand-in tokenizer, packs and the launcher have to know of a family of models.
+
+    Attributes:
+        targets: modules that get LoRA by default.
+        siblings: projections of one module that read the same input, in the order in which the model calls them;
+            captured steps run them as one product.
+        causal: no token sees those after it.
+        counts_from_pad: positions are counted from the pad id on, not from 0: the first token's is pad id + 1.
+        marks: around a row, where a stand-in for the tokenizer is trained.
+        linear_weights: a model's shape, as in `ModelPreset.shape` -> weights of the linear modules of one layer. The
+            launcher counts with it how much memory a preset takes.
+    """
+
+    targets: tuple[str, ...]
+    siblings: tuple[tuple[str, ...], ...]
+    causal: bool
+    counts_from_pad: bool = False
+    marks: TokenizerMarks
+    linear_weights: Callable[[Mapping[str, Any]], int]
+
+    def first_position(self, pad_id: int) -> int:
+        """Position of a row's first token."""
+        return pad_id + 1 if self.counts_from_pad else 0
+
+
+_BERT = Family(
+    targets=("query", "value"),
+    siblings=(("query", "key", "value"),),
+    causal=False,
+    marks=BERT_MARKS,
+    linear_weights=plain_layer,
+)
+_LLAMA = Family(
+    targets=("q_proj", "v_proj"),
+    siblings=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+    causal=True,
+    marks=LLAMA_MARKS,
+    linear_weights=gated_layer,
+)
+_FAMILIES: dict[str, Family] = {
+    "bert": _BERT,
+    "roberta": replace(_BERT, marks=ROBERTA_MARKS, counts_from_pad=True),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+}
+FAMILIES: Mapping[str, Family] = MappingProxyType(_FAMILIES)
+
+# Siblings of architectures that have no entry: DistilBERT's.
+_OTHER_SIBLINGS = (("q_lin", "k_lin", "v_lin"),)
+# Matrices of a checkpoint that are no linear module of the model's body, whatever its family.
+_NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
+
+
+def family_of(model_type: str) -> Family | None:
+    """The entry of a model's family; None for an architecture that has none."""
+    return FAMILIES.get(model_type)
+
+
+def sibling_names() -> tuple[tuple[str, ...], ...]:
+    """Names of siblings of any family, each once: a module that has all of them as children runs them together."""
+    known = (names for family in FAMILIES.values() for names in family.siblings)
+    return tuple(dict.fromkeys((*known, *_OTHER_SIBLINGS)))
+
+
+def is_linear_weight(name: str) -> bool:
+    """Whether a matrix of a checkpoint, by its name there, belongs to a linear module of the model's body."""
+    return _NO_LINEAR.search(name) is None

@@ -1,0 +1,26 @@
+"""The defaults that an entry of the catalog may change, and the words that its fields take."""
+
+from typing import Literal, TypedDict
+
+ComputeDtype = Literal["fp32", "fp16", "bf16"]
+Quantization = Literal["none", "nf4"]
+Checkpointing = Literal["auto", "on", "off"]
+
+
+class Settings(TypedDict, total=False):
+    """Defaults that a model or a task changes, by the field's name in `config.run_config`."""
+
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_targets: str
+    text_column: str
+    label_column: str
+    epochs: int
+    batch_size: int
+    eval_batch_size: int
+    learning_rate: float
+    logging_steps: int
+    best_metric: str
+    gradient_checkpointing: Checkpointing
+    quantize: Quantization

@@ -1,0 +1,76 @@
+"""The configuration of a model and a task before any flag, and what the catalog says of the two together."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.settings import ComputeDtype, Settings
+from lorabench.catalog.tasks import CUSTOM_TASK, TASKS, task_preset
+from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig
+
+
+def unknown_names(model: str, task: str) -> list[str]:
+    """One message for each name that no table has and that cannot be a Hub id or a folder, with the nearest names."""
+    messages = (
+        _unknown_name("--model", model, MODELS, "a Hub id (owner/name) or the path of a folder"),
+        _unknown_name("--task", task, TASKS, "the Hub id (owner/name) or the folder of a data set"),
+    )
+    return [message for message in messages if message]
+
+
+def resolve_names(model: str | None, task: str | None, own_columns: bool) -> tuple[str, str]:
+    """Model and task where one is not named.
+
+    Args:
+        own_columns: a column was named: the data are the user's own, where no task says otherwise.
+    """
+    otherwise = CUSTOM_TASK if own_columns else DataConfig().task
+    return model or ModelConfig().model, otherwise if task is None else task
+
+
+def resolve_defaults(model: str, task: str) -> RunConfig:
+    """The configuration of a model and a task before any flag: default < model preset < task preset."""
+    config = RunConfig()
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, model=model),
+        data=dataclasses.replace(config.data, task=task),
+    )
+    if model in MODELS:
+        config = apply_settings(config, MODELS[model].settings)
+    return apply_settings(config, task_preset(task).settings)
+
+
+def apply_settings(config: RunConfig, settings: Settings | Mapping[str, Any]) -> RunConfig:
+    """A copy of `config` with the fields that `settings` names replaced, whichever section they are in."""
+    sections = {}
+    for section in dataclasses.fields(config):
+        current = getattr(config, section.name)
+        names = {item.name for item in dataclasses.fields(current)}
+        sections[section.name] = dataclasses.replace(
+            current, **{key: value for key, value in settings.items() if key in names}
+        )
+    return RunConfig(**sections)
+
+
+def preset_precision(model: str, task: str) -> ComputeDtype | None:
+    """Compute dtype on CUDA where neither flag nor launcher names one: the task's, else the model's; None: neither."""
+    preset = MODELS.get(model)
+    return task_preset(task).precision or (None if preset is None else preset.precision)
+
+
+def is_synthetic(data: DataConfig) -> bool:
+    """Whether the rows were written for this project, not the user's own in place of them."""
+    return task_preset(data.task).synthetic and data.train_file is None
+
+
+def _unknown_name(flag: str, value: str, known: Iterable[str], otherwise: str) -> str | None:
+    names = list(known)
+    if value in names or "/" in value or os.path.isdir(value):
+        return None
+    nearest = difflib.get_close_matches(value, names, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+    return f"{flag} {value!r}: unknown.{hint} Expected one of {', '.join(names)}, or {otherwise}."
