@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from lorabench.models.blocks import find_blocks
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.catalog import families
@@ -21,6 +20,7 @@ from lorabench.catalog.families import (
     sibling_names,
 )
 from lorabench.data.tokenizer import train_stand_in
+from lorabench.models.classifier import find_blocks
 from lorabench.models.quantization import count_weights
 from lorabench.packed.classifier import PackedClassifier
 from lorabench.packed.joints import JointProjections

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lorabench import cli
 from lorabench.catalog import metrics
 from lorabench.catalog.metrics import METRICS, Answers, Metric, Place, compute_metrics, metrics_in
 from lorabench.config.command_line import parse_run_config
