@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from toys import CPU, OneRank
+from transformers import AutoConfig, AutoModel
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.attention import block_mask
-from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
+from lorabench.packed.classifier import PackedClassifier, PackedForward, _first_position, try_packing
 from lorabench.packed.packs import make_pack
 from lorabench.packed.passes import PackedPasses, _token_dimensions
 from lorabench.step.evaluation import PaddedForward, predict_logits
@@ -240,6 +241,17 @@ def test_dropout_differs_between_passes_and_members(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
     torch.manual_seed(3)
     assert torch.equal(passes.run(pack), first)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kin", "expected"),
+    [("roberta", "roberta", 2), ("bert", "bert", 0), ("xlm-roberta", "roberta", 2), ("electra", "bert", 0)],
+)
+def test_positions_count_from_the_pad_id_also_where_the_architecture_has_no_entry(
+    model_type: str, kin: str, expected: int
+) -> None:
+    config = AutoConfig.for_model(model_type, vocab_size=tiny.EMBEDDINGS, **tiny.SHAPES[kin])
+    assert _first_position(AutoModel.from_config(config)) == expected
 
 
 def test_attention_without_a_block_mask_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lorabench.catalog import metrics
+from lorabench.catalog.metrics import Metric
 from lorabench.errors import ConfigError
 from lorabench.results import report, table
 from lorabench.results.curves import draw_curves, running_mean
@@ -464,6 +466,21 @@ def test_curves_show_losses_and_scores_from_before_training_on(tmp_path: Path, f
     assert [x for x, _ in drawn["best epoch (2)"]] == [2, 2]
     assert losses.get_xlabel() == "optimizer step" and losses.get_ylabel() == "loss"
     assert quality.get_xlabel().startswith("epoch") and quality.get_legend() is not None
+
+
+def test_a_metric_that_is_one_entry_is_summed_up_and_drawn_by_its_label(
+    tmp_path: Path, figures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = Metric(label="Matthews", compute=lambda answers: 0.0, shown={"summary": 5, "curves": 3})
+    monkeypatch.setitem(metrics._METRICS, "matthews", added)
+    history = [scores(0.6, epoch=1, step=10, matthews=0.3), scores(0.7, epoch=2, step=20, matthews=0.25)]
+    record = run_record(before=scores(0.4, matthews=-0.1), history=history, best=history[1])
+    assert "recall 0.6000 -> 0.6000, Matthews -0.1000 -> 0.2500, loss 0.5000 -> 0.5000" in summary_lines(record)[0]
+    assert draw_curves(record, [], tmp_path / "curves.png")
+    drawn = figures[0].axes[1].get_lines()
+    assert [line.get_label() for line in drawn][:3] == ["accuracy", "F1", "Matthews"]
+    assert lines_of(figures[0].axes[1])["Matthews"] == [(0, -0.1), (1, 0.3), (2, 0.25)]
+    assert len({line.get_color() for line in drawn}) == 4, "three scores, and the best epoch"
 
 
 def test_curves_of_random_weights_have_losses_only_and_say_so(tmp_path: Path, figures: list[Any]) -> None:
