@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit"), str(ROOT / "tests" / "launch")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import comparing  # noqa: E402
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def launch_on_nccl(config: str, program: Sequence[str]) -> None:
     """A `comparing.Launch` on NCCL ranks."""
-    from tests.gpu.nccl import launch_ranks
+    from nccl import launch_ranks
 
     worker, *arguments = program
     ranks = 1 if config == "single_gpu" else comparing.RANKS

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.gpu.nccl import PROJECT, run_ranks
-from tests.gpu.running import largest_difference, launch_file, read, run_arguments, train
+from nccl import PROJECT, run_ranks
+from running import largest_difference, launch_file, read, run_arguments, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +25,7 @@ NAMES = {
 }  # fmt: skip
 # bf16 keeps 8 bits of a number and sums in another order on every layout; losses average over 16 rows.
 HALF_TOLERANCE = 2e-2
-WORKER = str(PROJECT / "tests" / "launch" / "resuming.py")
+WORKER = str(PROJECT / "tests" / "helpers" / "resuming.py")
 
 
 def need(strategy: str) -> None:

@@ -93,5 +93,5 @@ def run_ranks(
 
 def python_path() -> str:
     """The project and the workers of its launch tests, in front of what is there."""
-    folders = (PROJECT, PROJECT / "tests" / "launch", PROJECT / "tests" / "unit")
+    folders = (PROJECT, PROJECT / "tests" / "helpers")
     return os.pathsep.join(filter(None, (*map(str, folders), os.environ.get("PYTHONPATH"))))
