@@ -2,21 +2,20 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from benchmarks.entry import Entry
 from benchmarks.floor import measure_rates
-from benchmarks.lorabench_steps import LorabenchContestant, release_compiled
-from benchmarks.measuring import LIVE_TOLERANCE, TOLERANCES, MemoryShare, Timing, disagreements, rotated
+from benchmarks.lorabench_steps import LorabenchContestant
+from benchmarks.measuring import LIVE_TOLERANCE, TOLERANCES, MemoryShare, disagreements, rotated
 from benchmarks.options import has_execution
 from benchmarks.reference import TrainerContestant, trainer_recipe
 from benchmarks.step_report import summarise
 from benchmarks.workload import Contestant, Workload, load_workload, longest
-from lorabench.config.run_config import Precision
 from lorabench.data.batching import Window
 from lorabench.errors import ConfigError
 from lorabench.machine.precision import DTYPES
@@ -26,41 +25,6 @@ CHECK_FLAGS = ("--lora-dropout", "0", "--base-dropout", "0", "--max-steps", "1")
 WARMUP_STEPS = 3
 # Weights of all contestants above this share of the GPU's memory leave too little for what training needs beside them.
 LIVE_SHARE = 0.6
-
-
-@dataclass
-class Entry:
-    """A contestant's way through a workload.
-
-    Attributes:
-        make: builds it.
-        recipe: what it is, in a few words.
-        dtype: the coarsest one that it computes in.
-        weight_bytes: of its frozen weights.
-        problem: why it has no result, or not all of it.
-        check_loss: of the first step without dropout.
-        first_loss: of the first step as it is timed, dropout alive.
-        live: the built contestant, while it is kept.
-    """
-
-    name: str
-    make: Callable[[Workload], Contestant]
-    recipe: str
-    dtype: Precision
-    weight_bytes: int
-    memory: MemoryShare
-    timing: Timing = field(default_factory=Timing)
-    problem: str | None = None
-    check_loss: float | None = None
-    first_loss: float | None = None
-    live: Contestant | None = None
-
-    def drop(self) -> None:
-        """Free the model."""
-        if self.live is not None and self.name == "captured":
-            release_compiled()
-        self.live = None
-        self.memory.forget()
 
 
 def run_workload(

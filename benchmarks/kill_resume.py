@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 CONFIGS = {"ddp": "cpu_2ranks", "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "fsdp2": "fsdp2"}
 MEASURED = ("examples_per_second", "seconds_per_step", "memory_gb")
 TOLERANCE = 1e-6

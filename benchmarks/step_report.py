@@ -1,14 +1,12 @@
 """What a workload's windows come to: the JSON record and the table."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.entry import Entry
 from benchmarks.floor import floor_seconds, rate_name
+from benchmarks.workload import Workload
 from lorabench.results.table import UNKNOWN
-
-if TYPE_CHECKING:
-    from benchmarks.contest import Entry
-    from benchmarks.workload import Workload
 
 FASTEST = "captured"
 COLUMNS = (
@@ -18,7 +16,7 @@ COLUMNS = (
 
 
 def summarise(
-    workload: "Workload", entries: Sequence["Entry"], rates: Mapping[str, float], steps: int, problems: Sequence[str]
+    workload: Workload, entries: Sequence[Entry], rates: Mapping[str, float], steps: int, problems: Sequence[str]
 ) -> dict[str, Any]:
     """The workload's JSON record; without ratios where losses disagree.
 
@@ -51,7 +49,7 @@ def summarise(
     return record
 
 
-def describe(entry: "Entry", batch_size: int) -> dict[str, Any]:
+def describe(entry: Entry, batch_size: int) -> dict[str, Any]:
     """One contestant's figures, each on its own."""
     peak = entry.memory.peak_gb or (None, None)
     return {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.gpu.running import SAMPLE, train
+from running import SAMPLE, train
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from lorabench.config.defaults import resolve_defaults

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.gpu.running import largest_difference, train
+from running import largest_difference, train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,10 +1,12 @@
 """Worker: a run in which something happens at a chosen moment. `resuming.py MOMENT COUNT SIGNAL RANK FLAGS...`
 
-The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; with the
-moment `out-of-memory`, forward passes of more than COUNT rows do not fit there. Beside the worker: what the tests need
-to start such runs from one process that has done its imports, and to compare them.
+The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; if it is
+0, the process waits there for one that asks it to stop. With the moment `out-of-memory`, forward passes of more than
+COUNT rows do not fit there. Beside the worker: what the tests need to start such runs from one process that has done
+its imports, and to compare them.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -13,19 +15,24 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
+from limits import HANG_S
+from ports import held_port
 
 from lorabench import cli
+from lorabench.training.signals import StopSignal
 
 # Moment -> the call before which it lies.
 MOMENTS = {
@@ -43,7 +50,6 @@ MOMENTS = {
 }
 # Figures that differ from run to run, whatever happens.
 MEASURED = ("examples_per_second", "seconds_per_step", "memory_gb")
-LIMIT_S = 120
 # Matplotlib is imported late in a run, and takes long; DeepSpeed, too.
 PRELOADED = ["resuming", "lorabench.training.run", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 if importlib.util.find_spec("deepspeed") is not None:
@@ -52,7 +58,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 class At(NamedTuple):
-    """When a run gets which signal."""
+    """When a run gets which signal; 0: it waits there for one from outside."""
 
     moment: str
     count: int
@@ -92,7 +98,7 @@ class Fault:
 
 
 def arm(at: At) -> None:
-    """Replace the moment's call by one that sends the signal first."""
+    """Replace the moment's call by one that first sends the signal, or waits for one."""
     if int(os.environ.get("RANK", "0")) != at.rank:
         return
     module, _, names = MOMENTS[at.moment].partition(":")
@@ -106,10 +112,30 @@ def arm(at: At) -> None:
         nonlocal calls
         calls += 1
         if calls == at.count:
-            os.kill(os.getpid(), at.number)
+            act()
         return real(*args, **kwargs)
 
+    act = functools.partial(os.kill, os.getpid(), at.number) if at.number else await_stop_signal()
     setattr(owner, name, watched)
+
+
+def await_stop_signal() -> Callable[[], None]:
+    """A function that waits until the run has noted a signal that asks it to stop, be it one of before."""
+    note, noted = StopSignal._note, []
+
+    def noting(stop: StopSignal, number: int, frame: Any) -> None:
+        note(stop, number, frame)
+        noted.append(number)
+
+    def wait() -> None:
+        until = time.monotonic() + HANG_S
+        while not noted:
+            if time.monotonic() > until:
+                raise TimeoutError(f"no signal within {HANG_S:g} s")
+            time.sleep(0.01)
+
+    StopSignal._note = noting
+    return wait
 
 
 @dataclass(frozen=True)
@@ -158,7 +184,8 @@ def start(
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    port = str(_free_port())
+    meeting = ExitStack()
+    port = meeting.enter_context(held_port())
     processes = []
     for rank in range(ranks):
         named = {
@@ -174,24 +201,38 @@ def start(
         process = context.Process(target=_work, args=arguments)
         process.start()
         processes.append(process)
-    return Running(list(flags), processes)
+    return Running(list(flags), processes, meeting)
 
 
 @dataclass(frozen=True)
 class Running:
-    """The processes of one run."""
+    """The processes of one run.
+
+    Attributes:
+        meeting: holds the port at which the ranks meet.
+    """
 
     flags: list[str]
     processes: list[BaseProcess]
+    meeting: ExitStack
+
+    def wait_until_stopped(self) -> None:
+        """Until the first process lies still: at its moment, which is SIGSTOP's."""
+        process, until = psutil.Process(self.processes[0].pid), time.monotonic() + HANG_S
+        while process.status() != psutil.STATUS_STOPPED:
+            assert process.status() != psutil.STATUS_ZOMBIE, "it has ended instead"
+            assert time.monotonic() < until, f"still running after {HANG_S:g} s: {' '.join(self.flags)}"
+            time.sleep(0.01)
 
     def end(self) -> Ended:
         """Wait for all; says what the first printed, with the first code that is not 0."""
-        for process in self.processes:
-            process.join(LIMIT_S)
+        with self.meeting:
+            for process in self.processes:
+                process.join(HANG_S)
         if any(process.exitcode is None for process in self.processes):
             for process in self.processes:
                 process.kill()
-            raise TimeoutError(f"still running after {LIMIT_S} s: {' '.join(self.flags)}")
+            raise TimeoutError(f"still running after {HANG_S:g} s: {' '.join(self.flags)}")
         codes = [process.exitcode or 0 for process in self.processes]
         stdout, stderr = (path.read_text() for path in _outputs(self.flags, 0))
         return Ended(next(filter(None, codes), 0), stdout, stderr)
@@ -238,16 +279,15 @@ def _work(
 def _outputs(flags: Sequence[str], rank: int) -> tuple[Path, Path]:
     """Files for what a rank prints: not beside the run, whose disk may be full on purpose."""
     run_dir = flags[list(flags).index("--output-dir") + 1]
-    folder = Path(tempfile.gettempdir()) / f"lorabench-tests-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder = Path(_folder_of_outputs().name)
     name = hashlib.sha256(run_dir.encode()).hexdigest()[:16]
     return folder / f"{name}.{rank}.out", folder / f"{name}.{rank}.err"
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@functools.cache
+def _folder_of_outputs() -> tempfile.TemporaryDirectory[str]:
+    """This process's own, and gone at its end."""
+    return tempfile.TemporaryDirectory(prefix="lorabench-tests-")
 
 
 def resumed(flags: Sequence[str]) -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.nccl import PROJECT, launch_ranks
+from nccl import PROJECT, launch_ranks
 
-SAMPLE = PROJECT / "lorabench" / "sample" / "train.csv"
+SAMPLE = PROJECT / "lorabench" / "data" / "sample" / "train.csv"
 
 
 def run_arguments(

@@ -1,7 +1,7 @@
 """The model card: metadata that reads back whatever the base model is called, and a call that is exact."""
 
 from huggingface_hub import ModelCard
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorabench.checkpoint.card import model_card
@@ -25,7 +25,6 @@ def test_the_card_of_a_base_of_the_hub_has_the_metadata_that_its_page_shows() ->
 
 
 # One control character comes back from PyYAML as another line break: U+0085.
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\x85")))
 @example("/data/my: models/#1")
 @example("/data/- a, [b] {c} 'd' \"e\" & *f !g |h >i %j @k `l` \\m")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from limits import HANG_S
 
 from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
@@ -489,7 +490,7 @@ esac
             cwd=self.venv.parent,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
         )
         return result.returncode, self.log.read_text(encoding="utf-8").splitlines()
 

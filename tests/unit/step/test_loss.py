@@ -12,7 +12,7 @@ from torch import nn
 from lorabench.step.loss import LOSS
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_loss_and_gradient_equal_one_big_batch_for_any_split(data: st.DataObject) -> None:
     classes, rows = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 24))

@@ -16,7 +16,7 @@ def one_hot_logits(predictions: list[int], classes: int) -> torch.Tensor:
     return 5.0 * nn.functional.one_hot(torch.tensor(predictions), classes).float()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_scores_equal_scikit_learn(data: st.DataObject) -> None:
     classes, rows = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 20))
@@ -64,7 +64,7 @@ def test_scores_of_extremes_by_hand(
     assert tuple(scores.values.values()) == pytest.approx(expected, rel=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 5), st.integers(1, 20), st.booleans(), st.integers(0, 999))
 def test_evaluation_loss_is_the_weighted_mean_in_float64(classes: int, rows: int, weighted: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
