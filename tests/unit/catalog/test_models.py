@@ -12,6 +12,7 @@ from lorabench.catalog.families import FAMILIES
 from lorabench.catalog.metrics import metrics_in
 from lorabench.catalog.models import MODELS, ModelPreset
 from lorabench.catalog.settings import Settings
+from lorabench.config.command_line import parse_run_config
 from lorabench.config.run_config import RunConfig
 from lorabench.launch.launcher import ModelSize, measure_model
 from lorabench.models.footprint import NF4_BITS
@@ -55,7 +56,7 @@ def test_a_model_that_is_one_entry_trains_on_random_weights_and_is_counted_by_th
         settings=Settings(lora_r=3, lora_alpha=6),
     )  # fmt: skip
     monkeypatch.setitem(models._MODELS, "toy", toy)
-    assert measure_model(["--model", "toy"]) == ModelSize("toy", 600_000, "bf16")
+    assert measure_model(parse_run_config(["--model", "toy"], launching=True)) == ModelSize("toy", 600_000, "bf16")
     linear = 2 * (4 * tiny.HIDDEN**2 + 2 * tiny.HIDDEN * 48)
     nf4 = round((300_000 - linear) * 2 + linear * NF4_BITS / 8)
     assert measure_model(["--model", "toy", "--quantize", "nf4"]) == ModelSize("toy", nf4, "nf4")
