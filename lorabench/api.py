@@ -5,7 +5,9 @@ that was asked to stop and has left a checkpoint.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -14,11 +16,15 @@ from lorabench.config.keywords import Flags, build_run_config, flag_types
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import text_rows
 from lorabench.errors import ConfigError
+from lorabench.machine.libraries import quiet_libraries
 from lorabench.training.start import start
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+    from lorabench.training.prediction import FinishedRun
+    from lorabench.training.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def train(**flags: Unpack[Flags]) -> Result:
         RunError: the run failed later; `run.json` says why.
         RunInterrupted: a signal, or the notebook's stop button, ended it; there is a checkpoint to go on from.
     """
-    folder, record = start(build_run_config(flags), in_process=True)
+    with _quiet():
+        folder, record = start(build_run_config(flags), in_process=True)
     return Result(folder, record)
 
 
@@ -88,10 +95,11 @@ def predict(
     finished, rows = _read(run), text_rows(texts)
     if not rows:
         return []
-    predictor = _load(finished, trust_remote_code)
-    from lorabench.step.loss import LOSS
+    with _quiet():
+        predictor = _load(finished, trust_remote_code)
+        from lorabench.step.loss import LOSS
 
-    probabilities = LOSS.probabilities(predictor.logits(rows, "the texts", batch_size)).tolist()
+        probabilities = LOSS.probabilities(predictor.logits(rows, "the texts", batch_size)).tolist()
     named = [dict(zip(finished.labels, values, strict=True)) for values in probabilities]
     return [Prediction(max(values, key=values.__getitem__), values) for values in named]
 
@@ -104,17 +112,26 @@ def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftMode
     Raises:
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
-    predictor = _load(_read(run), trust_remote_code)
+    with _quiet():
+        predictor = _load(_read(run), trust_remote_code)
     return predictor.model, predictor.tokenizer
 
 
-def _read(run: str | Path) -> Any:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, libraries are quiet, as on the command line; filters of warnings are the caller's own again outside."""
+    with warnings.catch_warnings():
+        quiet_libraries()
+        yield
+
+
+def _read(run: str | Path) -> "FinishedRun":
     from lorabench.training.prediction import FinishedRun
 
     return FinishedRun.read(Path(run))
 
 
-def _load(finished: Any, trust_remote_code: bool) -> Any:
+def _load(finished: "FinishedRun", trust_remote_code: bool) -> "Predictor":
     # Heavy imports, only for input that is known to be good.
     from lorabench.training.predictor import Predictor
 

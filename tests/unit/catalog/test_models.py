@@ -59,7 +59,9 @@ def test_a_model_that_is_one_entry_trains_on_random_weights_and_is_counted_by_th
     assert measure_model(parse_run_config(["--model", "toy"], launching=True)) == ModelSize("toy", 600_000, "bf16")
     linear = 2 * (4 * tiny.HIDDEN**2 + 2 * tiny.HIDDEN * 48)
     nf4 = round((300_000 - linear) * 2 + linear * NF4_BITS / 8)
-    assert measure_model(["--model", "toy", "--quantize", "nf4"]) == ModelSize("toy", nf4, "nf4")
+    assert measure_model(parse_run_config(["--model", "toy", "--quantize", "nf4"], launching=True)) == ModelSize(
+        "toy", nf4, "nf4"
+    )
     run = tmp_path / "run"
     flags = ["--model", "toy", "--weights", "random", "--task", "sample", "--max-train-samples", "16"]
     assert tiny.train_in_process([*flags, "--max-length", "64", "--epochs", "1", "--output-dir", str(run)]) == 0

@@ -1,0 +1,226 @@
+"""The package from Python: the flags of the command line by name, exceptions for errors, plain objects back."""
+
+import inspect
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import psutil
+import pytest
+import tiny
+import torch
+from limits import HANG_S
+from peft import PeftModel
+
+import lorabench
+from lorabench.config.command_line import parse_run_config
+from lorabench.config.keywords import Flags, build_run_config, flag_types
+from lorabench.config.run_config import RunConfig
+from lorabench.results.run_folder import read_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> lorabench.Result:
+    """A short run on a tiny model."""
+    folder = tmp_path_factory.mktemp("api")
+    return lorabench.train(**flags(folder), output_dir=folder / "run")
+
+
+def flags(folder: Path) -> Any:
+    """Of a run whose model and files are made in `folder`."""
+    return dict(
+        model=str(tiny.save_tiny(folder / "tiny", "bert")), task="custom", max_length=64, epochs=1, batch_size=8,
+        train_file=tiny.write_rows(folder / "train.csv", 24),
+        validation_file=str(tiny.write_rows(folder / "validation.csv", 8, seed=1)),
+    )  # fmt: skip
+
+
+# --- importing
+
+
+def test_importing_the_package_is_quick_and_loads_nothing() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import lorabench; new = set(sys.modules) - before;"
+        "print(sorted(name for name in new if name.startswith('lorabench') or name.split('.')[0] in "
+        "('torch', 'transformers', 'tyro', 'numpy')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_S)
+    assert ran.stdout.strip() == "['lorabench']"
+
+
+def test_what_is_public_is_there_and_named() -> None:
+    assert set(lorabench.__all__) <= set(dir(lorabench))
+    assert all(getattr(lorabench, name) is not None for name in lorabench.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = lorabench.trian  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_module_of_that_name_stands_for_the_function() -> None:
+    """`python -m lorabench.train` must be a module; whoever imports it can still train."""
+    code = (
+        "import lorabench.train\n"
+        "try:\n    lorabench.train(epochs=0)\nexcept lorabench.ConfigError as error:\n    print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANG_S)
+    assert ran.stdout.strip() == "--epochs 0: expected a whole number of at least 1"
+
+
+# --- flags
+
+
+def test_flags_are_those_of_the_command_line_with_their_types() -> None:
+    """But paths, which may be texts as well."""
+    offered = get_type_hints(Flags)
+    assert list(offered) == list(flag_types())
+    paths = {name: str | Path | None for name, hint in flag_types().items() if hint == Path | None}
+    assert offered == {**flag_types(), **paths}
+
+
+def test_the_signature_names_every_flag_with_its_default() -> None:
+    parameters = inspect.signature(lorabench.train).parameters
+    assert list(parameters) == list(flag_types())
+    assert parameters["model"].default == "roberta-large" and parameters["epochs"].default == 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"model": "minilm", "task": "sample"},
+        {"model": "minilm", "task": "sample", "epochs": 1, "learning_rate": 1, "lora_dropout": 0},
+        {"model": "llama2-7b", "weights": "random", "resume": False, "max_steps": 3, "base_dropout": 0.5},
+        {"model": "minilm", "text_column": "review", "early_stopping": 2},
+        {"model": "minilm", "label_column": "stars", "task": "disaster-tweets"},
+    ],
+)
+def test_a_configuration_is_the_one_of_the_same_command_line(values: dict[str, Any]) -> None:
+    words = [
+        word for name, value in values.items() if value is not False
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]  # fmt: skip
+    files = {"train_file": __file__} if "task" not in values and len(values) > 2 else {}
+    words += [word for name, value in files.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert build_run_config({**values, **files}) == parse_run_config(words)
+
+
+def test_all_that_is_wrong_with_the_flags_is_said_at_once() -> None:
+    wrong: Any = dict(modle="x", epochs="3", track="neptune", batch_size=2.5, resume=1, learning_rate=True)
+    with pytest.raises(lorabench.ConfigError) as caught:
+        lorabench.train(**wrong)
+    assert caught.value.issues == (
+        "modle: no such flag; did you mean model?",
+        "epochs='3': expected a whole number",
+        "track='neptune': expected 'none' or 'wandb' or 'tensorboard'",
+        "batch_size=2.5: expected a whole number",
+        "resume=1: expected True or False",
+        "learning_rate=True: expected a number",
+    )
+
+
+def test_what_the_command_line_refuses_is_refused_with_its_words() -> None:
+    with pytest.raises(lorabench.ConfigError, match=r"--model 'minilmm': unknown\. Did you mean minilm\?"):
+        lorabench.train(model="minilmm", task="sample")
+    with pytest.raises(lorabench.ConfigError, match=r"--train-file /nowhere\.csv: no such file"):
+        lorabench.train(model="minilm", task="custom", train_file="/nowhere.csv")
+
+
+def test_defaults_hold_for_an_empty_call() -> None:
+    assert build_run_config({}) == parse_run_config([])
+    assert isinstance(build_run_config({}), RunConfig)
+
+
+# --- runs
+
+
+def test_a_run_gives_its_folder_its_record_and_its_scores(run: lorabench.Result) -> None:
+    written = read_run(run.folder)
+    assert written["status"] == "completed" and (run.folder / "adapter").is_dir()
+    assert run.record["config"] == written["config"] and run.record["memory"] == written["memory"]
+    assert run.scores == run.record["best"] == written["best"] and run.scores is not None
+    assert {"f1", "accuracy", "loss", "rows"} <= run.scores.keys()
+
+
+def test_wall_time_counts_from_the_call(tmp_path: Path) -> None:
+    """Not from the start of this process, which has run other tests before."""
+    values = flags(tmp_path)
+    began = time.time()
+    record = lorabench.train(**values, output_dir=tmp_path / "run", max_steps=1).record
+    assert 0 < record["first_step_seconds"] < record["wall_seconds"] <= time.time() - began < process_age()
+
+
+def process_age() -> float:
+    return time.time() - psutil.Process().create_time()
+
+
+def test_a_process_can_train_again_in_another_precision(run: lorabench.Result, tmp_path: Path) -> None:
+    first = run.record["precision"]
+    again = lorabench.train(**flags(tmp_path), output_dir=tmp_path / "again", precision="bf16", max_steps=1)
+    assert (first, again.record["precision"]) == ("fp32", "bf16")
+
+
+def test_training_works_beside_the_main_thread(tmp_path: Path) -> None:
+    """Where Python lets nobody handle signals."""
+    results: list[lorabench.Result] = []
+    values = flags(tmp_path)
+    thread = threading.Thread(
+        target=lambda: results.append(lorabench.train(**values, output_dir=tmp_path / "run", max_steps=1))
+    )
+    thread.start()
+    thread.join(HANG_S)
+    assert results and results[0].record["status"] == "completed"
+
+
+def test_a_run_that_fails_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> Any:
+        raise lorabench.RunError("the disk is full")
+
+    monkeypatch.setattr("lorabench.checkpoint.adapter.save_adapter", fail)
+    with pytest.raises(lorabench.RunError, match="the disk is full"):
+        lorabench.train(**flags(tmp_path), output_dir=tmp_path / "run")
+    assert read_run(tmp_path / "run")["status"] == "failed"
+
+
+# --- predictions
+
+
+def test_predictions_are_those_of_the_loaded_model(run: lorabench.Result) -> None:
+    texts = tiny.texts(5, seed=3)
+    predictions = lorabench.predict(run.folder, texts)
+    assert [prediction.label for prediction in predictions] == [
+        max(prediction.probabilities, key=prediction.probabilities.__getitem__) for prediction in predictions
+    ]
+    model, tokenizer = lorabench.load(str(run.folder))
+    assert isinstance(model, PeftModel) and not model.training
+    for text, prediction in zip(texts, predictions, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits
+        expected = logits[0].softmax(0).tolist()
+        assert list(prediction.probabilities.values()) == pytest.approx(expected, abs=1e-5)
+        assert list(prediction.probabilities) == run.record["data"]["labels"]
+
+
+def test_batches_change_no_prediction(run: lorabench.Result) -> None:
+    texts = tiny.texts(7, seed=4)
+    one, all_at_once = (lorabench.predict(run.folder, texts, batch_size=size) for size in (1, 32))
+    for a, b in zip(one, all_at_once, strict=True):
+        assert list(a.probabilities.values()) == pytest.approx(list(b.probabilities.values()), abs=1e-5)
+
+
+def test_texts_that_are_none_are_refused(run: lorabench.Result) -> None:
+    texts: Any = ["good", " ", None]
+    with pytest.raises(lorabench.ConfigError, match=r"texts: 2 rows \(2, 3\) without a text"):
+        lorabench.predict(run.folder, texts)
+    with pytest.raises(lorabench.ConfigError, match="expected a list of texts, found one text"):
+        lorabench.predict(run.folder, "one text")
+    with pytest.raises(lorabench.ConfigError, match="batch_size=0"):
+        lorabench.predict(run.folder, ["good"], batch_size=0)
+    assert lorabench.predict(run.folder, []) == []
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    for use in (lambda: lorabench.predict(tmp_path, ["text"]), lambda: lorabench.load(tmp_path)):
+        with pytest.raises(lorabench.ConfigError):
+            use()
