@@ -27,7 +27,6 @@ CPU_CONFIGS = ",".join(comparing.STRATEGIES)
 NCCL_CONFIGS = "ddp,zero1,zero2,zero3,zero3_offload,fsdp2,fsdp2_offload"
 # Of logits in a fresh process on the CPU, which reads the weights as they were saved.
 RELOAD_TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 5e-2}
-NCCL_LIMIT_S = 600
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +68,7 @@ def launch_on_nccl(config: str, program: Sequence[str]) -> None:
     worker, *arguments = program
     ranks = 1 if config == "single_gpu" else comparing.RANKS
     file = ("--config_file", f"accelerate_configs/{config}.yaml")
-    launch_ranks(ranks, arguments, file, NCCL_LIMIT_S, program=[worker])
+    launch_ranks(ranks, arguments, file, program=[worker])
 
 
 def make_models(base: Path, llama_layers: int | None) -> list[Path]:

@@ -5,12 +5,12 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from limits import HANG_S
 from nccl import PROJECT, run_ranks
 from running import largest_difference, launch_file, read, run_arguments, train
 
@@ -142,11 +142,10 @@ def test_a_sharded_run_without_memory_ends_on_all_ranks(strategy: str, small_lla
     """One rank has room for no batch; each rank has a launcher of its own, so nobody else ends the other."""
     need(strategy)
     arguments = run_arguments(small_llama, tmp_path / "run", "--precision", "bf16", batch_size=8)
-    start = time.monotonic()
-    codes, outputs = run_ranks(
-        2, ["out-of-memory", "2", "0", "1", *arguments], options_of(strategy), timeout_s=150, program=[WORKER]
-    )
-    assert 0 not in codes and time.monotonic() - start < 120
+    fault = ["out-of-memory", "2", "0", "1"]
+    # Sooner than NCCL, which gives up a lost rank after ten minutes.
+    codes, outputs = run_ranks(2, [*fault, *arguments], options_of(strategy), HANG_S / 2, program=[WORKER])
+    assert 0 not in codes
     assert read_error(tmp_path / "run").startswith("rank 1: out of GPU memory"), outputs[0][-3000:]
 
 

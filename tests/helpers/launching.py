@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from limits import HANG_S
+from ports import held_port
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "accelerate_configs"
 TWO_RANKS = CONFIGS / "cpu_2ranks.yaml"
-TIMEOUT_S = 240
 # Nothing listens there: whoever asks the Hub all the same gets no answer.
 DEAD_PROXY = "http://127.0.0.1:9"
 
@@ -35,16 +37,17 @@ def python(
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd, env={**offline_environment(), **(environment or {})}, capture_output=True, text=True,
-        timeout=TIMEOUT_S, check=False,
+        timeout=HANG_S, check=False,
     )  # fmt: skip
 
 
 def launch(
     launcher: Sequence[object], program: Sequence[object], cwd: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch LAUNCHER PROGRAM` in `cwd`."""
+    """`accelerate launch LAUNCHER PROGRAM` in `cwd`; the ranks meet at a port of their own."""
     command = Path(sys.executable).parent / "accelerate"
-    return python([command, "launch", *launcher, *program], cwd, environment)
+    with held_port() as port:
+        return python([command, "launch", *launcher, "--main_process_port", port, *program], cwd, environment)
 
 
 def on_ranks(ranks: int) -> list[object]:
@@ -60,11 +63,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def wait_for_lines(path: Path, count: int, limit_s: float = 60) -> None:
+def wait_for_lines(path: Path, count: int) -> None:
     """Until a file that grows has so many."""
-    until = time.monotonic() + limit_s
+    until = time.monotonic() + HANG_S
     while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert time.monotonic() < until, f"{path} has fewer than {count} lines after {limit_s} s"
+        assert time.monotonic() < until, f"{path} has fewer than {count} lines after {HANG_S:g} s"
         time.sleep(0.001)
 
 

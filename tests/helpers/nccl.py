@@ -7,7 +7,6 @@ With a GPU for each rank it is one launch, as a user's.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,22 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from limits import HANG_S
+from ports import held_port
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def launch_ranks(
     world_size: int,
     arguments: Sequence[str],
     launch_options: Sequence[str] = (),
-    timeout_s: float = 200,
+    timeout_s: float = HANG_S,
     program: Sequence[str] = ("-m", "lorabench.train"),
 ) -> None:
     """Run the entrypoint on `world_size` ranks to its end.
@@ -52,7 +46,7 @@ def run_ranks(
     world_size: int,
     arguments: Sequence[str],
     launch_options: Sequence[str] = (),
-    timeout_s: float = 200,
+    timeout_s: float = HANG_S,
     program: Sequence[str] = ("-m", "lorabench.train"),
 ) -> tuple[list[int], list[str]]:
     """Exit codes and outputs of all launchers: one if there is a GPU for each rank, else one per rank on one GPU.
@@ -60,35 +54,40 @@ def run_ranks(
     Raises:
         subprocess.TimeoutExpired: a rank did not end in time; all are killed.
     """
-    launches = [["--num_processes", str(world_size)]]
-    environment = {**os.environ, "PYTHONPATH": python_path()}
-    if world_size == 1:
-        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    elif "--config_file" not in launch_options:
-        launches[0].append("--multi_gpu")
-    if torch.cuda.device_count() < world_size:
-        environment.update(NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
-        machines = ["--num_machines", str(world_size), "--main_process_ip", "127.0.0.1"]
-        machines += ["--main_process_port", str(free_port())]
-        launches = [[*launches[0], *machines, "--machine_rank", str(rank)] for rank in range(world_size)]
-    else:
-        launches[0] += ["--main_process_port", str(free_port())]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", *launch, *launch_options, *program, *arguments],
-            env={**environment, **({"NCCL_HOSTID": f"machine{rank}"} if len(launches) > 1 else {})},
-            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )
-        for rank, launch in enumerate(launches)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
-    finally:
-        for process in processes:
-            # Its ranks too, where it did not end by itself.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    with held_port() as port:
+        launches = plan_launches(world_size, launch_options, port)
+        environment = {**os.environ, "PYTHONPATH": python_path()}
+        if world_size == 1:
+            environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        if len(launches) > 1:
+            environment.update(NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "accelerate.commands.launch", *launch, *launch_options, *program, *arguments],
+                env={**environment, **({"NCCL_HOSTID": f"machine{rank}"} if len(launches) > 1 else {})},
+                cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            )
+            for rank, launch in enumerate(launches)
+        ]  # fmt: skip
+        try:
+            outputs = [process.communicate(timeout=timeout_s)[0] for process in processes]
+        finally:
+            for process in processes:
+                # Its ranks too, where it did not end by itself.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
     return [process.returncode for process in processes], outputs
+
+
+def plan_launches(world_size: int, launch_options: Sequence[str], port: int) -> list[list[str]]:
+    """Options of each launcher: one if there is a GPU for each rank, else one per rank."""
+    launch = ["--num_processes", str(world_size), "--main_process_port", str(port)]
+    if world_size > 1 and "--config_file" not in launch_options:
+        launch.append("--multi_gpu")
+    if torch.cuda.device_count() >= world_size:
+        return [launch]
+    machines = ["--num_machines", str(world_size), "--main_process_ip", "127.0.0.1"]
+    return [[*launch, *machines, "--machine_rank", str(rank)] for rank in range(world_size)]
 
 
 def python_path() -> str:

@@ -1,11 +1,12 @@
 """Worker: a run in which something happens at a chosen moment. `resuming.py MOMENT COUNT SIGNAL RANK FLAGS...`
 
-The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; with the
-moment `out-of-memory`, forward passes of more than COUNT rows do not fit there. Beside the worker: what the tests need
-to start such runs from one process that has done its imports, and to compare them.
+The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; if it is
+0, the process waits there for one that asks it to stop. With the moment `out-of-memory`, forward passes of more than
+COUNT rows do not fit there. Beside the worker: what the tests need to start such runs from one process that has done
+its imports, and to compare them.
 """
 
-import hashlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -13,19 +14,24 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
+from limits import HANG_S
+from ports import held_port
 
 from lorabench import train
+from lorabench.training.signals import StopSignal
 
 # Moment -> the call before which it lies.
 MOMENTS = {
@@ -43,7 +49,6 @@ MOMENTS = {
 }
 # Figures that differ from run to run, whatever happens.
 MEASURED = ("examples_per_second", "seconds_per_step", "memory_gb")
-LIMIT_S = 120
 # Matplotlib is imported late in a run, and takes long; DeepSpeed, too.
 PRELOADED = ["resuming", "lorabench.training.run", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 if importlib.util.find_spec("deepspeed") is not None:
@@ -52,7 +57,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 class At(NamedTuple):
-    """When a run gets which signal."""
+    """When a run gets which signal; 0: it waits there for one from outside."""
 
     moment: str
     count: int
@@ -92,7 +97,7 @@ class Fault:
 
 
 def arm(at: At) -> None:
-    """Replace the moment's call by one that sends the signal first."""
+    """Replace the moment's call by one that first sends the signal, or waits for one."""
     if int(os.environ.get("RANK", "0")) != at.rank:
         return
     module, _, names = MOMENTS[at.moment].partition(":")
@@ -106,10 +111,30 @@ def arm(at: At) -> None:
         nonlocal calls
         calls += 1
         if calls == at.count:
-            os.kill(os.getpid(), at.number)
+            act()
         return real(*args, **kwargs)
 
+    act = functools.partial(os.kill, os.getpid(), at.number) if at.number else await_stop_signal()
     setattr(owner, name, watched)
+
+
+def await_stop_signal() -> Callable[[], None]:
+    """A function that waits until the run has noted a signal that asks it to stop, be it one of before."""
+    note, noted = StopSignal._note, []
+
+    def noting(stop: StopSignal, number: int, frame: Any) -> None:
+        note(stop, number, frame)
+        noted.append(number)
+
+    def wait() -> None:
+        until = time.monotonic() + HANG_S
+        while not noted:
+            if time.monotonic() > until:
+                raise TimeoutError(f"no signal within {HANG_S:g} s")
+            time.sleep(0.01)
+
+    StopSignal._note = noting
+    return wait
 
 
 @dataclass(frozen=True)
@@ -158,7 +183,10 @@ def start(
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    port = str(_free_port())
+    held = ExitStack()
+    port = held.enter_context(held_port())
+    # Not beside the run, whose disk may be full on purpose.
+    printed = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lorabench-tests-")))
     processes = []
     for rank in range(ranks):
         named = {
@@ -170,30 +198,46 @@ def start(
         }
         world = {} if ranks == 1 else {key: str(value) for key, value in named.items()}
         world.update(strategy_variables(strategy))
-        arguments = (list(flags), at, file_limit, world, _outputs(flags, rank), fault)
+        arguments = (list(flags), at, file_limit, world, _outputs(printed, rank), fault)
         process = context.Process(target=_work, args=arguments)
         process.start()
         processes.append(process)
-    return Running(list(flags), processes)
+    return Running(list(flags), processes, printed, held)
 
 
 @dataclass(frozen=True)
 class Running:
-    """The processes of one run."""
+    """The processes of one run.
+
+    Attributes:
+        printed: folder with what the ranks print.
+        held: that folder, and the port at which the ranks meet, until the end.
+    """
 
     flags: list[str]
     processes: list[BaseProcess]
+    printed: Path
+    held: ExitStack
+
+    def wait_until_stopped(self) -> None:
+        """Until the first process lies still: at its moment, which is SIGSTOP's."""
+        process, until = psutil.Process(self.processes[0].pid), time.monotonic() + HANG_S
+        while process.status() != psutil.STATUS_STOPPED:
+            assert process.status() != psutil.STATUS_ZOMBIE, "it has ended instead"
+            assert time.monotonic() < until, f"still running after {HANG_S:g} s: {' '.join(self.flags)}"
+            time.sleep(0.01)
 
     def end(self) -> Ended:
         """Wait for all; says what the first printed, with the first code that is not 0."""
-        for process in self.processes:
-            process.join(LIMIT_S)
-        if any(process.exitcode is None for process in self.processes):
+        with self.held:
             for process in self.processes:
-                process.kill()
-            raise TimeoutError(f"still running after {LIMIT_S} s: {' '.join(self.flags)}")
-        codes = [process.exitcode or 0 for process in self.processes]
-        stdout, stderr = (path.read_text() for path in _outputs(self.flags, 0))
+                process.join(HANG_S)
+            if any(process.exitcode is None for process in self.processes):
+                for process in self.processes:
+                    process.kill()
+                raise TimeoutError(f"still running after {HANG_S:g} s: {' '.join(self.flags)}")
+            codes = [process.exitcode or 0 for process in self.processes]
+            stdout, stderr = (path.read_text() for path in _outputs(self.printed, 0))
         return Ended(next(filter(None, codes), 0), stdout, stderr)
 
 
@@ -235,19 +279,9 @@ def _work(
     sys.exit(train.main(flags))
 
 
-def _outputs(flags: Sequence[str], rank: int) -> tuple[Path, Path]:
-    """Files for what a rank prints: not beside the run, whose disk may be full on purpose."""
-    run_dir = flags[list(flags).index("--output-dir") + 1]
-    folder = Path(tempfile.gettempdir()) / f"lorabench-tests-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    name = hashlib.sha256(run_dir.encode()).hexdigest()[:16]
-    return folder / f"{name}.{rank}.out", folder / f"{name}.{rank}.err"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def _outputs(folder: Path, rank: int) -> tuple[Path, Path]:
+    """Files for what a rank prints."""
+    return folder / f"{rank}.out", folder / f"{rank}.err"
 
 
 def resumed(flags: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import resuming
 import tiny
 from launching import CONFIGS, explain, launch, offline_environment, python, wait_for_lines
+from limits import HANG_S
 from resuming import assert_same_run, checkpoints, record
 
 CPU = ["--config_file", CONFIGS / "cpu.yaml"]
@@ -65,7 +66,7 @@ def test_a_signal_to_the_launcher_stops_the_run_with_a_checkpoint(
     try:
         wait_for_lines(run_dir / "metrics.jsonl", 3)
         (os.killpg if whole_group else os.kill)(launched.pid, number)
-        output, _ = launched.communicate(timeout=60)
+        output, _ = launched.communicate(timeout=HANG_S)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launched.pid, signal.SIGKILL)

@@ -14,7 +14,8 @@ from pathlib import Path
 import comparing
 import psutil
 import pytest
-from launching import ROOT, TIMEOUT_S, explain, offline_environment, read_json
+from launching import ROOT, explain, offline_environment, read_json
+from limits import HANG_S
 
 SCRIPT = ROOT / "scripts" / "slurm_two_nodes.sh"
 JOB = "4711"
@@ -81,7 +82,7 @@ class Cluster:
 
 def end(job: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     try:
-        stdout, stderr = job.communicate(timeout=TIMEOUT_S)
+        stdout, stderr = job.communicate(timeout=HANG_S)
     finally:
         if job.poll() is None:
             for process in [*psutil.Process(job.pid).children(recursive=True), job]:
@@ -184,7 +185,7 @@ def test_a_job_at_its_time_limit_leaves_a_checkpoint_and_goes_on(cluster: Cluste
 
 
 def wait_for(condition: Callable[[], bool], job: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + TIMEOUT_S
+    until = time.monotonic() + HANG_S
     while not condition():
         assert job.poll() is None and time.monotonic() < until, "the job ended, or did nothing"
         time.sleep(0.02)

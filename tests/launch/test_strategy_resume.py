@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import resuming
 import tiny
+from limits import HANG_S
 from resuming import At, assert_near_run, assert_same_run, checkpoints, record, resumed
 
 MakeFlags = Callable[..., list[str]]
@@ -58,7 +59,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     assert ended.code == 143, ended
     assert (record(run_dir)["status"], record(run_dir)["steps"]) == ("interrupted", 4)
     running = resuming.start(resumed(flags), At("step", 19, signal.SIGKILL, rank=1), ranks=2, strategy=strategy)
-    running.processes[1].join(resuming.LIMIT_S)
+    running.processes[1].join(HANG_S)
     assert running.processes[1].exitcode == -signal.SIGKILL
     running.processes[0].join(5)  # as a launcher does, once a rank is gone
     running.processes[0].kill()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import comparing
 import pytest
-from launching import CONFIGS, ROOT, TIMEOUT_S, offline_environment, read_json
+from launching import CONFIGS, ROOT, offline_environment, read_json
+from limits import HANG_S
 
 ADDRESSES = ("10.203.0.1", "10.203.0.2")
 PORT = 29500
@@ -50,7 +51,7 @@ class Node:
 
 def ip(*words: str) -> None:
     """Run `ip`. Raises `CalledProcessError`, with what it printed, if it fails."""
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30)
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def launch_on_both(
         node.start([*command, "--machine_rank", node.rank, *program], logs / f"node{node.rank}.log") for node in nodes
     ]
     try:
-        return [launcher.wait(TIMEOUT_S) for launcher in launchers]
+        return [launcher.wait(HANG_S) for launcher in launchers]
     finally:
         for launcher in launchers:
             launcher.kill()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from limits import HANG_S
 
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch import launcher
@@ -450,7 +451,7 @@ esac
             cwd=self.venv.parent,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
         )
         return result.returncode, self.log.read_text(encoding="utf-8").splitlines()
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from limits import HANG_S
 
 from lorabench.machine import meters
 from lorabench.machine.environment import LAUNCH_VARIABLE
@@ -124,7 +125,7 @@ def test_what_came_before_the_launcher_is_not_counted() -> None:
     )
     command = shlex.join([sys.executable, "-c", launch, "--config_file", "cpu.yaml"])
     ran = subprocess.run(
-        ["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True, check=True, timeout=120
+        ["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True, check=True, timeout=HANG_S
     )
     mine, whole = map(float, ran.stdout.splitlines()[-1].split())
     assert 0 < mine <= whole - 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from limits import HANG_S
 
 from lorabench.config.run_config import RunConfig
 from lorabench.results import tracking
@@ -179,7 +180,7 @@ def test_wandb_without_a_key_writes_an_offline_run(tmp_path: Path, monkeypatch: 
     (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
     expected = (b"train/loss", b"eval/f1", b"optim.learning_rate", b"my-run")
     # Another process of W&B's writes the file, and may still do so.
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline and not all(name in file.read_bytes() for name in expected):
         time.sleep(0.05)
     assert [name for name in expected if name not in file.read_bytes()] == []

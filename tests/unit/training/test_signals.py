@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 
 from lorabench.errors import RunInterrupted
 from lorabench.training.signals import STOP_SIGNALS, StopSignal, signals_held
@@ -93,7 +94,7 @@ with StopSignal().listening():
     print("second", flush=True)
 """
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=ROOT, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, cwd=ROOT, check=False
     )
     assert (result.returncode, result.stdout) == (code, "first\n"), result.stderr
 
