@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import gc
 import os
 import signal
 from importlib.util import find_spec
@@ -10,6 +11,12 @@ import pytest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MOST_WORKERS = 4
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: each worker has a core to itself, and threads that wait for one another would take it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +43,16 @@ def pytest_configure() -> None:
     """A shell that starts the tests in the background ignores SIGINT for them, and for every process they start."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays: a test that frees memory need not look through it every time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a worker for each core that may be used, up to a few, since each imports PyTorch."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MOST_WORKERS)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabench.config.checks import find_issues
@@ -102,7 +102,6 @@ def test_class_weights_that_can_be_read_are_fine(text: str) -> None:
     assert find_issues(changed("data", class_weights=text)) == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=6))
 def test_class_weights_are_read_as_written(weights: list[float]) -> None:
     assert parse_class_weights(",".join(map(repr, weights))) == tuple(weights)

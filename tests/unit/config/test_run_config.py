@@ -34,7 +34,7 @@ def sections(section_type: Any) -> st.SearchStrategy[Any]:
 configs = st.builds(RunConfig, **{name: sections(section_type) for name, section_type in SECTIONS.items()})
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(configs)
 def test_any_configuration_survives_its_json(config: RunConfig) -> None:
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

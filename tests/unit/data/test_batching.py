@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.data.batching import (
@@ -26,7 +26,7 @@ from lorabench.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-with_fixtures = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+with_fixtures = settings(max_examples=60)
 lengths_of_rows = st.lists(st.integers(1, 40), min_size=1, max_size=70)
 layouts = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 
@@ -43,7 +43,6 @@ def real_rows(micro_batches: list[MicroBatch]) -> list[int]:
 # --- the plan of the steps
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts, st.integers(0, 9), st.integers(0, 3))
 def test_every_row_is_trained_once_per_epoch_over_all_ranks(
     lengths: list[int], layout: tuple[int, int, int], seed: int, epoch: int
@@ -57,7 +56,6 @@ def test_every_row_is_trained_once_per_epoch_over_all_ranks(
     assert trained == Counter(range(len(lengths)))
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts)
 def test_ranks_agree_on_each_window_and_share_it_in_equally_many_passes(
     lengths: list[int], layout: tuple[int, int, int]
@@ -81,7 +79,6 @@ def assert_shared(window: Window, shares: list[list[MicroBatch]], batch_size: in
         assert set(micro_batch.rows) <= set(window.rows)
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts, st.integers(1, 4))
 def test_a_window_is_dealt_as_well_in_smaller_micro_batches(
     lengths: list[int], layout: tuple[int, int, int], batch_size: int
@@ -93,14 +90,12 @@ def test_a_window_is_dealt_as_well_in_smaller_micro_batches(
         assert_shared(window, shares, batch_size)
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts, st.integers(0, 9))
 def test_an_epoch_can_be_entered_at_any_window(lengths: list[int], layout: tuple[int, int, int], first: int) -> None:
     plan = plans(lengths, layout)[0]
     assert list(plan.epoch(2, first)) == list(plan.epoch(2))[first:]
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]), st.integers(0, 3), st.data())
 def test_windows_have_the_same_rows_on_any_layout_of_one_effective_batch(
     lengths: list[int], effective: int, epoch: int, data: st.DataObject
@@ -126,7 +121,6 @@ def test_the_usual_layouts_of_sixteen_rows_are_one_plan(layout: tuple[int, int, 
         assert [window.rows for window in plan.epoch(1)] == whole
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts)
 def test_an_epoch_has_as_many_windows_as_said_and_only_the_last_is_short(
     lengths: list[int], layout: tuple[int, int, int]
@@ -138,7 +132,6 @@ def test_an_epoch_has_as_many_windows_as_said_and_only_the_last_is_short(
     assert sizes == [plan.effective_batch] * full + ([rest] if rest else [])
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts, st.integers(0, 99), st.integers(0, 9))
 def test_the_order_is_a_function_of_seed_and_epoch(
     lengths: list[int], layout: tuple[int, int, int], seed: int, epoch: int
@@ -174,7 +167,6 @@ def test_a_rank_without_rows_repeats_one_that_does_not_count() -> None:
 # --- evaluation
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, st.integers(1, 9), st.integers(1, 5))
 def test_every_row_is_evaluated_once_over_all_ranks_in_equally_many_passes(
     lengths: list[int], batch_size: int, world_size: int
@@ -219,7 +211,6 @@ def test_a_stand_in_weighs_nothing_and_counts_no_tokens() -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7]]
 
 
-@settings(deadline=None)
 @given(lengths_of_rows, layouts, st.data())
 def test_the_batches_of_all_ranks_have_the_windows_weight_tokens_and_ids(
     lengths: list[int], layout: tuple[int, int, int], data: st.DataObject

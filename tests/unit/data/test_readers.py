@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.data.readers import read_columns
 from lorabench.errors import ConfigError
 
-same_folder = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_folder = settings(max_examples=60)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
 csv_rows = st.lists(st.tuples(texts, texts), min_size=1, max_size=6)
 

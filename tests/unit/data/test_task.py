@@ -217,7 +217,7 @@ def test_the_split_is_the_same_every_time_whatever_the_seed(tmp_path: Path) -> N
     assert first.train.ids != sorted(first.train.ids, key=int)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 60))
 def test_the_split_has_every_row_once(count: int) -> None:
     numbers = [str(i) for i in range(count)]
@@ -275,7 +275,6 @@ def test_a_class_that_the_split_lost_is_named_with_the_cause(tmp_path: Path) -> 
 # --- weights and the positive class
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=40).filter(lambda labels: len(set(labels)) > 1))
 def test_balanced_weights_are_those_of_scikit_learn(drawn: list[int]) -> None:
     found = sorted(set(drawn))

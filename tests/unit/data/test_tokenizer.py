@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.config.presets import resolve_defaults
@@ -74,7 +74,7 @@ def test_an_unlisted_family_gets_the_marks_of_a_decoder() -> None:
     assert ids[-1] != tokenizer.eos_token_id
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 @given(
     text=st.text(st.characters(codec="utf-8", exclude_characters="<>[]"), max_size=40),
     family=st.sampled_from(FAMILIES),

@@ -81,7 +81,7 @@ def test_the_buffer_has_the_parameters_dtype() -> None:
     assert FlatGradients([nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))]).buffer.dtype == torch.bfloat16
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shapes=st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=5),
     scale=st.sampled_from([0.0, 1e-8, 1e-3, 1.0, 1e6]),

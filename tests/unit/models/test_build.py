@@ -72,7 +72,7 @@ def one_by_one(classifier: SequenceClassifier, rows: list[list[int]]) -> torch.T
 
 
 @pytest.mark.parametrize("model_type", tiny.DECODERS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 24), min_size=2, max_size=6), seed=st.integers(0, 99), extra=st.integers(0, 5))
 def test_decoder_rows_ending_in_the_pad_id_give_the_same_logits_alone_and_padded_on_either_side(
     model_type: str, lengths: list[int], seed: int, extra: int
@@ -86,7 +86,7 @@ def test_decoder_rows_ending_in_the_pad_id_give_the_same_logits_alone_and_padded
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(1, 24), min_size=2, max_size=6), seed=st.integers(0, 99), extra=st.integers(0, 5))
 def test_encoder_rows_give_the_same_logits_alone_and_padded(
     model_type: str, lengths: list[int], seed: int, extra: int

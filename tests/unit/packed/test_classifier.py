@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
@@ -61,7 +61,7 @@ def padded_logits(classifier: SequenceClassifier, rows: PaddedCollator) -> torch
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 def test_packed_logits_are_the_padded_ones(family: str, models, data: st.DataObject) -> None:
     packed, rows = models[family]
     chosen = data.draw(st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS, unique=True))

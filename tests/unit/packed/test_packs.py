@@ -71,7 +71,7 @@ def test_a_copy_takes_over_every_tensor() -> None:
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
     longest=st.integers(40, 120),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_split_keeps_order_and_fits_and_opens_no_run_too_early(lengths: list[int], longest: int) -> None:
     runs = split_to_fit(range(len(lengths)), lengths.__getitem__, longest)
     assert [row for run in runs for row in run] == list(range(len(lengths)))
@@ -85,7 +85,7 @@ def test_a_split_keeps_order_and_fits_and_opens_no_run_too_early(lengths: list[i
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20),
     data=st.data(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_packs_of_a_micro_batch_hold_its_real_rows_once(lengths: list[int], data: st.DataObject) -> None:
     rows = source(lengths)
     order = data.draw(st.permutations(range(len(lengths))))
@@ -104,7 +104,7 @@ def test_packs_of_a_micro_batch_hold_its_real_rows_once(lengths: list[int], data
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=20), texts=st.integers(1, 8), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_an_example_is_of_any_length_that_a_text_fits(lengths: list[int], texts: int, data: st.DataObject) -> None:
     """Also of one that is too short for the longest text, as for packs of two."""
     length = data.draw(st.integers(min(lengths), 200))
@@ -119,7 +119,7 @@ def test_an_example_is_of_any_length_that_a_text_fits(lengths: list[int], texts:
     longest=st.integers(1, 512),
     most=st.integers(1, 6),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_lengths_are_few_rising_tiles_that_the_longest_text_fits(totals: list[int], longest: int, most: int) -> None:
     lengths = choose_lengths(totals, longest, step=64, most=most)
     assert 1 <= len(lengths) <= most

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -241,7 +241,6 @@ def markdown_cells(line: str) -> list[str]:
     return [text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for text in unescaped]
 
 
-@settings(deadline=None)
 @given(rows_of_any_text)
 def test_markdown_html_and_csv_keep_every_text(rows: list[TableRow]) -> None:
     expected = [list(COLUMNS), *(list(row.cells()) for row in rows)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench import __version__
@@ -21,7 +21,7 @@ from lorabench.machine import environment
 from lorabench.results import run_folder as results
 from lorabench.results.run_folder import MetricsLog, read_metrics, read_run, write_json_atomic, write_text_atomic
 
-same_folder = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_folder = settings(max_examples=60)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 records = st.dictionaries(
     st.text(max_size=5),

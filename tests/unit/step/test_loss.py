@@ -20,7 +20,7 @@ def one_hot_logits(predictions: list[int], classes: int) -> torch.Tensor:
 # --- loss
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_loss_and_gradient_equal_one_big_batch_for_any_split(data: st.DataObject) -> None:
     classes, rows = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 24))
@@ -76,7 +76,7 @@ def test_each_rows_loss_is_its_cross_entropy_times_its_weight() -> None:
 # --- scores
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_scores_equal_scikit_learn(data: st.DataObject) -> None:
     classes, rows = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 20))
@@ -121,7 +121,7 @@ def test_scores_of_extremes_by_hand(
     assert (scores.precision, scores.recall, scores.f1, scores.accuracy) == pytest.approx(expected, rel=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 5), st.integers(1, 20), st.booleans(), st.integers(0, 999))
 def test_evaluation_loss_is_the_weighted_mean_in_float64(classes: int, rows: int, weighted: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -131,7 +131,6 @@ def test_a_short_last_window_is_a_step() -> None:
     assert total_steps(OptimConfig(epochs=5, max_steps=99), plan.steps_per_epoch) == 15
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 5), st.none() | st.integers(1, 60))
 def test_steps_are_those_that_the_epochs_have(rows: int, epochs: int, limit: int | None) -> None:
     plan = StepPlan([1] * rows, batch_size=3, accumulation=2, world_size=1, rank=0, seed=0)
