@@ -1,9 +1,13 @@
-.PHONY: check test
+.PHONY: check fast test
 
-# Everything: ruff, pyright and pytest.
+# Everything: ruff, pyright, the order of imports, and all tests.
 check:
 	tests/run.sh
 
-# The tests of one file: make test ARGS=tests/unit/test_launcher.py
+# The same checks, and the unit tests: before every commit.
+fast:
+	tests/run.sh tests/unit -n auto --dist worksteal
+
+# Some tests: make test ARGS="tests/unit/launch/test_launcher.py -k script"
 test:
 	tests/run.sh $(ARGS)

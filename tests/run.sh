@@ -1,5 +1,11 @@
 #!/usr/bin/env bash
-# All checks: ruff, pyright, pytest (its arguments: tests/run.sh tests/unit -k launcher). Makes its own environment.
+# All checks, in an environment that it makes itself: ruff, pyright, the order of imports, then pytest.
+#
+#   tests/run.sh                          every test, on a worker for each core, four at most
+#   tests/run.sh ARGUMENTS...             pytest with these instead, as in tests/run.sh tests/unit -k launcher
+#
+# LORABENCH_TEST_VENV     the environment; default .venv-test
+# LORABENCH_DATA          folder with disaster_tweets/ and reclor/; tests on real data are skipped without it
 set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/install.sh"
@@ -10,4 +16,9 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
 "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
+"$(dirname "$VENV_PYTHON")/lint-imports" --no-cache --no-logo
+if [ "$#" -eq 0 ]; then
+    # A worker that is done takes tests from the end of another one's: neighbours share their module's fixtures.
+    set -- -n auto --dist worksteal
+fi
 exec "$VENV_PYTHON" -m pytest "$@"

@@ -1,0 +1,89 @@
+"""Rules of the project that a machine keeps: the order of its wings, and one list of checks wherever they run."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from limits import HANG_S
+
+PROJECT = Path(__file__).parents[2]
+LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
+CHECKS = ("ruff check", "ruff format", "pyright", "lint-imports")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A copy of the package and of what is asked of it."""
+    shutil.copytree(
+        PROJECT / "lorabench", tmp_path / "lorabench", ignore=shutil.ignore_patterns("__pycache__", "*.csv")
+    )
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [LINT_IMPORTS, "--no-cache", "--no-logo"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG_S, check=False)
+
+
+def plant(path: Path, line: str) -> None:
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+
+
+def test_every_import_runs_downward(scratch: Path) -> None:
+    found = lint_imports(scratch)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "imported"),
+    [
+        ("machine/gpus.py", "from lorabench.training import run", "lorabench.training.run"),
+        ("machine/gpus.py", "def late() -> None:\n    import lorabench.training.run", "lorabench.training.run"),
+        ("errors.py", "from lorabench.config import run_config", "lorabench.config.run_config"),
+        ("step/eager.py", "from lorabench.packed import graphs", "lorabench.packed.graphs"),
+        ("training/loop.py", "from lorabench import train", "lorabench.train"),
+    ],
+)
+def test_an_upward_import_is_found_and_named(scratch: Path, module: str, line: str, imported: str) -> None:
+    plant(scratch / "lorabench" / module, line)
+    found = lint_imports(scratch)
+    importer = "lorabench." + module.removesuffix(".py").replace("/", ".")
+    assert found.returncode == 1
+    assert f"{importer} -> {imported} (l." in found.stdout
+
+
+def test_imports_for_annotations_alone_may_run_upward(scratch: Path) -> None:
+    before = lint_imports(scratch)
+    plant(
+        scratch / "lorabench" / "errors.py",
+        "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from lorabench.training import run",
+    )
+    found = lint_imports(scratch)
+    assert found.returncode == before.returncode and "lorabench.errors" not in found.stdout
+
+
+def test_a_new_module_is_given_a_place(scratch: Path) -> None:
+    (scratch / "lorabench" / "stray.py").touch()
+    found = lint_imports(scratch)
+    assert found.returncode == 1
+    assert "- lorabench.stray" in found.stdout
+
+
+def test_the_hooks_before_a_commit_are_the_checks_before_the_tests() -> None:
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    script = (PROJECT / "tests" / "run.sh").read_text(encoding="utf-8")
+    assert {repo["repo"] for repo in hooks} == {"local"}, "nothing is downloaded"
+    entries = [hook["entry"] for repo in hooks for hook in repo["hooks"]]
+    assert len(entries) == len(CHECKS)
+    for check, entry in zip(CHECKS, entries, strict=True):
+        assert entry.startswith(check) and check in script
+
+
+def test_installed_types_count() -> None:
+    """Without the marker, type checkers would ignore the package's annotations."""
+    assert (PROJECT / "lorabench" / "py.typed").is_file()
+    assert '"py.typed"' in (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
