@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from limits import HANG_S
 from tiny import labels, save_tiny, texts, write_csv
 
 from benchmarks import contest, epoch_time, measuring, step_report, step_time
@@ -282,3 +286,12 @@ def test_without_a_gpu_the_cpu_must_be_asked_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert benchmark.main(["--train-file", str(tmp_path / "train.csv")]) == 2
     assert "there is no CUDA GPU; expected one, or --device cpu" in capsys.readouterr().err
+
+
+def test_benchmarks_find_what_they_share_with_the_tests() -> None:
+    """As commands, without pytest's paths."""
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    alone = "import kill_resume; from importlib.util import find_spec; assert find_spec('tiny')"
+    for program in ("import strategy_table, nccl", alone):
+        command = [sys.executable, "-c", program]
+        subprocess.run(command, cwd=Path(contest.__file__).parent, env=plain, timeout=HANG_S, check=True)
