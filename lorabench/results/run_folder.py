@@ -75,16 +75,19 @@ def number_at(record: Any, *keys: str) -> float | None:
 class MetricsLog:
     """Appends events to `metrics.jsonl`, each line handed to the operating system at once.
 
-    An existing file is continued; half a line that a killed run left at its end is cut off first.
+    An existing file is continued; half a line that a killed run, or a full disk, left at its end is cut off first.
     """
 
     def __init__(self, path: Path) -> None:
         _mend_last_line(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1, newline="\n")
+        # Unbuffered: what a full disk did not take must not be tried once more when the file is closed.
+        self._file = path.open("ab", buffering=0)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one JSON object as one line; non-finite numbers become null."""
-        self._file.write(_to_json(record) + "\n")
+        """Write one JSON object as one line; non-finite numbers become null. Raises `OSError` on a full disk."""
+        left = memoryview((_to_json(record) + "\n").encode())
+        while left:
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         self._file.close()

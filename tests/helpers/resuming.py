@@ -7,7 +7,6 @@ its imports, and to compare them.
 """
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -184,8 +183,10 @@ def start(
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    meeting = ExitStack()
-    port = meeting.enter_context(held_port())
+    held = ExitStack()
+    port = held.enter_context(held_port())
+    # Not beside the run, whose disk may be full on purpose.
+    printed = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lorabench-tests-")))
     processes = []
     for rank in range(ranks):
         named = {
@@ -197,11 +198,11 @@ def start(
         }
         world = {} if ranks == 1 else {key: str(value) for key, value in named.items()}
         world.update(strategy_variables(strategy))
-        arguments = (list(flags), at, file_limit, world, _outputs(flags, rank), fault)
+        arguments = (list(flags), at, file_limit, world, _outputs(printed, rank), fault)
         process = context.Process(target=_work, args=arguments)
         process.start()
         processes.append(process)
-    return Running(list(flags), processes, meeting)
+    return Running(list(flags), processes, printed, held)
 
 
 @dataclass(frozen=True)
@@ -209,12 +210,14 @@ class Running:
     """The processes of one run.
 
     Attributes:
-        meeting: holds the port at which the ranks meet.
+        printed: folder with what the ranks print.
+        held: that folder, and the port at which the ranks meet, until the end.
     """
 
     flags: list[str]
     processes: list[BaseProcess]
-    meeting: ExitStack
+    printed: Path
+    held: ExitStack
 
     def wait_until_stopped(self) -> None:
         """Until the first process lies still: at its moment, which is SIGSTOP's."""
@@ -226,15 +229,15 @@ class Running:
 
     def end(self) -> Ended:
         """Wait for all; says what the first printed, with the first code that is not 0."""
-        with self.meeting:
+        with self.held:
             for process in self.processes:
                 process.join(HANG_S)
-        if any(process.exitcode is None for process in self.processes):
-            for process in self.processes:
-                process.kill()
-            raise TimeoutError(f"still running after {HANG_S:g} s: {' '.join(self.flags)}")
-        codes = [process.exitcode or 0 for process in self.processes]
-        stdout, stderr = (path.read_text() for path in _outputs(self.flags, 0))
+            if any(process.exitcode is None for process in self.processes):
+                for process in self.processes:
+                    process.kill()
+                raise TimeoutError(f"still running after {HANG_S:g} s: {' '.join(self.flags)}")
+            codes = [process.exitcode or 0 for process in self.processes]
+            stdout, stderr = (path.read_text() for path in _outputs(self.printed, 0))
         return Ended(next(filter(None, codes), 0), stdout, stderr)
 
 
@@ -276,18 +279,9 @@ def _work(
     sys.exit(cli.train(flags))
 
 
-def _outputs(flags: Sequence[str], rank: int) -> tuple[Path, Path]:
-    """Files for what a rank prints: not beside the run, whose disk may be full on purpose."""
-    run_dir = flags[list(flags).index("--output-dir") + 1]
-    folder = Path(_folder_of_outputs().name)
-    name = hashlib.sha256(run_dir.encode()).hexdigest()[:16]
-    return folder / f"{name}.{rank}.out", folder / f"{name}.{rank}.err"
-
-
-@functools.cache
-def _folder_of_outputs() -> tempfile.TemporaryDirectory[str]:
-    """This process's own, and gone at its end."""
-    return tempfile.TemporaryDirectory(prefix="lorabench-tests-")
+def _outputs(folder: Path, rank: int) -> tuple[Path, Path]:
+    """Files for what a rank prints."""
+    return folder / f"{rank}.out", folder / f"{rank}.err"
 
 
 def resumed(flags: Sequence[str]) -> list[str]:

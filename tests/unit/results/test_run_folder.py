@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,21 @@ def test_environment_is_json_with_null_for_what_is_missing(tmp_path: Path, monke
     }
     write_json_atomic(tmp_path / "run.json", facts)
     assert json.loads((tmp_path / "run.json").read_text()) == facts
+
+
+def test_a_line_that_the_disk_does_not_take_is_one_error_and_is_cut_off_later(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk's end."""
+    path = tmp_path / "metrics.jsonl"
+    known = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsLog(path) as log:
+        log.append({"event": "train", "step": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, known[1]))
+        try:
+            with pytest.raises(OSError):
+                log.append({"event": "train", "step": 2})
+            log.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, known)
+    with MetricsLog(path) as log:
+        log.append({"event": "train", "step": 3})
+    assert [record["step"] for record in read_metrics(path)] == [1, 3]
