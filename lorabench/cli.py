@@ -89,10 +89,10 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "lorabench predict")
     if options.batch_size < 1:
         raise ConfigError(f"--batch-size {options.batch_size}: expected a whole number of at least 1")
-    from lorabench.training.prediction import predict_command
+    from lorabench.training.predict_file import predict_file
 
     quiet_libraries()
-    count = predict_command(options.run, options.input, options.output, options.batch_size, options.trust_remote_code)
+    count = predict_file(options.run, options.input, options.output, options.batch_size, options.trust_remote_code)
     print(f"wrote {count} predictions to {options.output}")
     return 0
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lorabench.checkpoint import adapter as checkpoint
 from lorabench.config.run_config import ModelConfig
 from lorabench.models.build import load_trained_classifier
-from lorabench.training.prediction import predict_command
+from lorabench.training.predict_file import predict_file
 
 TYPES = ("llama", "bert", "roberta")
 QUANTIZED = tuple(f"{name}, nf4" for name in TYPES)
@@ -95,10 +95,10 @@ def test_predict_reproduces_the_trained_models_logits(
 ) -> None:
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(
-        "lorabench.training.prediction.write_predictions", lambda path, ids, labels, logits: kept.append(logits)
+        "lorabench.training.predict_file.write_predictions", lambda path, ids, labels, logits: kept.append(logits)
     )
     run, logits = trained[name]
-    predict_command(run, files["unlabelled"], tmp_path / "out.csv", batch_size=3)
+    predict_file(run, files["unlabelled"], tmp_path / "out.csv", batch_size=3)
     torch.testing.assert_close(kept[0], logits, rtol=1e-5, atol=1e-5)
 
 

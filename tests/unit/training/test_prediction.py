@@ -13,7 +13,8 @@ import torch
 
 from lorabench import cli
 from lorabench.errors import ConfigError
-from lorabench.training.prediction import predict_command, write_predictions
+from lorabench.training.predict_file import predict_file
+from lorabench.training.prediction import write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_csv_and_json_lines_hold_id_label_and_a_probability_per_class(tmp_path: 
 
 def test_ids_and_order_of_the_input_are_kept(run_dir: Path, tmp_path: Path) -> None:
     source = tiny.write_rows(tmp_path / "new.csv", 13, seed=4, labelled=False)
-    assert predict_command(run_dir, source, tmp_path / "out.csv") == 13
+    assert predict_file(run_dir, source, tmp_path / "out.csv") == 13
     rows = read_csv(tmp_path / "out.csv")
     assert [row["id"] for row in rows] == [f"row-{i}" for i in range(13)]
     for row in rows:
@@ -71,7 +72,7 @@ def test_ids_and_order_of_the_input_are_kept(run_dir: Path, tmp_path: Path) -> N
 
 def test_rows_without_an_id_are_numbered(run_dir: Path, tmp_path: Path) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"text": tiny.texts(3)})
-    predict_command(run_dir, source, tmp_path / "out.csv")
+    predict_file(run_dir, source, tmp_path / "out.csv")
     assert [row["id"] for row in read_csv(tmp_path / "out.csv")] == ["0", "1", "2"]
 
 
@@ -80,13 +81,13 @@ def test_predictions_do_not_depend_on_batch_size_order_or_format(run_dir: Path, 
     texts = tiny.texts(13, seed=4)
     lines = tmp_path / "new.jsonl"
     lines.write_text("\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(reversed(texts))))
-    predict_command(run_dir, source, tmp_path / "one.csv", batch_size=1)
+    predict_file(run_dir, source, tmp_path / "one.csv", batch_size=1)
     reference = probabilities(tmp_path / "one.csv")
     for batch_size in (2, 5, 32):
-        predict_command(run_dir, source, tmp_path / "many.jsonl", batch_size=batch_size)
+        predict_file(run_dir, source, tmp_path / "many.jsonl", batch_size=batch_size)
         for found, expected in zip(probabilities(tmp_path / "many.jsonl"), reference, strict=True):
             assert found == pytest.approx(expected, abs=1e-5)
-    predict_command(run_dir, lines, tmp_path / "reversed.csv", batch_size=4)
+    predict_file(run_dir, lines, tmp_path / "reversed.csv", batch_size=4)
     for found, expected in zip(reversed(probabilities(tmp_path / "reversed.csv")), reference, strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
 
@@ -102,7 +103,7 @@ def test_a_folder_that_is_no_run_is_refused(kind: str, tmp_path: Path) -> None:
         (folder / "run.json").write_text("[]")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError) as caught:
-        predict_command(folder, source, tmp_path / "out.csv")
+        predict_file(folder, source, tmp_path / "out.csv")
     assert str(folder) in str(caught.value) and not (tmp_path / "out.csv").exists()
 
 
@@ -111,19 +112,19 @@ def test_a_run_without_an_adapter_is_refused_with_its_status(run_dir: Path, tmp_
     shutil.copy(run_dir / "run.json", tmp_path / "run")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError, match=r"no adapter there \(status completed; random weights save none\)"):
-        predict_command(tmp_path / "run", source, tmp_path / "out.csv")
+        predict_file(tmp_path / "run", source, tmp_path / "out.csv")
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(run_dir: Path, tmp_path: Path) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"id": [1], "body": ["a"]})
     with pytest.raises(ConfigError, match=r"--input .*new\.csv: no column 'text'.*the columns are id, body"):
-        predict_command(run_dir, source, tmp_path / "out.csv")
+        predict_file(run_dir, source, tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize("output", ["out.txt", "missing/out.csv"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(output: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--output"):
-        predict_command(tmp_path / "nothing", tmp_path / "nothing.csv", tmp_path / output)
+        predict_file(tmp_path / "nothing", tmp_path / "nothing.csv", tmp_path / output)
 
 
 def test_a_base_model_that_is_gone_is_explained(run_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_base_model_that_is_gone_is_explained(run_dir: Path, tmp_path: Path) -
     config.write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")}))
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError) as caught:
-        predict_command(tmp_path / "run", source, tmp_path / "out.csv")
+        predict_file(tmp_path / "run", source, tmp_path / "out.csv")
     assert "adapter" in str(caught.value) and not (tmp_path / "out.csv").exists()
 
 
@@ -142,7 +143,7 @@ def test_a_broken_adapter_file_is_explained(run_dir: Path, tmp_path: Path) -> No
     (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut off")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError):
-        predict_command(tmp_path / "run", source, tmp_path / "out.csv")
+        predict_file(tmp_path / "run", source, tmp_path / "out.csv")
 
 
 def test_the_command_prints_the_count_and_bad_input_exits_with_2(
