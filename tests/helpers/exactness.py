@@ -19,7 +19,7 @@ from lorabench.distributed.setting import Setting, enter_launch
 from lorabench.distributed.strategy import Gradients
 from lorabench.results.tracking import NullSink
 from lorabench.step.eager import EagerExecution
-from lorabench.step.loss import Scores
+from lorabench.step.scores import Scores
 from lorabench.training.assembly import Inputs, build, prepare_inputs
 from lorabench.training.job import Job
 from lorabench.training.loop import predict, score_split
