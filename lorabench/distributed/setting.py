@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from accelerate import Accelerator
-
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.distributed.accelerator import build_accelerator
@@ -26,7 +24,6 @@ class Setting:
 
     config: RunConfig
     data: TaskData
-    accelerator: Accelerator
     strategy: Strategy
     ranks: Ranks
     precision: str
@@ -82,4 +79,4 @@ def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) 
     obstacle = strategy.capture_obstacle(ranks.device.type)
     if optim.execution == "captured" and obstacle is not None:
         raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
-    return Setting(config, data, accelerator, strategy, ranks, precision, process_start() if began is None else began)
+    return Setting(config, data, strategy, ranks, precision, process_start() if began is None else began)

@@ -96,7 +96,7 @@ def _build_captured(
     plan: StepPlan,
     steps: int,
 ) -> CapturedExecution:
-    config, ranks, accelerator = setting.config, setting.ranks, setting.accelerator
+    config, ranks, accelerator = setting.config, setting.ranks, setting.strategy.accelerator
     # Its own way to recompute activations works inside a graph.
     base: Any = packed.classifier.adapted.get_base_model()
     base.gradient_checkpointing_disable()

@@ -133,14 +133,7 @@ def build(setting: Setting, inputs: Inputs) -> Built:
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
     checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype)
     placement = place_model(setting, frozen_dtype, checkpointing)
-    plan = StepPlan(
-        lengths=inputs.tokens["train"].lengths,
-        batch_size=config.optim.batch_size,
-        accumulation=config.optim.gradient_accumulation,
-        world_size=ranks.world_size,
-        rank=ranks.rank,
-        seed=config.optim.seed,
-    )
+    plan = plan_steps(setting, inputs)
     steps = total_steps(config.optim, plan.steps_per_epoch)
     longest_text = max(max(tokens.lengths) for tokens in inputs.tokens.values())
     watch = Stopwatch(ranks.device)
@@ -180,6 +173,19 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         counts=counts,
         total_steps=steps,
         construction_seconds=watch.seconds,
+    )
+
+
+def plan_steps(setting: Setting, inputs: Inputs) -> StepPlan:
+    """Which rows make each step, and this rank's share of them."""
+    optim, ranks = setting.config.optim, setting.ranks
+    return StepPlan(
+        lengths=inputs.tokens["train"].lengths,
+        batch_size=optim.batch_size,
+        accumulation=optim.gradient_accumulation,
+        world_size=ranks.world_size,
+        rank=ranks.rank,
+        seed=optim.seed,
     )
 
 

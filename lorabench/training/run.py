@@ -88,7 +88,7 @@ def execute(config: RunConfig, data: TaskData, began: float | None = None) -> tu
     if ranks.is_main:
         draw(keeper)
         show_results(keeper)
-    setting.accelerator.end_training()
+    setting.strategy.accelerator.end_training()
     return folder, keeper.record
 
 

@@ -150,7 +150,7 @@ def make_job(recorder: Recorder, strengths: list[float], train_rows: int = 10, *
     names = Rows([f"id-{i}" for i in range(train_rows)], [], None, [])
     data = TaskData(names, names, None, ("0", "1"), 1, of.class_weights)
     launch: Any = SimpleNamespace(num_processes=of.ranks.world_size)
-    setting = Setting(config, data, launch, DataParallel(launch), of.ranks, of.precision, began=0.0)
+    setting = Setting(config, data, DataParallel(launch), of.ranks, of.precision, began=0.0)
     of.execution.forward = PaddedForward(of.model, CPU)
     built = SimpleNamespace(
         prepared=of.model, execution=of.execution, schedule=Schedule(), plan=of.plan, total_steps=of.total_steps
