@@ -3,11 +3,14 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from limits import HANG_S
+
+from lorabench import __version__, cli
 
 PROJECT = Path(__file__).parents[2]
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
@@ -87,3 +90,18 @@ def test_installed_types_count() -> None:
     """Without the marker, type checkers would ignore the package's annotations."""
     assert (PROJECT / "lorabench" / "py.typed").is_file()
     assert '"py.typed"' in (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_every_place_that_names_the_version_names_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lorabench {__version__}\n"
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == str(citation["version"]) == __version__
+    assert f"## [{__version__}]" in (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_citation_has_what_its_format_asks_for() -> None:
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"] == "lorabench" and citation["authors"] and citation["message"]
