@@ -22,6 +22,7 @@ from lorabench.packed.classifier import PackedClassifier
 from lorabench.packed.graphs import CaptureError, CompileError
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution, Execution, StepOutcome
+from lorabench.step.loss import LOSS, CrossEntropy
 
 WEIGHTS = (1.0, 4.0)
 ROWS = 37
@@ -69,14 +70,14 @@ def make_rows(family: str, classifier: SequenceClassifier) -> PaddedCollator:
 def make_execution(
     kind: str, family: str, folder: Path, accelerator: Accelerator, layout: tuple[int, int], **settings: Any
 ) -> tuple[Execution, SequenceClassifier, Recorder, StepPlan]:
-    classifier = build(folder, settings.pop("dropout", 0.0))
+    classifier, loss = build(folder, settings.pop("dropout", 0.0)), settings.pop("loss", LOSS)
     rows, ranks = make_rows(family, classifier), Ranks.of(accelerator)
     optimizer = Recorder(classifier)
     plan = StepPlan(rows.data.lengths, *layout, world_size=1, rank=0, seed=3)
     if kind == "eager":
         gradients = DataParallel(accelerator).gradients(classifier, optimizer, 0.5, ranks)
-        return EagerExecution(classifier, gradients, rows, plan, ranks), classifier, optimizer, plan
-    passes = PackedPasses(PackedClassifier(classifier))
+        return EagerExecution(classifier, gradients, rows, plan, ranks, loss=loss), classifier, optimizer, plan
+    passes = PackedPasses(PackedClassifier(classifier), loss=loss)
     gradients = DataParallelGradients(accelerator, passes.flat, optimizer, 0.5, ranks)
     execution = CapturedExecution(passes, gradients, rows, plan, ranks, use_graphs=False, steps=6, **settings)
     return execution, classifier, optimizer, plan
@@ -89,6 +90,30 @@ def take_steps(execution: Execution, plan: StepPlan) -> list[StepOutcome]:
 def losses_by_row(outcome: StepOutcome) -> dict[int, float]:
     pairs = (zip(part.rows, part.losses.tolist(), strict=True) for part in outcome.row_losses)
     return {row: loss for part in pairs for row, loss in part}
+
+
+class Squared(CrossEntropy):
+    """Another loss than that of every run: the squared distance of the right class's probability from 1."""
+
+    def of_rows(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        right = logits.float().softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        return (1 - right).square() * weights
+
+
+def test_another_loss_is_one_object_for_both_kinds_of_steps(
+    folders: dict[str, Path], accelerator: Accelerator
+) -> None:
+    taken = {}
+    for kind, loss in (("eager", Squared()), ("captured", Squared()), ("captured", LOSS)):
+        execution, _, optimizer, plan = make_execution(
+            kind, "llama", folders["llama"], accelerator, LAYOUTS[0], loss=loss
+        )
+        taken[kind, type(loss)] = [outcome.loss_share.item() for outcome in take_steps(execution, plan)], optimizer
+    (eager, one), (packed, other) = taken["eager", Squared], taken["captured", Squared]
+    assert packed == pytest.approx(eager, rel=1e-4)
+    assert all(value < 1 for value in packed) and packed != pytest.approx(taken["captured", CrossEntropy][0], rel=0.1)
+    for first, second in zip(one.used, other.used, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
