@@ -1,7 +1,6 @@
 """The table of strategies, by the engine that a launch asks for."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -10,9 +9,7 @@ from lorabench.distributed.data_parallel import DataParallel
 from lorabench.distributed.deepspeed import DeepSpeed
 from lorabench.distributed.fsdp2 import FullyShard
 from lorabench.distributed.strategy import Strategy
-from lorabench.launch.request import LaunchRequest
-
-Engine = Literal["deepspeed", "fsdp"]
+from lorabench.launch.request import Engine, LaunchRequest
 
 STRATEGIES: Mapping[Engine | None, type[Strategy]] = {None: DataParallel, "deepspeed": DeepSpeed, "fsdp": FullyShard}
 

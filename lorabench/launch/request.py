@@ -6,6 +6,8 @@ from typing import Literal
 
 from lorabench.machine.launcher_process import accelerate_arguments, find_launcher
 
+Engine = Literal["deepspeed", "fsdp"]
+
 
 @dataclass(frozen=True)
 class LaunchRequest:
@@ -14,13 +16,13 @@ class LaunchRequest:
     Attributes:
         command: the launcher's command line, for messages.
         world_size: processes over all machines.
-        engine: "deepspeed", "fsdp" or None.
+        engine: what splits the model or its training; None for plain processes.
         cpu: whether the CPU was asked for.
     """
 
     command: str
     world_size: int | None
-    engine: Literal["deepspeed", "fsdp"] | None
+    engine: Engine | None
     cpu: bool
 
 
