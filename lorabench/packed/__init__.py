@@ -1,5 +1,4 @@
 """How a step gets faster: texts are packed without padding, and the step is captured and replayed as CUDA graphs.
 
-`choice.choose_execution` says whether a run gets this step or the eager one, and why; `choice.build_execution` makes
-it. Imports `step` and wings below it.
+`choice.build_execution` gives a run this step or the eager one, and says why. Imports `step` and wings below it.
 """
