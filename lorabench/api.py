@@ -96,12 +96,14 @@ def predict(
     if not rows:
         return []
     with _quiet():
-        predictor = _load(finished, trust_remote_code)
-        from lorabench.step.loss import LOSS
+        logits = _load(finished, trust_remote_code).logits(rows, "the texts", batch_size)
+    from lorabench.step.loss import LOSS
 
-        probabilities = LOSS.probabilities(predictor.logits(rows, "the texts", batch_size)).tolist()
-    named = [dict(zip(finished.labels, values, strict=True)) for values in probabilities]
-    return [Prediction(max(values, key=values.__getitem__), values) for values in named]
+    labels, chosen = finished.labels, logits.argmax(dim=1).tolist()
+    return [
+        Prediction(labels[index], dict(zip(labels, values, strict=True)))
+        for index, values in zip(chosen, LOSS.probabilities(logits).tolist(), strict=True)
+    ]
 
 
 def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftModel, PreTrainedTokenizerBase]":

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lorabench.errors import first_line
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.packed.packs import Pack
 from lorabench.packed.passes import PackedPasses
@@ -153,8 +154,3 @@ class GraphedPasses:
             torch.cuda.set_rng_state(random, device)
             for tensor, value in kept:
                 tensor.copy_(value)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its details."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
