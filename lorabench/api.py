@@ -5,26 +5,23 @@ that was asked to stop and has left a checkpoint.
 """
 
 import inspect
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from lorabench.catalog.settings import Settings
 from lorabench.config.keywords import Flags, build_run_config, flag_types
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import text_rows
 from lorabench.errors import ConfigError
-from lorabench.machine.libraries import quiet_libraries
+from lorabench.machine.libraries import as_guest
+from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun
 from lorabench.training.start import start
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
-
-    from lorabench.training.prediction import FinishedRun
-    from lorabench.training.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,21 @@ def train(**flags: Unpack[Flags]) -> Result:
     Raises:
         ConfigError: what was asked for cannot be done; nothing has been written.
         RunError: the run failed later; `run.json` says why.
-        RunInterrupted: a signal, or the notebook's stop button, ended it; there is a checkpoint to go on from.
+        RunInterrupted: a signal, or the notebook's stop button, ended the training; there is a checkpoint.
+        KeyboardInterrupt: the stop button, before the training or after it.
     """
-    with _quiet():
-        folder, record = start(build_run_config(flags), in_process=True)
+    config = build_run_config(flags)
+    with as_guest():
+        folder, record = start(config, in_process=True)
     return Result(folder, record)
 
 
 def predict(
-    run: str | Path, texts: Sequence[str], *, batch_size: int = 32, trust_remote_code: bool = False
+    run: str | Path, texts: Sequence[str], *, batch_size: int = PREDICT_BATCH_SIZE, trust_remote_code: bool = False
 ) -> list[Prediction]:
     """Labels and probabilities of `texts`, in their order, by the best adapter of a finished run.
+
+    The model is loaded anew in each call: hand over many texts at once.
 
     Args:
         run: the run's folder.
@@ -92,14 +93,17 @@ def predict(
         raise ConfigError("texts: expected a list of texts, found one text")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: expected a whole number of at least 1")
-    finished, rows = _read(run), text_rows(texts)
+    finished, rows = FinishedRun.read(Path(run)), text_rows(texts)
+    finished.find_adapter()
     if not rows:
         return []
-    with _quiet():
-        logits = _load(finished, trust_remote_code).logits(rows, "the texts", batch_size)
-    from lorabench.step.loss import LOSS
+    with as_guest():
+        # Heavy imports, only for input that is known to be good.
+        from lorabench.step.loss import LOSS
+        from lorabench.training.predictor import Predictor
 
-    labels, chosen = finished.labels, logits.argmax(dim=1).tolist()
+        logits = Predictor(finished, trust_remote_code).logits(rows, "the texts", batch_size)
+    labels, chosen = finished.labels, LOSS.classes(logits).tolist()
     return [
         Prediction(labels[index], dict(zip(labels, values, strict=True)))
         for index, values in zip(chosen, LOSS.probabilities(logits).tolist(), strict=True)
@@ -114,36 +118,23 @@ def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftMode
     Raises:
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
-    with _quiet():
-        predictor = _load(_read(run), trust_remote_code)
-    return predictor.model, predictor.tokenizer
+    finished = FinishedRun.read(Path(run))
+    finished.find_adapter()
+    with as_guest():
+        from lorabench.training.predictor import load_model
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Inside, libraries are quiet, as on the command line; filters of warnings are the caller's own again outside."""
-    with warnings.catch_warnings():
-        quiet_libraries()
-        yield
-
-
-def _read(run: str | Path) -> "FinishedRun":
-    from lorabench.training.prediction import FinishedRun
-
-    return FinishedRun.read(Path(run))
-
-
-def _load(finished: "FinishedRun", trust_remote_code: bool) -> "Predictor":
-    # Heavy imports, only for input that is known to be good.
-    from lorabench.training.predictor import Predictor
-
-    return Predictor(finished, trust_remote_code)
+        return load_model(finished, trust_remote_code)
 
 
 def _signature() -> inspect.Signature:
-    """Every flag by name with its default, for `help` and for completion in a notebook."""
+    """Every flag by name, for `help` and for completion in a notebook.
+
+    With its default, or `...` where model and task have defaults of their own for it.
+    """
     defaults: Mapping[str, Any] = {
-        name: value for section in vars(RunConfig()).values() for name, value in vars(section).items()
+        name: ... if name in Settings.__annotations__ else value
+        for section in vars(RunConfig()).values()
+        for name, value in vars(section).items()
     }
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hint)

@@ -14,7 +14,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import PROGRAM, is_first_on_host, parse_run_config, report_config_error
 from lorabench.config.defaults import resolve_defaults
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
@@ -26,6 +26,7 @@ from lorabench.errors import (
 )
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, table_command
+from lorabench.training.prediction import PREDICT_BATCH_SIZE
 from lorabench.training.start import start
 
 Options = TypeVar("Options")
@@ -41,7 +42,7 @@ class PredictOptions:
     """CSV, JSON lines, JSON array or Parquet with the run's text column; an id column is kept."""
     output: Path
     """Where to write, .csv or .jsonl: id, label and the probability of each class."""
-    batch_size: int = 32
+    batch_size: int = PREDICT_BATCH_SIZE
     """Rows per forward pass; results do not depend on it. Without effect on a GPU for a run whose steps were captured,
     where rows are packed up to a number of tokens."""
     trust_remote_code: bool = False
@@ -122,7 +123,7 @@ def model_lines() -> list[str]:
     """What `lorabench models` prints."""
     lines = ["Models (--model)"]
     for name, preset in MODELS.items():
-        config: RunConfig = resolve_defaults(name, "disaster-tweets")
+        config: RunConfig = resolve_defaults(name, DataConfig().task)
         lora, optim = config.lora, config.optim
         lines.append(
             f"  {name:<14} {preset.base_parameters / 1e6:>7,.0f} M parameters  {preset.precision} on CUDA  "

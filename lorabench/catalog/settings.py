@@ -16,11 +16,20 @@ class Settings(TypedDict, total=False):
     lora_targets: str
     text_column: str
     label_column: str
+    positive_label: str
+    max_length: int
+    class_weights: str
     epochs: int
     batch_size: int
     eval_batch_size: int
+    gradient_accumulation: int
     learning_rate: float
+    lr_scheduler: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
     logging_steps: int
+    early_stopping: int
     best_metric: str
     gradient_checkpointing: Checkpointing
     quantize: Quantization

@@ -14,14 +14,12 @@ from safetensors.torch import load_file, save_file
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError
 from lorabench.files import swap_in, sync_path
+from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ADAPTER_FOLDER = "adapter"
 ADAPTER_NAME = "default"
-_PREVIOUS = f".{ADAPTER_FOLDER}.previous"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_state(adapted: PeftModel) -> dict[str, torch.Tensor]:
@@ -63,11 +61,11 @@ def save_adapter(
     """
     target = run_dir / ADAPTER_FOLDER
     staging = run_dir / f".{ADAPTER_FOLDER}.writing"
-    retired = run_dir / _PREVIOUS
+    retired = run_dir / PREVIOUS_ADAPTER
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        save_file(dict(state), staging / _WEIGHTS, metadata={"format": "pt"})
+        save_file(dict(state), staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         settings = copy.copy(adapted.peft_config[ADAPTER_NAME])
         settings.inference_mode = True
         settings.save_pretrained(str(staging))
@@ -123,15 +121,9 @@ def load_adapter(adapted: PeftModel, folder: Path) -> None:
 
 def _load_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(folder / _WEIGHTS)
+        return load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{folder / _WEIGHTS}: {error}") from error
-
-
-def find_adapter(run_dir: Path) -> Path | None:
-    """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none."""
-    candidates = (run_dir / ADAPTER_FOLDER, run_dir / _PREVIOUS)
-    return next((folder for folder in candidates if (folder / _WEIGHTS).is_file()), None)
+        raise RunError(f"{folder / ADAPTER_WEIGHTS}: {error}") from error
 
 
 def unmoved_parameters(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lorabench.errors import RunError
+from lorabench.errors import RunError, first_line
 from lorabench.files import swap_in, sync_path
 
 FOLDER = "checkpoints"
@@ -79,8 +79,7 @@ def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
         try:
             return _read(folder)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"{folder}: damaged ({reason}), going back to the one before", stacklevel=2)
+            warnings.warn(f"{folder}: damaged ({first_line(error)}), going back to the one before", stacklevel=2)
     return None
 
 

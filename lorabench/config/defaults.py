@@ -45,7 +45,12 @@ def resolve_defaults(model: str, task: str) -> RunConfig:
 
 
 def apply_settings(config: RunConfig, settings: Settings | Mapping[str, Any]) -> RunConfig:
-    """A copy of `config` with the fields that `settings` names replaced, whichever section they are in."""
+    """A copy of `config` with the fields that `settings` names replaced, whichever section they are in.
+
+    Raises:
+        KeyError: there is no such field.
+    """
+    unknown = set(settings)
     sections = {}
     for section in dataclasses.fields(config):
         current = getattr(config, section.name)
@@ -53,6 +58,9 @@ def apply_settings(config: RunConfig, settings: Settings | Mapping[str, Any]) ->
         sections[section.name] = dataclasses.replace(
             current, **{key: value for key, value in settings.items() if key in names}
         )
+        unknown -= names
+    if unknown:
+        raise KeyError(f"no field {', '.join(sorted(unknown))} in a run's configuration")
     return RunConfig(**sections)
 
 

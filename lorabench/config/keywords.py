@@ -1,6 +1,7 @@
 """Keyword arguments -> `RunConfig`: what `command_line` does for words, for Python."""
 
 import difflib
+import numbers
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -115,7 +116,11 @@ def flag_types() -> dict[str, Any]:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """The value as the configuration holds it. Raises `TypeError` with what was expected."""
+    """The value as the configuration holds it, numbers of other libraries (numpy) as Python's.
+
+    Raises:
+        TypeError: what was expected.
+    """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         if get_origin(option) is Literal:
@@ -125,8 +130,11 @@ def _convert(value: Any, hint: Any) -> Any:
             if isinstance(value, str | Path):
                 return Path(value)
         elif option is float:
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, numbers.Real) and not isinstance(value, bool):
                 return float(value)
+        elif option is int:
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                return int(value)
         elif type(value) is option:
             return value
     raise TypeError(" or ".join(_describe(options)))

@@ -92,10 +92,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     issues.raise_if_any()
 
     labels = label_names(tables["train"].origin, config.label_column, raw_labels["train"] or [])
-    rows = {
-        split: _number(split, tables[split].origin, texts[split], raw_labels[split], labels, issues)
-        for split in tables
-    }
+    rows = {split: _number(tables[split].origin, texts[split], raw_labels[split], labels, issues) for split in tables}
     issues.raise_if_any()
     all_train = rows["train"]
     if "validation" in rows:
@@ -180,9 +177,7 @@ def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList)
     return [label or "" for label in labels]
 
 
-def _number(
-    split: str, origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, ...], issues: IssueList
-) -> Rows:
+def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, ...], issues: IssueList) -> Rows:
     """The rows with class indices; an issue for labels that the training rows do not have."""
     if raw is None:
         return rows

@@ -42,8 +42,10 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
 
 
 def leave_launch() -> None:
-    """Forget this launch, so that the process can begin another, which may be of another precision."""
+    """Forget this launch, so that the process can begin another, in another precision or without a memory limit."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    if torch.cuda.is_initialized():
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def _take_device(memory_limit_gb: float | None) -> None:

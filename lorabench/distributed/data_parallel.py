@@ -25,6 +25,11 @@ class DataParallel(Strategy):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
     ) -> Gradients:
         flat = FlatGradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+        return self.flat_gradients(flat, optimizer, max_grad_norm, ranks)
+
+    def flat_gradients(
+        self, flat: FlatGradients, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
+    ) -> Gradients:
         return DataParallelGradients(self.accelerator, flat, optimizer, max_grad_norm, ranks)
 
 

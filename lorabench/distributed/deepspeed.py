@@ -38,7 +38,7 @@ class DeepSpeed(Strategy):
         """What the launch configuration says of DeepSpeed."""
         plugin = self.accelerator.state.deepspeed_plugin
         if plugin is None:
-            raise RuntimeError("no DeepSpeed plugin to configure")
+            raise RuntimeError("DeepSpeed runs without a plugin")
         return plugin
 
     @property
@@ -85,16 +85,14 @@ class DeepSpeed(Strategy):
 
     @contextmanager
     def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:
-        with self._gathered(model, modify):
-            yield
-
-    def _gathered(self, model: nn.Module, modify: bool) -> AbstractContextManager[Any]:
         if not self.splits_weights:
-            return nullcontext()
+            yield
+            return
         from deepspeed import zero
 
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return zero.GatheredParameters(trainable, modifier_rank=0 if modify else None)
+        with zero.GatheredParameters(trainable, modifier_rank=0 if modify else None):
+            yield
 
     def read_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return _read_state(model, optimizer)
@@ -153,9 +151,9 @@ def _read_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
         _link_moments(engine_optimizer)
     parameters, moments = {}, {}
     for name, parameter in trained_parameters(model).items():
-        parameters[name] = to_cpu(safe_get_full_fp32_param(parameter))
+        parameters[name] = _found(safe_get_full_fp32_param(parameter))
         if has_moments:
-            moments[name] = {key: to_cpu(safe_get_full_optimizer_state(parameter, key)) for key in MOMENTS}
+            moments[name] = {key: _found(safe_get_full_optimizer_state(parameter, key)) for key in MOMENTS}
     scaler = getattr(engine_optimizer, "loss_scaler", None)
     return {
         "parameters": parameters,
@@ -206,3 +204,9 @@ def _partitions(engine_optimizer: Any) -> list[torch.Tensor]:
     if hasattr(engine_optimizer, "single_partition_of_fp32_groups"):
         return list(engine_optimizer.single_partition_of_fp32_groups)
     return list(engine_optimizer.fp32_partitioned_groups_flat)
+
+
+def _found(tensor: torch.Tensor | None) -> torch.Tensor:
+    if tensor is None:
+        raise RuntimeError("DeepSpeed has no float32 copy of a trained parameter")
+    return to_cpu(tensor)

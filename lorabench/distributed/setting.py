@@ -57,8 +57,8 @@ def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) 
         began: when the run began, in seconds since the epoch; by default with its process.
 
     Raises:
-        ConfigError: the launch is not what it says, allows no captured steps and they are asked for, or one optimizer
-            step takes more rows than there are.
+        ConfigError: the launch is not what it says, or is one that the strategy does not support with these settings,
+            or one optimizer step takes more rows than there are.
     """
     request = read_launch_request()
     accelerator = build_accelerator(config, request)
@@ -76,7 +76,4 @@ def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) 
             f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "
             f"{ranks.world_size} rank(s) = {effective} rows per step: more than the {len(data.train)} training rows"
         )
-    obstacle = strategy.capture_obstacle(ranks.device.type)
-    if optim.execution == "captured" and obstacle is not None:
-        raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
     return Setting(config, data, strategy, ranks, precision, process_start() if began is None else began)

@@ -15,6 +15,7 @@ from torch import nn
 
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed import training_state
+from lorabench.distributed.flat import FlatGradients
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import ConfigError
 from lorabench.models.classifier import SequenceClassifier
@@ -79,12 +80,6 @@ class Strategy(ABC):
         """Whether ranks keep their parts of the weights outside the GPU: in host memory, or on disk."""
         return False
 
-    def capture_obstacle(self, device: str) -> str | None:
-        """Why steps cannot be captured as CUDA graphs on this kind of device, in a few words; None where they can."""
-        if self.meets_in_steps:
-            return f"{self.name} exchanges weights or gradients inside a step"
-        return None if device == "cuda" else "there is no CUDA GPU"
-
     def trainable_dtype(self, precision: str) -> torch.dtype:
         """Dtype of adapter and head, where the run computes in `precision` (fp32, fp16 or bf16)."""
         return torch.float32
@@ -127,6 +122,12 @@ class Strategy(ABC):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
     ) -> Gradients:
         """The strategy's side of a step, for prepared model and optimizer."""
+
+    def flat_gradients(
+        self, flat: FlatGradients, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
+    ) -> Gradients:
+        """The same over a buffer that others fill, where ranks do not meet in a step."""
+        raise TypeError(f"{self.name} keeps gradients of its own")
 
     @contextmanager
     def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:

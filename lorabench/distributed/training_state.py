@@ -86,8 +86,6 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def to_cpu(tensor: torch.Tensor | None) -> torch.Tensor:
+def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """A whole tensor as the state holds it: float32, a copy on the CPU."""
-    if tensor is None:
-        raise RuntimeError("DeepSpeed has no float32 copy of a trained parameter")
     return tensor.detach().to("cpu", torch.float32, copy=True)

@@ -30,10 +30,10 @@ from lorabench.launch.one_process import start_alone
 from lorabench.launch.options import CONFIGS, LaunchOptions, find_config, launch_command, take_launch_options
 from lorabench.machine.gpus import Gpu, check_driver, list_gpus
 from lorabench.models.footprint import count_folder, count_preset
+from lorabench.units import GB
 
-_GB = 10**9
 _WEIGHT_FACTOR = 1.1
-_RESERVED_BYTES = 2 * _GB
+_RESERVED_BYTES = 2 * GB
 _BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -209,4 +209,4 @@ def _find_preset(model: str) -> ModelPreset | None:
 
 
 def _gigabytes(count: int) -> str:
-    return f"{count / _GB:.1f} GB"
+    return f"{count / GB:.1f} GB"

@@ -31,9 +31,12 @@ def start_alone(command: Sequence[str], began: float | None = None) -> tuple[lis
     if words is None or not _starts_one_process(read_config(Path(words[1]))):
         return None
     # Imported late: it takes more than a second, for which a launch of several processes need not wait.
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
-
+    try:
+        from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+        from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+    except ImportError as error:  # the first is accelerate's own: a later version may call it otherwise
+        print(f"lorabench: one process by accelerate's launcher, which keeps signals to itself ({error})", flush=True)
+        return None
     try:
         arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
         program, environment = prepare_simple_launcher_cmd_env(arguments)

@@ -17,7 +17,7 @@ _TRUE = ("1", "true", "yes", "on")
 
 def prefer_cache_if_unreachable(environment: Mapping[str, str] = os.environ) -> None:
     """Go offline at once where the Hub does not answer: its clients would retry for half a minute for each file."""
-    if environment.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+    if is_offline(environment):
         return
     host, port = hub_address(environment)
     try:
@@ -33,6 +33,11 @@ def prefer_cache_if_unreachable(environment: Mapping[str, str] = os.environ) -> 
             print(
                 f"{host}:{port} cannot be reached ({reason}): using the local cache only", file=sys.stderr, flush=True
             )
+
+
+def is_offline(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the Hub is not to be asked."""
+    return environment.get("HF_HUB_OFFLINE", "").lower() in _TRUE
 
 
 def hub_address(environment: Mapping[str, str]) -> tuple[str, int]:

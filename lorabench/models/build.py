@@ -87,18 +87,19 @@ def build_classifier(
     return SequenceClassifier(adapted)
 
 
-def load_trained_classifier(
+def load_adapted(
     folder: Path,
     classes: int,
     device: torch.device,
-    frozen_dtype: torch.dtype,
+    dtype: torch.dtype,
     trust_remote_code: bool,
     quantized_from: torch.dtype | None = None,
-) -> tuple[SequenceClassifier, "PreTrainedTokenizerBase"]:
-    """A saved adapter on its base model, for prediction, with its tokenizer. Adapter and head are in float32.
+) -> tuple[PeftModel, "PreTrainedTokenizerBase"]:
+    """A saved adapter on its base model, as plain PEFT loads it, in evaluation mode; and its tokenizer.
 
     Args:
-        folder: an `adapter/` that `checkpoint.save_adapter` wrote.
+        folder: an `adapter/` that `checkpoint.adapter.save_adapter` wrote.
+        dtype: of all weights but LoRA's; of quantised ones, the dtype that they compute in.
         trust_remote_code: run Python code that comes with the base model.
         quantized_from: dtype of the weights that the run quantised; other ones would be rounded to other 4 bits.
 
@@ -112,26 +113,34 @@ def load_trained_classifier(
         tokenizer = AutoTokenizer.from_pretrained(folder)
         quantization = None
         if quantized_from is not None:
-            quantization = _quantization_of_base(folder, classes, device, frozen_dtype, trust_remote_code)
+            quantization = _quantization_of_base(folder, classes, device, dtype, trust_remote_code)
         adapted = AutoPeftModelForSequenceClassification.from_pretrained(
             folder,
             num_labels=classes,
             pad_token_id=tokenizer.pad_token_id,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            dtype=quantized_from or frozen_dtype,
+            dtype=quantized_from or dtype,
             quantization_config=quantization,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder}: {explain_hub_error(error)}") from None
     tokenizer.padding_side = "right"
+    keep_layout(adapted)
+    return adapted.to(device).eval(), tokenizer
+
+
+def classify_with(adapted: PeftModel, frozen_dtype: torch.dtype) -> SequenceClassifier:
+    """The classifier over an adapter that `load_adapted` gave: adapter and head in float32, the rest in another dtype.
+
+    The head's weights are to be loaded once more: a half-precision base has rounded them on the way in.
+    """
     for name, parameter in adapted.named_parameters():
         if "lora_" in name or ".modules_to_save." in name:
             parameter.data = parameter.data.float()
         elif parameter.is_floating_point():
             parameter.data = parameter.data.to(frozen_dtype)
-    keep_layout(adapted)
-    return SequenceClassifier(adapted.to(device)).eval(), tokenizer
+    return SequenceClassifier(adapted).eval()
 
 
 def _quantization_of_base(

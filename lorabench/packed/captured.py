@@ -20,6 +20,7 @@ from lorabench.packed.packs import Pack, Packer, choose_lengths
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution, RandomState, RowLosses, WindowPasses
 from lorabench.step.evaluation import Forward
+from lorabench.units import GB
 
 # Windows that the lengths of packs are chosen from.
 LOOKED_AT = 2000
@@ -241,7 +242,7 @@ class CapturedExecution(EagerExecution):
         if count:
             self._say(
                 f"{count} of {blocks} blocks recompute their activations: a pack of {longest} tokens would hold "
-                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+                f"{needed / GB:.1f} GB and {free / GB:.1f} GB are free"
             )
         return count
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from lorabench.data.batching import PaddedCollator, StepPlan
-from lorabench.distributed.data_parallel import DataParallelGradients
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError
@@ -16,6 +15,20 @@ from lorabench.packed.classifier import PackedClassifier, PackedForward, try_pac
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution, Execution
 from lorabench.step.evaluation import Forward, PaddedForward
+
+
+def capture_obstacle(setting: Setting) -> str | None:
+    """Why this launch allows no captured steps, in a few words; None where it does."""
+    if setting.strategy.meets_in_steps:
+        return f"{setting.strategy.name} exchanges weights or gradients inside a step"
+    return None if setting.ranks.device.type == "cuda" else "there is no CUDA GPU"
+
+
+def check_execution(setting: Setting) -> None:
+    """Refuse captured steps where the launch allows none. Raises `ConfigError`."""
+    obstacle = capture_obstacle(setting)
+    if setting.config.optim.execution == "captured" and obstacle is not None:
+        raise ConfigError(f"--execution captured: {obstacle}; expected auto or eager")
 
 
 def build_execution(
@@ -62,7 +75,7 @@ def pack_or_reason(setting: Setting, classifier: SequenceClassifier, longest_tex
     asked = setting.config.optim.execution
     if asked == "eager":
         return "as asked for"
-    obstacle = setting.strategy.capture_obstacle(setting.ranks.device.type)
+    obstacle = capture_obstacle(setting)
     autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
     packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast, longest_text))
     if asked == "captured" and not isinstance(packed, PackedClassifier):
@@ -96,14 +109,14 @@ def _build_captured(
     plan: StepPlan,
     steps: int,
 ) -> CapturedExecution:
-    config, ranks, accelerator = setting.config, setting.ranks, setting.strategy.accelerator
+    config, ranks, scaler = setting.config, setting.ranks, setting.strategy.accelerator.scaler
     # Its own way to recompute activations works inside a graph.
     base: Any = packed.classifier.adapted.get_base_model()
     base.gradient_checkpointing_disable()
-    passes = PackedPasses(packed, scale_loss=accelerator.scaler.scale if accelerator.scaler else None)
+    passes = PackedPasses(packed, scale_loss=scaler.scale if scaler else None)
     return CapturedExecution(
         passes,
-        DataParallelGradients(accelerator, passes.flat, optimizer, config.optim.max_grad_norm, ranks),
+        setting.strategy.flat_gradients(passes.flat, optimizer, config.optim.max_grad_norm, ranks),
         data,
         plan,
         ranks,

@@ -10,6 +10,7 @@ from lorabench.catalog.families import family_of
 from lorabench.distributed.setting import Setting
 from lorabench.machine.precision import DTYPES
 from lorabench.packed import tiles
+from lorabench.packed.choice import capture_obstacle
 
 # Passes from which blocks are likely to be compiled: it takes 6 s and saves a third of each pass. Where few but long
 # passes are compiled after all, the compiler starts then.
@@ -26,8 +27,8 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
         longest_text: tokens of the longest text of all splits.
         steps: optimizer steps of the run.
     """
-    config, device = setting.config, setting.ranks.device.type
-    if config.optim.execution == "eager" or setting.strategy.capture_obstacle(device) is not None:
+    config = setting.config
+    if config.optim.execution == "eager" or capture_obstacle(setting) is not None:
         yield
         return
     family = family_of(model_config.model_type)

@@ -18,6 +18,10 @@ SCHEMA_VERSION = 1
 """Raised when a reader of `run.json` would misunderstand a record of the version before."""
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+ADAPTER_FOLDER = "adapter"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
+"""Where the adapter is while a better one takes its place."""
 
 
 def write_json_atomic(path: Path, data: Mapping[str, Any]) -> None:
@@ -70,6 +74,12 @@ def number_at(record: Any, *keys: str) -> float | None:
     value = lookup(record, *keys)
     known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if known else None
+
+
+def find_adapter(run_dir: Path) -> Path | None:
+    """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none."""
+    candidates = (run_dir / ADAPTER_FOLDER, run_dir / PREVIOUS_ADAPTER)
+    return next((folder for folder in candidates if (folder / ADAPTER_WEIGHTS).is_file()), None)
 
 
 class MetricsLog:

@@ -39,6 +39,10 @@ class Loss(Protocol):
         """Of each class, [rows, classes] float64."""
         ...
 
+    def classes(self, logits: torch.Tensor) -> torch.Tensor:
+        """The class that each row gets, [rows] int64."""
+        ...
+
 
 class CrossEntropy:
     """Softmax cross-entropy, weighted by class.
@@ -58,6 +62,9 @@ class CrossEntropy:
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.double().softmax(dim=1)
 
+    def classes(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(dim=1)
+
 
 LOSS: Loss = CrossEntropy()
-"""The loss of every run: the one place to put another."""
+"""The loss of every run, of its scores and of what it predicts: the one place to put another."""

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from lorabench.config.run_config import OptimConfig
+from lorabench.models.classifier import logical_shape
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
@@ -18,15 +19,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if logical_dimensions(p) >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if logical_dimensions(p) < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(logical_shape(p)) >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if len(logical_shape(p)) < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)
-
-
-def logical_dimensions(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter, also where ZeRO-3 holds a flat shard."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def total_steps(config: OptimConfig, steps_per_epoch: int) -> int:

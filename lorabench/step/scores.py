@@ -63,7 +63,7 @@ def score(
         positive: index of the class that precision, recall and F1 are about; None for macro averages.
     """
     metric = ClassificationMetric(keep_in_memory=True)
-    metric.add_batch(predictions=logits.argmax(dim=1).numpy(), references=np.asarray(labels))
+    metric.add_batch(predictions=LOSS.classes(logits).numpy(), references=np.asarray(labels))
     values = metric.compute(classes=logits.shape[1], positive=positive)
     if values is None:
         raise AssertionError("evaluate computes on every process when it was built with num_process=1")

@@ -15,6 +15,7 @@ from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
 from lorabench.models.description import model_source
+from lorabench.results.run_folder import ADAPTER_FOLDER
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
 from lorabench.training.assembly import Built, Inputs
@@ -107,12 +108,12 @@ class BestAdapter:
         """
         if self._best is None:
             return None
-        folder, best = self._folder / checkpoint.ADAPTER_FOLDER, self._best
+        folder, best = self._folder / ADAPTER_FOLDER, self._best
         self._setting.ranks.on_main(lambda: checkpoint.check_saved(folder, best))
         with self._setting.strategy.whole_parameters(self._built.classifier, modify=True):
             checkpoint.load_state(self._built.classifier.adapted, best)
         difference = None if self._best_logits is None else self._compare(self._best_logits)
-        return {"folder": checkpoint.ADAPTER_FOLDER, "reload_difference": difference}
+        return {"folder": ADAPTER_FOLDER, "reload_difference": difference}
 
     def _compare(self, expected: torch.Tensor) -> float:
         """Largest difference of the model's logits now from those of the best evaluation, on some of its batches."""

@@ -34,9 +34,10 @@ def predict_file(
     if not output_file.parent.is_dir() or not os.access(output_file.parent, os.W_OK):
         raise ConfigError(f"--output {output_file}: {output_file.parent} is no folder that can be written to")
     run = FinishedRun.read(run_dir)
-    if output_file.exists() and output_file.samefile(input_file):
+    if output_file.exists() and input_file.exists() and output_file.samefile(input_file):
         raise ConfigError(f"--output {output_file}: the same file as --input, which would be lost")
     rows = load_rows("--input", input_file, run.config.data)
+    run.find_adapter()
     # Heavy imports, only for input that is known to be good.
     from lorabench.training.predictor import Predictor
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 from lorabench.files import replacing
-from lorabench.results.run_folder import read_run
+from lorabench.results.run_folder import find_adapter, read_run
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def write_predictions(path: Path, ids: Sequence[str], labels: Sequence[str], log
     from lorabench.step.loss import LOSS
 
     probabilities = LOSS.probabilities(logits).tolist()
-    chosen = logits.argmax(dim=1).tolist()
+    chosen = LOSS.classes(logits).tolist()
     names = [f"probability_{label}" for label in labels]
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
@@ -79,3 +79,16 @@ class FinishedRun:
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"--run {folder}: its run.json is not one of this version ({error})") from None
+
+    def find_adapter(self) -> Path:
+        """The folder of its best adapter.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        adapter = find_adapter(self.folder)
+        if adapter is None:
+            raise ConfigError(
+                f"--run {self.folder}: no adapter there (status {self.status}; random weights save none)"
+            )
+        return adapter

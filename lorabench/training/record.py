@@ -195,13 +195,7 @@ def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) ->
     rows, tokens, padded = ranks.sum_numbers([counted.rows, counted.tokens, counted.padded_tokens])
     seconds = ranks.max_number(progress.watch.seconds)
     return {
-        "before": progress.before,
-        "best": progress.best,
-        "history": progress.history,
         "train_seconds": seconds,
-        "steps": progress.step,
-        "skipped_steps": progress.skipped_steps,
-        "out_of_memory": progress.out_of_memory,
         "examples_per_second": rows / seconds if seconds else None,
         "tokens_per_second": tokens / seconds if seconds else None,
         "padding_percent": 100 * (1 - tokens / padded) if padded else None,

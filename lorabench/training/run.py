@@ -15,6 +15,7 @@ from lorabench.data.task import TaskData
 from lorabench.distributed.setting import Setting, enter_launch
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch
+from lorabench.packed.choice import check_execution
 from lorabench.results.run_folder import METRICS_FILE, MetricsLog, cut_metrics, read_run
 from lorabench.results.tracking import (
     Fanout,
@@ -55,6 +56,7 @@ def execute(config: RunConfig, data: TaskData, began: float | None = None) -> tu
         RunError: the run failed later; `run.json` says so.
     """
     setting = enter_launch(config, data, began)
+    check_execution(setting)
     ranks = setting.ranks
     inputs = ranks.together(lambda: prepare_inputs(setting))
     folder = create_folder(setting)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lorabench.checkpoint import adapter as checkpoint
 from lorabench.config.run_config import ModelConfig
-from lorabench.models.build import load_trained_classifier
+from lorabench.models.build import classify_with, load_adapted
 from lorabench.training.predict_file import predict_file
 
 TYPES = ("llama", "bert", "roberta")
@@ -111,7 +111,8 @@ def test_predict_quantises_weights_of_the_runs_dtype_whatever_it_computes_in(
         return torch.cat([p.data.flatten() for p in classifier.parameters() if p.dtype == torch.uint8])
 
     def load(quantized_from: torch.dtype) -> torch.nn.Module:
-        return load_trained_classifier(adapter, 2, torch.device("cpu"), torch.float32, False, quantized_from)[0]
+        adapted, _ = load_adapted(adapter, 2, torch.device("cpu"), torch.float32, False, quantized_from)
+        return classify_with(adapted, torch.float32)
 
     same, other = load(torch.bfloat16), load(torch.float32)
     run = tiny.build_tiny(wide_models["llama"], model=ModelConfig(quantize="nf4"), frozen_dtype=torch.bfloat16)

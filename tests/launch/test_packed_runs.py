@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,12 +35,9 @@ class PackOnCpu:
     def arm(self) -> None:
         import os
 
-        from lorabench.distributed.data_parallel import DataParallel
         from lorabench.packed import captured, choice, passes
-        from lorabench.training import assembly
 
-        DataParallel.capture_obstacle = lambda self, device: None
-        assembly.compiling_ahead = lambda *arguments: nullcontext()  # which is for GPUs alone
+        choice.capture_obstacle = lambda setting: None
         captured.choose_lengths = partial(captured.choose_lengths, step=self.step)
         if os.environ.get("RANK", "0") != "1":
             return

@@ -1,24 +1,38 @@
 """The package from Python: the flags of the command line by name, exceptions for errors, plain objects back."""
 
+import copy
 import inspect
+import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import psutil
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from limits import HANG_S
-from peft import PeftModel
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 import lorabench
+from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import parse_run_config
+from lorabench.config.defaults import resolve_defaults
 from lorabench.config.keywords import Flags, build_run_config, flag_types
 from lorabench.config.run_config import RunConfig
+from lorabench.machine.hub import prefer_cache_if_unreachable
+from lorabench.machine.libraries import as_guest
+from lorabench.models.build import load_adapted
 from lorabench.results.run_folder import read_run
 
 
@@ -41,7 +55,7 @@ def flags(folder: Path) -> Any:
 # --- importing
 
 
-def test_importing_the_package_is_quick_and_loads_nothing() -> None:
+def test_importing_the_package_loads_nothing() -> None:
     code = (
         "import sys; before = set(sys.modules); import lorabench; new = set(sys.modules) - before;"
         "print(sorted(name for name in new if name.startswith('lorabench') or name.split('.')[0] in "
@@ -79,10 +93,23 @@ def test_flags_are_those_of_the_command_line_with_their_types() -> None:
     assert offered == {**flag_types(), **paths}
 
 
-def test_the_signature_names_every_flag_with_its_default() -> None:
+def test_the_signature_names_every_flag_with_the_default_that_holds_for_every_model_and_task() -> None:
     parameters = inspect.signature(lorabench.train).parameters
     assert list(parameters) == list(flag_types())
-    assert parameters["model"].default == "roberta-large" and parameters["epochs"].default == 5
+    models = [resolve_defaults(model, task) for model in MODELS for task in TASKS]
+    for name, parameter in parameters.items():
+        values = {
+            getattr(section, name) for config in models for section in vars(config).values() if name in vars(section)
+        }
+        if name not in ("model", "task"):
+            assert parameter.default is ... or values == {parameter.default}, name
+    assert parameters["seed"].default == 42 and parameters["lora_r"].default is ...
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    config = build_run_config({"epochs": np.int64(3), "learning_rate": np.float32(0.5)})
+    assert (config.optim.epochs, config.optim.learning_rate) == (3, 0.5)
+    assert type(config.optim.epochs) is int
 
 
 @pytest.mark.parametrize(
@@ -186,20 +213,70 @@ def test_a_run_that_fails_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # --- predictions
 
 
-def test_predictions_are_those_of_the_loaded_model(run: lorabench.Result) -> None:
-    texts = tiny.texts(5, seed=3)
+def test_predictions_are_those_of_plain_peft(run: lorabench.Result) -> None:
+    texts, folder = tiny.texts(5, seed=3), run.folder / "adapter"
     predictions = lorabench.predict(run.folder, texts)
-    assert [prediction.label for prediction in predictions] == [
-        max(prediction.probabilities, key=prediction.probabilities.__getitem__) for prediction in predictions
-    ]
-    model, tokenizer = lorabench.load(str(run.folder))
-    assert isinstance(model, PeftModel) and not model.training
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = AutoPeftModelForSequenceClassification.from_pretrained(
+        folder, num_labels=2, pad_token_id=tokenizer.pad_token_id
+    ).eval()
+    loaded, own = lorabench.load(str(run.folder))
+    assert type(loaded) is type(plain) and type(own) is type(tokenizer) and not loaded.training
     for text, prediction in zip(texts, predictions, strict=True):
+        inputs = tokenizer(text, return_tensors="pt")
         with torch.no_grad():
-            logits = model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).logits
-        expected = logits[0].softmax(0).tolist()
+            expected, found = (model(**inputs).logits[0].softmax(0).tolist() for model in (plain, loaded))
+        assert found == pytest.approx(expected, abs=1e-6)
         assert list(prediction.probabilities.values()) == pytest.approx(expected, abs=1e-5)
         assert list(prediction.probabilities) == run.record["data"]["labels"]
+        assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+
+
+def test_a_loaded_model_is_the_users_own_to_copy_and_to_train(run: lorabench.Result) -> None:
+    model, tokenizer = lorabench.load(run.folder)
+    inputs = tokenizer("storm and rain", return_tensors="pt")
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        for name, parameter in copied.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(1.0)
+        assert not torch.equal(copied(**inputs).logits, before)
+        assert torch.equal(model(**inputs).logits, before)
+
+
+def test_a_new_pooler_computes_in_half_precision_with_the_rest(tmp_path: Path) -> None:
+    """A checkpoint without a pooler gets one that is trained; plain PEFT casts nothing between layers."""
+    values = flags(tmp_path)
+    strip_pooler(Path(values["model"]))
+    result = lorabench.train(**values, output_dir=tmp_path / "run", max_steps=1)
+    adapted, tokenizer = load_adapted(result.folder / "adapter", 2, torch.device("cpu"), torch.bfloat16, False)
+    with torch.no_grad():
+        assert adapted(**tokenizer("storm", return_tensors="pt")).logits.isfinite().all()
+
+
+def strip_pooler(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_the_process_is_left_as_it_was(run: lorabench.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the Hub does not answer, and the run goes without it."""
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    before, filters, level = dict(os.environ), list(warnings.filters), transformers_logging.get_verbosity()
+    with as_guest():
+        prefer_cache_if_unreachable()
+        assert os.environ["HF_HUB_OFFLINE"] == "1" and constants.HF_HUB_OFFLINE
+        assert transformers_logging.get_verbosity() == transformers_logging.ERROR
+    assert not constants.HF_HUB_OFFLINE
+    lorabench.predict(run.folder, ["storm"])
+    assert dict(os.environ) == before and warnings.filters == filters
+    assert transformers_logging.get_verbosity() == level
 
 
 def test_batches_change_no_prediction(run: lorabench.Result) -> None:

@@ -40,15 +40,6 @@ def test_a_strategy_says_who_holds_the_weights_and_who_waits(
     assert (strategy.name, strategy.splits_weights, strategy.meets_in_steps) == (name, splits, meets)
 
 
-@pytest.mark.parametrize(("strategy", "name", "splits", "meets"), ALL, ids=[name for _, name, _, _ in ALL])
-def test_steps_are_captured_on_a_gpu_where_ranks_do_not_meet_in_them(
-    strategy: Strategy, name: str, splits: bool, meets: bool
-) -> None:
-    expected = f"{name} exchanges weights or gradients inside a step"
-    assert strategy.capture_obstacle("cuda") == (expected if meets else None)
-    assert strategy.capture_obstacle("cpu") == (expected if meets else "there is no CUDA GPU")
-
-
 def test_the_table_has_every_strategy() -> None:
     assert set(STRATEGIES.values()) == {type(strategy) for strategy, *_ in ALL}
 
