@@ -18,8 +18,9 @@ from lorabench.packed.classifier import PackedForward
 from lorabench.packed.graphs import TIMED, CaptureError, CompileError, GraphedPasses
 from lorabench.packed.packs import Pack, Packer, choose_lengths
 from lorabench.packed.passes import PackedPasses
-from lorabench.step.eager import EagerExecution, RandomState, RowLosses, WindowPasses
+from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import Forward
+from lorabench.step.execution import RandomState, RowLosses, WindowPasses
 from lorabench.units import GB
 
 # Windows that the lengths of packs are chosen from.

@@ -13,8 +13,9 @@ from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.captured import CapturedExecution
 from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
 from lorabench.packed.passes import PackedPasses
-from lorabench.step.eager import EagerExecution, Execution
+from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import Forward, PaddedForward
+from lorabench.step.execution import Execution
 
 
 def capture_obstacle(setting: Setting) -> str | None:

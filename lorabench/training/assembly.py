@@ -20,7 +20,7 @@ from lorabench.models.description import inspect_model, load_model_config, model
 from lorabench.models.footprint import WeightCount
 from lorabench.packed.choice import build_execution
 from lorabench.packed.head_start import compiling_ahead
-from lorabench.step.eager import Execution
+from lorabench.step.execution import Execution
 from lorabench.step.optimizer import build_optimizer, build_schedule, total_steps
 from lorabench.units import GB
 

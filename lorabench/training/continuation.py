@@ -15,7 +15,7 @@ from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Throughput
 from lorabench.results.run_folder import read_run
-from lorabench.step.eager import RandomState
+from lorabench.step.execution import RandomState
 from lorabench.training.assembly import Built, Inputs
 from lorabench.training.best import BestAdapter
 from lorabench.training.job import Progress

@@ -12,7 +12,7 @@ from lorabench.errors import PeerLostError, RankError, RunError
 from lorabench.machine.meters import synchronize
 from lorabench.machine.precision import overflow_advice
 from lorabench.results.tracking import Record
-from lorabench.step.eager import StepOutcome
+from lorabench.step.execution import StepOutcome
 from lorabench.training.job import Job, Progress
 
 # Steps, and seconds, that results stay on the device before they are read: reading waits for the device and crosses

@@ -7,7 +7,7 @@ from pathlib import Path
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
 from lorabench.machine.meters import is_out_of_memory
-from lorabench.step.eager import out_of_memory_advice
+from lorabench.step.execution import out_of_memory_advice
 from lorabench.training.record import RecordKeeper
 
 

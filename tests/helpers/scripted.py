@@ -16,8 +16,8 @@ from lorabench.distributed.data_parallel import DataParallel
 from lorabench.distributed.setting import Setting
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.results.tracking import Record
-from lorabench.step.eager import RowLosses, StepOutcome
 from lorabench.step.evaluation import PaddedForward
+from lorabench.step.execution import RowLosses, StepOutcome
 from lorabench.training.job import Job, Progress
 from lorabench.training.loop import train
 

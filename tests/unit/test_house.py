@@ -1,10 +1,13 @@
 """Rules of the project that a machine keeps: the order of its wings, and one list of checks wherever they run."""
 
+import importlib
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +16,7 @@ from limits import HANG_S
 from lorabench import __version__, cli
 
 PROJECT = Path(__file__).parents[2]
+DOCS = PROJECT / "docs"
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
 CHECKS = ("ruff check", "ruff format", "pyright", "lint-imports")
 
@@ -105,3 +109,34 @@ def test_the_citation_has_what_its_format_asks_for() -> None:
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert citation["title"] == "lorabench" and citation["authors"] and citation["message"]
+
+
+def test_every_name_of_the_package_that_the_architecture_gives_is_there() -> None:
+    """`wing.module.name`, as the page writes it."""
+    wings = [path.parent.name for path in (PROJECT / "lorabench").glob("*/__init__.py")]
+    text = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(rf"`((?:{'|'.join(wings)})\.[a-z_]+(?:\.\w+)+)[`(\[]", text))
+    names = {name for name in named if not name.endswith((".py", ".yaml", ".json"))}
+    assert len(names) > 20
+    assert not [name for name in names if not exists(name)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in DOCS.glob("*.md"))])
+def test_every_path_and_page_that_a_page_names_is_there(page: str) -> None:
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:lorabench|tests|docs|benchmarks|scripts|accelerate_configs)/[\w./-]*)`", text))
+    # Words in capitals stand for a name of the reader's own.
+    assert not [path for path in paths if not (PROJECT / path).exists() and not re.search("NAME|WING|MODULE", path)]
+    links = set(re.findall(r"\]\((?!https?://)([\w./-]+)(?:#[\w-]+)?\)", text))
+    assert not [link for link in links if not ((PROJECT / page).parent / link).exists()]
+
+
+def exists(name: str) -> bool:
+    wing, module, *attributes = name.split(".")
+    found: Any = importlib.import_module(f"lorabench.{wing}.{module}")
+    for attribute in attributes:
+        if not hasattr(found, attribute):
+            # An attribute of instances stands in the class's annotations.
+            return attribute in getattr(found, "__annotations__", {})
+        found = getattr(found, attribute)
+    return True

@@ -21,7 +21,8 @@ from lorabench.packed.captured import CapturedExecution, PackPlan, blocks_to_rec
 from lorabench.packed.classifier import PackedClassifier
 from lorabench.packed.graphs import CaptureError, CompileError
 from lorabench.packed.passes import PackedPasses
-from lorabench.step.eager import EagerExecution, Execution, StepOutcome
+from lorabench.step.eager import EagerExecution
+from lorabench.step.execution import Execution, StepOutcome
 from lorabench.step.loss import LOSS, CrossEntropy
 
 WEIGHTS = (1.0, 4.0)

@@ -17,13 +17,8 @@ from lorabench.distributed.data_parallel import DataParallel
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RankError, RunError
 from lorabench.machine.meters import Throughput
-from lorabench.step.eager import (
-    EagerExecution,
-    RandomState,
-    StepOutcome,
-    is_out_of_memory,
-    out_of_memory_advice,
-)
+from lorabench.step.eager import EagerExecution
+from lorabench.step.execution import RandomState, StepOutcome, is_out_of_memory, out_of_memory_advice
 
 
 class CountingSgd(torch.optim.SGD):
