@@ -16,9 +16,9 @@ from lorabench.data.batching import PaddedCollator, StepPlan, Window
 from lorabench.distributed.data_parallel import DataParallel
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RankError, RunError
-from lorabench.machine.meters import Throughput
+from lorabench.machine.meters import Throughput, is_out_of_memory
 from lorabench.step.eager import EagerExecution
-from lorabench.step.execution import RandomState, StepOutcome, is_out_of_memory, out_of_memory_advice
+from lorabench.step.execution import RandomState, StepOutcome, out_of_memory_advice
 
 
 class CountingSgd(torch.optim.SGD):
