@@ -1,5 +1,6 @@
 """The launch: what was asked, what runs, and what is refused because it would run, but not as asked."""
 
+import gc
 import os
 
 import torch
@@ -42,9 +43,15 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
 
 
 def leave_launch() -> None:
-    """Forget this launch, so that the process can begin another, in another precision or without a memory limit."""
+    """Forget this launch and give its memory back, so that the process can begin another.
+
+    The next one may be of another precision, and without a memory limit. To be called when nobody holds the model.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
+    # Wrapped modules and their methods know each other, so counting references alone frees none of them.
+    gc.collect()
     if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,7 +33,7 @@ from lorabench.config.keywords import Flags, build_run_config, flag_types
 from lorabench.config.run_config import RunConfig
 from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.machine.libraries import as_guest
-from lorabench.models.build import load_adapted
+from lorabench.models.build import build_classifier, load_adapted
 from lorabench.results.run_folder import read_run
 
 
@@ -186,6 +187,20 @@ def test_a_process_can_train_again_in_another_precision(run: lorabench.Result, t
     first = run.record["precision"]
     again = lorabench.train(**flags(tmp_path), output_dir=tmp_path / "again", precision="bf16", max_steps=1)
     assert (first, again.record["precision"]) == ("fp32", "bf16")
+
+
+def test_a_run_leaves_no_model_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one in this process needs the room."""
+    made: list[weakref.ref[Any]] = []
+
+    def build(*arguments: Any) -> Any:
+        classifier = build_classifier(*arguments)
+        made.append(weakref.ref(classifier))
+        return classifier
+
+    monkeypatch.setattr("lorabench.training.assembly.build_classifier", build)
+    lorabench.train(**flags(tmp_path), output_dir=tmp_path / "run", max_steps=1)
+    assert [reference() for reference in made] == [None]
 
 
 def test_training_works_beside_the_main_thread(tmp_path: Path) -> None:
