@@ -1,5 +1,6 @@
 """The launch: what was asked, what runs, and what is refused because it would run, but not as asked."""
 
+import multiprocessing
 import os
 
 import torch
@@ -22,6 +23,7 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
         ConfigError: another world size, engine, device or precision is running than was asked for.
     """
     choose_interface()
+    _leave_parent_threads()
     use_cuda = torch.cuda.is_available() and not request.cpu
     if use_cuda:
         _take_device(config.run.gpu_memory_limit)
@@ -44,6 +46,15 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
 def leave_launch() -> None:
     """Forget this launch, so that the process can begin another, which may be of another precision."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _leave_parent_threads() -> None:
+    """Let a rank that a notebook's process has forked compute on one thread, as launchers have it for several ranks.
+
+    If that process has computed on several threads, the rank would wait for them for ever: a fork copies none.
+    """
+    if multiprocessing.parent_process() is not None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        torch.set_num_threads(1)
 
 
 def _take_device(memory_limit_gb: float | None) -> None:
