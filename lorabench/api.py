@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -37,7 +37,7 @@ class Result:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
 
     @property
     def scores(self) -> dict[str, Any] | None:
