@@ -6,7 +6,7 @@ that was asked to stop and has left a checkpoint.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -34,7 +34,7 @@ class Result:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
 
     @property
     def scores(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The launch: what was asked, what runs, and what is refused because it would run, but not as asked."""
 
 import gc
+import multiprocessing
 import os
 
 import torch
@@ -23,6 +24,7 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
         ConfigError: another world size, engine, device or precision is running than was asked for.
     """
     choose_interface()
+    _leave_parent_threads()
     use_cuda = torch.cuda.is_available() and not request.cpu
     if use_cuda:
         _take_device(config.run.gpu_memory_limit)
@@ -53,6 +55,15 @@ def leave_launch() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _leave_parent_threads() -> None:
+    """Let a rank that a notebook's process has forked compute on one thread, as launchers have it for several ranks.
+
+    If that process has computed on several threads, the rank would wait for them for ever: a fork copies none.
+    """
+    if multiprocessing.parent_process() is not None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        torch.set_num_threads(1)
 
 
 def _take_device(memory_limit_gb: float | None) -> None:

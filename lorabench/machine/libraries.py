@@ -29,6 +29,8 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", category=FutureWarning)
         # DeepSpeed's engine steps the optimizer itself, and a step that fp16 overflowed is skipped on purpose.
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        # Where Jupyter has no widgets; the bars that they would show are switched off.
+        warnings.filterwarnings("ignore", message="IProgress not found")
     # PEFT imports bitsandbytes wherever it is there, and on some CPUs that warns of a package that nothing needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
