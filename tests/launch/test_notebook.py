@@ -128,6 +128,7 @@ def test_the_stop_button_leaves_a_checkpoint_to_go_on_from(notebook: Notebook, f
 # --- several ranks
 
 
+@pytest.mark.slow
 def test_a_fresh_kernel_can_launch_and_use_what_that_leaves(tmp_path: Path) -> None:
     with open_notebook(tmp_path) as notebook:
         notebook.run(first_cell(tmp_path))
