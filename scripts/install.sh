@@ -113,6 +113,7 @@ install_project() {
         *,deepspeed,* | *,test,*) install_deepspeed "$pins" ;;
     esac
     say "installing lorabench[$extras] into $venv"
-    pip_install --constraint "$pins" --editable "$PROJECT[$extras]"
+    # By a plain path: otherwise a script beside the clone would find the clone's folder in place of the package.
+    pip_install --constraint "$pins" --config-settings editable_mode=compat --editable "$PROJECT[$extras]"
     printf '%s %s\n' "$key" "$extras" >"$stamp"
 }

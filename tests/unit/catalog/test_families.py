@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from pages import entries_of
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.catalog import families
 from lorabench.catalog.families import (
     FAMILIES,
-    ROBERTA_MARKS,
     Family,
     family_of,
     is_linear_weight,
-    plain_layer,
     sibling_names,
 )
 from lorabench.data.tokenizer import train_stand_in
@@ -26,14 +25,7 @@ from lorabench.packed.classifier import PackedClassifier
 from lorabench.packed.joints import JointProjections
 
 # Its projections are named as in no other family, and its positions are counted from the pad id on.
-MPNET = Family(
-    targets=("q", "v"),
-    siblings=(("q", "k", "v"),),
-    causal=False,
-    counts_from_pad=True,
-    marks=ROBERTA_MARKS,
-    linear_weights=plain_layer,
-)
+MPNET: Family = entries_of("Add a model family", families)["mpnet"]
 
 
 def tiny_config(model_type: str, family: Family) -> PretrainedConfig:

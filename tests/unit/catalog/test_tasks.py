@@ -3,15 +3,14 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
+from pages import entries_of
 
 from lorabench.catalog import tasks
 from lorabench.catalog.metrics import metrics_in
-from lorabench.catalog.settings import Settings
-from lorabench.catalog.tasks import TASKS, RowText, TaskPreset, task_preset
+from lorabench.catalog.tasks import TASKS, TaskPreset, task_preset
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import load_task
@@ -56,18 +55,7 @@ def test_a_data_set_without_an_entry_is_loaded_from_its_name() -> None:
 # --- a task that is one new entry
 
 
-def join_pair(premise: Any, hypothesis: Any) -> tuple[str, tuple[int, int]] | None:
-    if not (isinstance(premise, str) and isinstance(hypothesis, str) and premise and hypothesis):
-        return None
-    return f"{premise} | {hypothesis}", (0, len(premise))
-
-
-PAIRS = TaskPreset(
-    row_text=RowText(
-        columns=("premise", "hypothesis"), join=join_pair, expectation="expected texts in `premise` and `hypothesis`"
-    ),
-    settings=Settings(label_column="verdict", epochs=1),
-)
+PAIRS: TaskPreset = entries_of("Add a task", tasks)["pairs"]
 
 
 def write_pairs(path: Path, count: int, seed: int = 0, **changes: list[str]) -> Path:
