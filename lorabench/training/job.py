@@ -61,9 +61,8 @@ class Progress:
         epoch_losses: training losses since the last evaluation.
         skipped_steps: steps that fp16 overflowed and that changed nothing.
         out_of_memory: where a lack of memory halved the batch: step, batch_size and gradient_accumulation from there.
-        first_step_seconds: wall seconds from the start of this process, or of the launcher whose place it took, until
-            its first step was through on the device, with all that had to be done before; a run that goes on in
-            another process counts anew. None until then.
+        first_step_seconds: wall seconds from when the run began (`Setting.began`) until its first step was through on
+            the device, with all that had to be done before; a run that goes on counts anew. None until then.
     """
 
     watch: Stopwatch

@@ -46,7 +46,7 @@ def load_model(run: FinishedRun, trust_remote_code: bool = False) -> "tuple[Peft
         adapter,
         len(run.labels),
         choose_device(),
-        compute_dtype(run) if config.model.frozen_dtype == "auto" else torch.float32,
+        frozen_dtype(run),
         trust_remote_code,
         quantized_from=DTYPES[run.precision] if nf4 else None,
     )
@@ -60,6 +60,11 @@ def choose_device() -> torch.device:
 def compute_dtype(run: FinishedRun) -> torch.dtype:
     """What a finished run's model computes in: the run's precision on a GPU, else float32."""
     return DTYPES[run.precision] if choose_device().type == "cuda" else torch.float32
+
+
+def frozen_dtype(run: FinishedRun) -> torch.dtype:
+    """Dtype of the frozen weights: what the model computes in, unless the run held them in float32."""
+    return torch.float32 if run.config.model.frozen_dtype == "fp32" else compute_dtype(run)
 
 
 class Predictor:
@@ -78,7 +83,7 @@ class Predictor:
         self._device = choose_device()
         dtype = compute_dtype(run)
         self._autocast = None if dtype == torch.float32 else dtype
-        self._classifier = classify_with(adapted, torch.float32 if run.config.model.frozen_dtype == "fp32" else dtype)
+        self._classifier = classify_with(adapted, frozen_dtype(run))
         load_adapter(adapted, run.find_adapter())
 
     def logits(self, rows: Rows, origin: str, batch_size: int = PREDICT_BATCH_SIZE) -> torch.Tensor:
