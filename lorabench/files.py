@@ -6,29 +6,58 @@ What is new is written under another name beside the old, synced, and renamed.
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lorabench.units import GB
+
 # Some file systems refuse to sync a folder; the file itself is synced and in place by then.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, may_exist: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; it becomes `path` when the block ends well.
 
-    Whatever fails before that, the previous file stays whole and the temporary one is removed.
+    Whatever fails before that, the previous file stays whole and the temporary one is removed. The new file has the
+    mode of the one that it replaces.
+
+    Args:
+        may_exist: whether `path` may be there; if not, it is never replaced, even where it has appeared meanwhile.
+
+    Raises:
+        FileExistsError: `path` is there and may not.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Without the file's own name, which may be as long as a name can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        if may_exist and path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         sync_path(temporary)
-        os.replace(temporary, path)
+        if may_exist:
+            os.replace(temporary, path)
+        else:
+            _move_to_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def _move_to_new(source: Path, target: Path) -> None:
+    """Rename a file to a name that is free. Raises `FileExistsError` if it is not."""
+    try:
+        os.link(source, target)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.replace(source, target)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -75,3 +104,27 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
+
+
+def is_no_space(error: BaseException) -> bool:
+    """Whether a write failed for want of space, or of the user's share of it."""
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
+
+
+def no_space(folder: Path, needed_bytes: int | None = None) -> str:
+    """`no space left in FOLDER (2.31 GB needed, 0.40 GB free)`; what is not known is left out.
+
+    Args:
+        needed_bytes: what was to be written, if that is known.
+    """
+    try:
+        free = [f"{_size(shutil.disk_usage(folder).free)} free"]
+    except OSError:
+        free = []
+    needed = [] if needed_bytes is None else [f"{_size(needed_bytes)} needed"]
+    facts = ", ".join([*needed, *free])
+    return f"no space left in {folder}{f' ({facts})' if facts else ''}"
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.2f} GB" if count >= GB / 100 else f"{count / 1000:,.0f} kB"

@@ -20,8 +20,8 @@ import torch
 
 from lorabench.errors import RunError, first_line
 from lorabench.files import swap_in, sync_path
+from lorabench.results.run_folder import CHECKPOINTS_FOLDER
 
-FOLDER = "checkpoints"
 _STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
 _PREFIX, _STAGING, _REPLACED = "step-", ".writing-", ".replaced-"
 
@@ -45,7 +45,7 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
     Raises:
         RunError: the disk does not take it; earlier savepoints are as they were.
     """
-    parent = run_dir / FOLDER
+    parent = run_dir / CHECKPOINTS_FOLDER
     target = parent / f"{_PREFIX}{step:08d}"
     staging = parent / f"{_STAGING}{step:08d}"
     try:
@@ -85,7 +85,7 @@ def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
 
 def _folders(run_dir: Path) -> list[Path]:
     """Savepoints, the newest first, each before one of its step that it was to replace."""
-    parent = run_dir / FOLDER
+    parent = run_dir / CHECKPOINTS_FOLDER
     found = (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_REPLACED}*"))
     return sorted(found, key=lambda folder: (folder.name.rpartition("-")[2], folder.name), reverse=True)
 

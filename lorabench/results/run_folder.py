@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench import __version__
+from lorabench.catalog.trackers import TRACKERS
 from lorabench.errors import ConfigError
 from lorabench.files import write_text_atomic
 
@@ -18,10 +19,17 @@ SCHEMA_VERSION = 1
 """Raised when a reader of `run.json` would misunderstand a record of the version before."""
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+TEST_PREDICTIONS_FILE = "test_predictions.csv"
+CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
 """Where the adapter is while a better one takes its place."""
+OWN_NAMES = frozenset(
+    {RUN_FILE, METRICS_FILE, CURVES_FILE, TEST_PREDICTIONS_FILE, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
+)
+"""Files and folders that a run writes into its folder, beside some whose names begin with a dot."""
 
 
 def write_json_atomic(path: Path, data: Mapping[str, Any]) -> None:

@@ -5,12 +5,9 @@ from rich.console import Console
 from lorabench.catalog.tasks import task_preset
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
-from lorabench.results.run_folder import METRICS_FILE, read_metrics
+from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
 from lorabench.results.table import render_terminal
 from lorabench.training.record import RecordKeeper
-
-CURVES_FILE = "curves.png"
-TEST_PREDICTIONS_FILE = "test_predictions.csv"
 
 
 def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:

@@ -16,7 +16,7 @@ from lorabench.distributed.setting import Setting, enter_launch
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch
 from lorabench.packed.choice import check_execution
-from lorabench.results.run_folder import METRICS_FILE, MetricsLog, cut_metrics, read_run
+from lorabench.results.run_folder import METRICS_FILE, TEST_PREDICTIONS_FILE, MetricsLog, cut_metrics, read_run
 from lorabench.results.tracking import (
     Fanout,
     MetricsSink,
@@ -26,7 +26,7 @@ from lorabench.results.tracking import (
     memory_record,
     open_tracker,
 )
-from lorabench.training.announcement import TEST_PREDICTIONS_FILE, draw, opening_lines, show_results
+from lorabench.training.announcement import draw, opening_lines, show_results
 from lorabench.training.assembly import Built, Inputs, build, prepare_inputs
 from lorabench.training.best import BestAdapter
 from lorabench.training.continuation import Continuation, find_savepoint
