@@ -7,9 +7,10 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorabench.units import GB
@@ -17,6 +18,7 @@ from lorabench.units import GB
 # Some file systems refuse to sync a folder; the file itself is synced and in place by then.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_TRIAL_BYTES = 1_000_000
 
 
 @contextmanager
@@ -106,24 +108,46 @@ def _sync_folder(folder: Path) -> None:
             raise
 
 
+def full_disk(error: BaseException, folder: Path, needed_bytes: int | None = None) -> str | None:
+    """`disk full, no space left (2.31 GB needed, 0.40 GB free)` where a write failed for that; else None.
+
+    Libraries have errors of their own for it (torch, safetensors, tokenizers), so that the folder is asked once more.
+    To be called while what was written in part is still there.
+
+    Args:
+        folder: where it was written to.
+        needed_bytes: what was to be written, if that is known; what is not known is left out.
+    """
+    if not is_no_space(error) and not is_full(folder):
+        return None
+    facts = [] if needed_bytes is None else [f"{_size(needed_bytes)} needed"]
+    with suppress(OSError):
+        facts.append(f"{_size(shutil.disk_usage(folder).free)} free")
+    return "disk full, no space left" + (f" ({', '.join(facts)})" if facts else "")
+
+
 def is_no_space(error: BaseException) -> bool:
-    """Whether a write failed for want of space, or of the user's share of it."""
+    """Whether the system says that space is lacking, or the user's share of it."""
     return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
-def no_space(folder: Path, needed_bytes: int | None = None) -> str:
-    """`no space left in FOLDER (2.31 GB needed, 0.40 GB free)`; what is not known is left out.
-
-    Args:
-        needed_bytes: what was to be written, if that is known.
-    """
+def is_full(folder: Path) -> bool:
+    """Whether a folder does not take a megabyte more."""
     try:
-        free = [f"{_size(shutil.disk_usage(folder).free)} free"]
-    except OSError:
-        free = []
-    needed = [] if needed_bytes is None else [f"{_size(needed_bytes)} needed"]
-    facts = ", ".join([*needed, *free])
-    return f"no space left in {folder}{f' ({facts})' if facts else ''}"
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_TRIAL_BYTES))
+            file.flush()
+    except OSError as error:
+        return is_no_space(error)
+    return False
+
+
+def share_mode(folder: Path, model: Path) -> None:
+    """Give every file below `folder` the mode of one that was made by the umask: some libraries have their own."""
+    mode = stat.S_IMODE(model.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _size(count: int) -> str:

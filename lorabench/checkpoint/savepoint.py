@@ -9,6 +9,7 @@ tells. One of the same step that was there before is set aside meanwhile, and re
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 
 from lorabench.errors import RunError, first_line
-from lorabench.files import swap_in, sync_path
+from lorabench.files import full_disk, swap_in, sync_path
 from lorabench.results.run_folder import CHECKPOINTS_FOLDER
 
 _STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
+_PLACE_IN_TORCH = re.compile(r"^\[enforce fail at [^\]]*\][\s.]*")
 _PREFIX, _STAGING, _REPLACED = "step-", ".writing-", ".replaced-"
 
 
@@ -63,8 +65,10 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
         swap_in(staging, target, parent / f"{_REPLACED}{step:08d}")
         sync_path(parent)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        full = full_disk(error, parent, _state_bytes(savepoint.state))
+        reason = full or _PLACE_IN_TORCH.sub("", first_line(error))
         shutil.rmtree(staging, ignore_errors=True)
-        raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error
+        raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {reason}") from error
     found = _folders(run_dir)
     # Those of later steps are damaged: a run that goes on has gone back behind them.
     newest = [folder for folder in found if folder.name.startswith(_PREFIX) and folder.name <= target.name]
@@ -98,6 +102,14 @@ def _read(folder: Path) -> Savepoint:
             raise ValueError(f"{name} is not what was written")
     state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
+
+
+def _state_bytes(state: Any) -> int:
+    """What the tensors of a state take on disk."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_state_bytes, values))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.errors import RunError
-from lorabench.files import is_no_space, no_space, replacing
+from lorabench.files import full_disk, replacing
 from lorabench.results.run_folder import OWN_NAMES, RUN_FILE
 
 _KINDS = (
@@ -61,7 +61,7 @@ def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Itera
     except FileExistsError:
         raise RunError(f"{flag} {path}: has appeared meanwhile and is not replaced") from None
     except OSError as error:
-        reason = no_space(path.parent) if is_no_space(error) else _reason(error)
+        reason = full_disk(error, path.parent) or _reason(error)
         raise RunError(f"{flag} {path}: {reason}; nothing was written") from error
 
 
