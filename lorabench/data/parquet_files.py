@@ -29,9 +29,19 @@ def scan_parquet(path: Path, given: FileFormat) -> Scan:
     return Scan(names, rows, "Parquet", partial(_chunks, path, classes), classes)
 
 
-def name_classes(values: list[Any], names: tuple[str, ...]) -> list[str | None]:
-    """Numbers of classes -> their names; None for an unlabelled row, which the Hub's convention marks by -1."""
-    return [None if value is None or value < 0 else names[value] for value in values]
+def name_classes(column: str, values: list[Any], names: tuple[str, ...]) -> list[str | None]:
+    """Numbers of classes -> their names; None for an unlabelled row, which the Hub's convention marks by -1.
+
+    Raises:
+        ConfigError: a number that has no name.
+    """
+    try:
+        return [None if value is None or value < 0 else names[value] for value in values]
+    except IndexError:
+        raise ConfigError(
+            f"column {column!r} holds class {max(v for v in values if v is not None)}, but names only "
+            f"{len(names)} classes, counted from 0"
+        ) from None
 
 
 def _chunks(path: Path, classes: Mapping[str, tuple[str, ...]], size: int) -> Iterator[Columns]:
@@ -39,7 +49,7 @@ def _chunks(path: Path, classes: Mapping[str, tuple[str, ...]], size: int) -> It
         for batch in file.iter_batches(batch_size=size):
             columns: Columns = batch.to_pydict()
             for name, names in classes.items():
-                columns[name] = name_classes(columns[name], names)
+                columns[name] = name_classes(name, columns[name], names)
             if batch.num_rows:
                 yield columns
 

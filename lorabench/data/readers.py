@@ -132,16 +132,30 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def data_suffix(path: Path) -> str | None:
+    """The ending of a file that can be read, that of a compression included; None for another file."""
+    kind = _suffix_of_kind(path)
+    packed = path.suffix if path.suffix.lower() in COMPRESSIONS else ""
+    return path.name[-len(kind + packed) :] if kind in _SCANNERS else None
+
+
+def _suffix_of_kind(path: Path) -> str:
+    """The suffix in small letters, that of a compression left out."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
 def _find_scanner(path: Path, given: FileFormat) -> Callable[[Path, FileFormat], Scan]:
     """By the suffix, that of a compression left out.
 
     Raises:
         ConfigError: the suffix is unknown, or there is no such file, or nothing in it.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
+    if path.is_dir():
+        raise ConfigError("expected a file, found a folder")
+    suffix = _suffix_of_kind(path)
     scanner = _SCANNERS.get(suffix)
     if scanner is None and given.delimiter is not None and suffix not in (".xlsx", ".xls", ".ods", ".zip"):
         scanner = _scan_comma
@@ -152,8 +166,6 @@ def _find_scanner(path: Path, given: FileFormat) -> Callable[[Path, FileFormat],
         )
     if not path.exists():
         raise ConfigError("no such file")
-    if path.is_dir():
-        raise ConfigError("expected a file, found a folder")
     if not path.is_file():
         raise ConfigError("expected a regular file, which can be read twice")
     if path.stat().st_size == 0:
