@@ -33,8 +33,8 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         ConfigError: unknown model or task, or values out of range.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    given, _ = take_flags(arguments, ("model", "task", "text_column", "label_column"))
-    own_columns = bool(given["text_column"] or given["label_column"])
+    given, _ = take_flags(arguments, ("model", "task", "text_column", "template", "label_column"))
+    own_columns = any(given[name] for name in ("text_column", "template", "label_column"))
     model, task = resolve_names(given["model"], given["task"], own_columns)
     config = tyro.cli(
         Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]

@@ -50,6 +50,7 @@ class Flags(TypedDict, total=False):
     validation_file: str | Path | None
     test_file: str | Path | None
     text_column: str
+    template: str | None
     label_column: str
     positive_label: str | None
     max_length: int
@@ -102,7 +103,7 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
             issues.add(f"{name}={value!r}: expected {error}")
     issues.raise_if_any()
     model, task = resolve_names(
-        values.get("model"), values.get("task"), bool({"text_column", "label_column"} & values.keys())
+        values.get("model"), values.get("task"), bool({"text_column", "label_column", "template"} & values.keys())
     )
     config = apply_settings(resolve_defaults(model, task), {**values, "model": model, "task": task})
     check_run_config(config)

@@ -89,7 +89,9 @@ class DataConfig:
     test_file: Path | None = None
     """Labelled: scored at the end with the best adapter. Unlabelled: predicted into `test_predictions.csv`."""
     text_column: str = "text"
-    """Column with the text."""
+    """Column with the text; two with a comma between them are read as a pair, as the model's tokenizer joins one."""
+    template: str | None = None
+    """Joins columns into one text, as in "{keyword}: {text}"; `{{` and `}}` are braces. In place of --text-column."""
     label_column: str = "label"
     """Column with the label; strings or numbers, any number of classes."""
     positive_label: str | None = None
