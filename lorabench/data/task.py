@@ -160,9 +160,9 @@ def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = F
     if bad:
         expected = "expected pairs of texts: the run reads two columns" if paired else "expected texts"
         raise ConfigError(f"texts: {describe_rows(bad)} without a {'pair' if paired else 'text'}; {expected}")
-    first = [row[0] for row in rows]
-    pairs = [row[1] for row in rows] if paired else None
-    return Rows([str(i) for i in range(len(rows))], first, None, [(0, len(text)) for text in first], pairs)
+    first, *second = zip(*rows, strict=True) if rows else ((), ())
+    pairs = list(second[0]) if paired else None
+    return Rows([str(i) for i in range(len(rows))], list(first), None, [(0, len(text)) for text in first], pairs)
 
 
 def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList, remarks: list[str]) -> Rows:

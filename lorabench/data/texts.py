@@ -80,7 +80,8 @@ def read_texts(
         return None
     if config.template is not None:
         return _filled_template(config.template, known)
-    return _pairs(*known.items()) if len(names) == 2 else _singles(names[0], known[names[0]], preset)
+    first, *second = known.items()
+    return _pairs(first, *second) if second else _singles(*first, preset)
 
 
 def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> None:
     Raises:
         ValueError: says what is missing.
     """
-    if tokenizer.is_fast and tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
+    if tokenizer.is_fast and set(tokenizer.get_vocab()) <= marks_of(tokenizer).keys():
         raise ValueError(
             f"its files hold no vocabulary, only {len(tokenizer)} marks; expected a tokenizer.json beside its "
             "config.json"

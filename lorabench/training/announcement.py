@@ -42,6 +42,7 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     if cut:
         parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
         lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
+    lines += [f"note       {remark}" for remark in data["remarks"]]
     preset = task_preset(data["task"])
     # What is said of the embedded rows is not true of the user's own in place of them.
     says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])

@@ -8,8 +8,9 @@ import torch
 
 from lorabench.catalog.metrics import metrics_in
 from lorabench.checkpoint import adapter as checkpoint
-from lorabench.checkpoint.card import model_card
+from lorabench.checkpoint.card import Reading, model_card
 from lorabench.config.defaults import is_synthetic
+from lorabench.config.template import parse_template
 from lorabench.data.batching import PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
@@ -168,11 +169,12 @@ class BestAdapter:
             "rows are cut at": f"{config.data.max_length} tokens",
         }
         base: Any = self._built.classifier.adapted.get_base_model()
+        template = None if config.data.template is None else parse_template(config.data.template)
         return model_card(
             model_source(config.model),
             data.labels,
             pad_id(self._inputs.tokenizer),
-            config.data.max_length,
+            Reading(config.data.max_length, data.train.pairs is not None, template),
             facts,
             quantization=getattr(base.config, "quantization_config", None),
         )

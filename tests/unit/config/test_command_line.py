@@ -36,6 +36,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--validation-file": (["VALIDATION"], "data", Path("VALIDATION")),
     "--test-file": (["TEST"], "data", Path("TEST")),
     "--text-column": (["body"], "data", "body"),
+    "--template": (["{a}: {b}"], "data", "{a}: {b}"),
     "--label-column": (["class"], "data", "class"),
     "--positive-label": (["yes"], "data", "yes"),
     "--max-length": (["77"], "data", 77),
