@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import DataConfig, RunConfig
+from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
 from lorabench.files import full_disk
 
@@ -54,6 +55,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(source_issues(config.data))
+    issues.extend(text_issues(config.data))
     issues.extend(quantization_issues(config))
     variables = launch_variable_issues()
     issues.extend(variables)
@@ -115,6 +117,23 @@ def quantization_issues(config: RunConfig) -> list[str]:
             f"--lora-bias {bias}: --quantize nf4 keeps the biases of its layers in the compute dtype, too coarse to "
             "train; expected none, or --quantize none",
         )
+    return list(issues)
+
+
+def text_issues(data: DataConfig) -> list[str]:
+    """What is wrong with how rows become texts, whatever the columns."""
+    if data.template is None:
+        return []
+    flag, preset = f"--template {data.template!r}", task_preset(data.task)
+    issues = IssueList()
+    try:
+        parse_template(data.template)
+    except ValueError as error:
+        issues.add(f'{flag}: {error}; expected names of columns in braces, as in "{{keyword}}: {{text}}"')
+    issues.check(preset.row_text.columns is None, f"{flag}: task {data.task} joins columns of its own")
+    usual = preset.settings.get("text_column", DataConfig().text_column)
+    if data.text_column != usual:
+        issues.add(f"{flag}: --text-column {data.text_column} names the text, too; expected one of the two")
     return list(issues)
 
 

@@ -57,6 +57,7 @@ class Flags(TypedDict, total=False):
     validation_split: str | None
     test_split: str | None
     text_column: str
+    template: str | None
     label_column: str
     numeric_classes: bool
     positive_label: str | None

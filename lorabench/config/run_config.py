@@ -103,7 +103,9 @@ class DataConfig:
     test_split: str | None = None
     """Split of the data set to test on."""
     text_column: str = "text"
-    """Column with the text."""
+    """Column with the text; two with a comma between them are read as a pair, as the model's tokenizer joins one."""
+    template: str | None = None
+    """Joins columns into one text, as in "{keyword}: {text}"; `{{` and `}}` are braces. In place of --text-column."""
     label_column: str = "label"
     """Column with the label; strings or whole numbers, any number of classes."""
     numeric_classes: bool = False

@@ -42,11 +42,11 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     lines[2:2] = [f"data       {line}" for line in source_lines(data.get("sources", {}))]
     if data.get("positive_label") is not None:
         lines.insert(2, f"positive   {data['positive_label']} (of {', '.join(data['labels'])})")
-    lines += [f"note       {remark}" for remark in data.get("remarks", ())]
     cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
     if cut:
         parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
         lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
+    lines += [f"note       {remark}" for remark in data["remarks"]]
     preset = task_preset(data["task"])
     # What is said of the embedded rows is not true of the user's own in place of them.
     says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])

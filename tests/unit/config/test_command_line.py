@@ -43,6 +43,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--validation-split": (["dev"], "data", "dev"),
     "--test-split": (["test_a"], "data", "test_a"),
     "--text-column": (["body"], "data", "body"),
+    "--template": (["{a}: {b}"], "data", "{a}: {b}"),
     "--label-column": (["class"], "data", "class"),
     "--numeric-classes": ([], "data", True),
     "--positive-label": (["yes"], "data", "yes"),
