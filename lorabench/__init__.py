@@ -11,11 +11,21 @@ What is named here is public; all else may change. Importing it loads nothing: w
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorabench.api import Prediction, Result, load, predict, train
+    from lorabench.api import Prediction, Predictor, Result, load, predict, train
     from lorabench.errors import ConfigError, RunError, RunInterrupted
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Prediction", "Result", "RunError", "RunInterrupted", "load", "predict", "train"]
+__all__ = [
+    "ConfigError",
+    "Prediction",
+    "Predictor",
+    "Result",
+    "RunError",
+    "RunInterrupted",
+    "load",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lorabench.catalog.settings import Settings
 from lorabench.config.keywords import Flags, build_run_config, flag_types
 from lorabench.config.run_config import RunConfig
-from lorabench.data.task import text_rows
+from lorabench.data.task import Rows, text_rows
 from lorabench.errors import ConfigError
 from lorabench.machine.libraries import as_guest
-from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun
+from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun, classes_and_probabilities
 from lorabench.training.start import start
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -74,40 +77,85 @@ def train(**flags: Unpack[Flags]) -> Result:
     return Result(folder, record)
 
 
-def predict(
-    run: str | Path, texts: Sequence[str], *, batch_size: int = PREDICT_BATCH_SIZE, trust_remote_code: bool = False
-) -> list[Prediction]:
-    """Labels and probabilities of `texts`, in their order, by the best adapter of a finished run.
+class Predictor:
+    """The best adapter of a finished run, loaded once for any number of calls.
 
-    The model is loaded anew in each call: hand over many texts at once.
+        predictor = lorabench.Predictor("runs/first")
+        predictor.predict(["Smoke over the harbour."])
 
     Args:
         run: the run's folder.
+        trust_remote_code: run Python code that comes with the base model.
+
+    Attributes:
+        labels: the run's classes, in the order of the probabilities.
+
+    Raises:
+        ConfigError: the run has no adapter, or its base model cannot be had.
+        RunError: the model does not fit into memory.
+    """
+
+    def __init__(self, run: str | Path, *, trust_remote_code: bool = False) -> None:
+        self._run = FinishedRun.read_loadable(Path(run))
+        self.labels = self._run.labels
+        with as_guest():
+            # Heavy imports, only for a run that is known to be good.
+            from lorabench.training.predictor import RowPredictor
+
+            self._predictor = RowPredictor(self._run, trust_remote_code)
+
+    def predict(self, texts: Texts, *, batch_size: int = PREDICT_BATCH_SIZE) -> list[Prediction]:
+        """Labels and probabilities of `texts`, in their order.
+
+        Args:
+            texts: one each, or pairs of them for a run that was trained on pairs.
+            batch_size: rows per forward pass, where they are padded; results do not depend on it.
+
+        Raises:
+            ConfigError: a text is empty, or no pair where one is expected.
+            RunError: not even one text fits into memory.
+        """
+        rows = _rows(self._run, texts, batch_size)
+        if not rows:
+            return []
+        with as_guest():
+            logits = self._predictor.logits(rows, "the texts", batch_size).logits
+        chosen, probabilities = classes_and_probabilities(logits)
+        return [
+            Prediction(self.labels[index], dict(zip(self.labels, values, strict=True)))
+            for index, values in zip(chosen, probabilities, strict=True)
+        ]
+
+
+def predict(
+    run: str | Path, texts: Texts, *, batch_size: int = PREDICT_BATCH_SIZE, trust_remote_code: bool = False
+) -> list[Prediction]:
+    """Labels and probabilities of `texts`, in their order, by the best adapter of a finished run.
+
+    The model is loaded anew in each call: for several calls, make a `Predictor`.
+
+    Args:
+        run: the run's folder.
+        texts: one each, or pairs of them for a run that was trained on pairs.
         batch_size: rows per forward pass, where they are padded; results do not depend on it.
         trust_remote_code: run Python code that comes with the base model.
 
     Raises:
-        ConfigError: the run has no adapter, its base model cannot be had, or a text is empty.
+        ConfigError: the run has no adapter, its base model cannot be had, or a text is empty, or no pair where one is
+            expected.
+        RunError: the model, or one text, does not fit into memory.
     """
+    if not _rows(FinishedRun.read_loadable(Path(run)), texts, batch_size):
+        return []
+    return Predictor(run, trust_remote_code=trust_remote_code).predict(texts, batch_size=batch_size)
+
+
+def _rows(run: FinishedRun, texts: Texts, batch_size: int) -> Rows:
     if isinstance(texts, str):
         raise ConfigError("texts: expected a list of texts, found one text")
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: expected a whole number of at least 1")
-    finished, rows = FinishedRun.read(Path(run)), text_rows(texts)
-    finished.find_adapter()
-    if not rows:
-        return []
-    with as_guest():
-        # Heavy imports, only for input that is known to be good.
-        from lorabench.step.loss import LOSS
-        from lorabench.training.predictor import Predictor
-
-        logits = Predictor(finished, trust_remote_code).logits(rows, "the texts", batch_size)
-    labels, chosen = finished.labels, LOSS.classes(logits).tolist()
-    return [
-        Prediction(labels[index], dict(zip(labels, values, strict=True)))
-        for index, values in zip(chosen, LOSS.probabilities(logits).tolist(), strict=True)
-    ]
+    return text_rows(texts, run.pairs)
 
 
 def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
@@ -118,8 +166,7 @@ def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftMode
     Raises:
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
-    finished = FinishedRun.read(Path(run))
-    finished.find_adapter()
+    finished = FinishedRun.read_loadable(Path(run))
     with as_guest():
         from lorabench.training.predictor import load_model
 

@@ -26,27 +26,11 @@ from lorabench.errors import (
 )
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, table_command
-from lorabench.training.prediction import PREDICT_BATCH_SIZE
+from lorabench.training.predict_file import predict_file
+from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
 
 Options = TypeVar("Options")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """Labels and probabilities for new texts, by the best adapter of a finished run."""
-
-    run: Path
-    """Folder of the run, with run.json and adapter/."""
-    input: Path
-    """CSV, JSON lines, JSON array or Parquet with the run's text column; an id column is kept."""
-    output: Path
-    """Where to write, .csv or .jsonl: id, label and the probability of each class."""
-    batch_size: int = PREDICT_BATCH_SIZE
-    """Rows per forward pass; results do not depend on it. Without effect on a GPU for a run whose steps were captured,
-    where rows are packed up to a number of tokens."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the base model. Off unless you say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +72,9 @@ def train(arguments: Sequence[str]) -> int:
 def predict(arguments: Sequence[str]) -> int:
     """Predict a file."""
     options = parse(PredictOptions, arguments, "lorabench predict")
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size {options.batch_size}: expected a whole number of at least 1")
-    from lorabench.training.predict_file import predict_file
-
     quiet_libraries()
-    count = predict_file(options.run, options.input, options.output, options.batch_size, options.trust_remote_code)
-    print(f"wrote {count} predictions to {options.output}")
+    summary = predict_file(options)
+    print(f"wrote {summary.rows} predictions to {options.output} ({summary})")
     return 0
 
 

@@ -87,7 +87,7 @@ class DataConfig:
     validation_file: Path | None = None
     """Rows to evaluate on after each epoch; without it, 20 % of the training rows (seed 42)."""
     test_file: Path | None = None
-    """Labelled: scored at the end with the best adapter. Unlabelled: predicted into `test_predictions.csv`."""
+    """Predicted at the end, with the best adapter, into `test_predictions.csv`; scored, if it is labelled."""
     delimiter: str | None = None
     """The character between the fields of CSV and TSV files, or `tab`; default: found out, where that is safe."""
     encoding: str | None = None

@@ -25,7 +25,7 @@ from lorabench.errors import ConfigError, IssueList
 # The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
 SPLIT_SEED = 42
 SPLIT_TRAIN_SHARE = 0.8
-_ID_COLUMNS = ("id", "id_string")
+ID_COLUMNS = ("id", "id_string")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
 
 def row_ids(columns: Columns, count: int) -> list[str]:
     """What a table calls its rows, else their numbers from 0."""
-    name = next((name for name in _ID_COLUMNS if name in columns), None)
+    name = next((name for name in ID_COLUMNS if name in columns), None)
     return [str(value) for value in columns[name]] if name else [str(i) for i in range(count)]
 
 

@@ -40,7 +40,12 @@ class Texts:
 
 
 def read_texts(
-    origin: str, columns: Mapping[str, Sequence[Any]], config: DataConfig, preset: TaskPreset, issues: IssueList
+    origin: str,
+    columns: Mapping[str, Sequence[Any]],
+    config: DataConfig,
+    preset: TaskPreset,
+    issues: IssueList,
+    first: int = 0,
 ) -> Texts | None:
     """The texts of a table's rows, by the run's columns or template. Used wherever rows are read.
 
@@ -50,6 +55,7 @@ def read_texts(
         config: names the column, the two columns, or the template.
         preset: the task, which may join columns of its own.
         issues: takes what is wrong: columns that are not there, values that are no texts.
+        first: the number of the table's first row, counted from 0, where it is a part of a larger one.
 
     Returns:
         None where there is an issue.
@@ -74,7 +80,7 @@ def read_texts(
         return None
     # A column of numbers alone is hardly the text that was meant; beside other columns numbers say something.
     numbers = config.template is not None
-    read = {name: _column_texts(origin, name, columns[name], numbers, issues) for name in dict.fromkeys(names)}
+    read = {name: _column_texts(origin, name, columns[name], numbers, issues, first) for name in dict.fromkeys(names)}
     known = {name: values for name, values in read.items() if values is not None}
     if len(known) < len(read):
         return None
@@ -96,9 +102,9 @@ def is_blank(text: str) -> bool:
     return all(unicodedata.category(character).startswith(_INVISIBLE) for character in text)
 
 
-def describe_rows(indices: Sequence[int]) -> str:
-    """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
-    named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
+def describe_rows(indices: Sequence[int], first: int = 0) -> str:
+    """`3 rows (1, 5, 9)`, counted from 1, at most five named; `first` is the number of index 0, counted from 0."""
+    named = ", ".join(str(first + i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
     return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"
 
 
@@ -112,17 +118,21 @@ def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) 
     return names, "--text-column" if len(names) == 1 else f"--text-column {config.text_column}"
 
 
-def _column_texts(origin: str, name: str, values: Sequence[Any], numbers: bool, issues: IssueList) -> list[str] | None:
+def _column_texts(
+    origin: str, name: str, values: Sequence[Any], numbers: bool, issues: IssueList, first: int
+) -> list[str] | None:
     """A column's values as texts, empty where they are missing or blank; None, and an issue, for what is no text.
 
     Args:
         numbers: whether numbers, dates and the like are read as their text.
+        first: see `read_texts`.
     """
     kinds = {i: kind for i, value in enumerate(values) if (kind := _odd_kind(value, numbers)) is not None}
     if kinds:
         found = " and ".join(sorted(set(kinds.values())))
         hint = f"; --template '{{{name}}}' reads them as texts" if set(kinds.values()) == {_NUMBER} else ""
-        issues.add(f"{origin}: {describe_rows(list(kinds))} with {found} in column {name!r}; expected texts{hint}")
+        rows = describe_rows(list(kinds), first)
+        issues.add(f"{origin}: {rows} with {found} in column {name!r}; expected texts{hint}")
         return None
     texts = ["" if _is_missing(value) else str(value) for value in values]
     return ["" if is_blank(text) else text for text in texts]

@@ -178,6 +178,10 @@ class PackedForward:
         """What is put into evaluation mode."""
         return self._packed.classifier
 
+    def detach(self) -> None:
+        """Leave the model as it was; there are no logits after it."""
+        self._packed.detach()
+
     def deal(self, lengths: Sequence[int], batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
         return evaluation_runs(lengths, world_size, rank, self._packed.longest_pack(max(lengths)))
 

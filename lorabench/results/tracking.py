@@ -10,6 +10,7 @@ from lorabench.catalog.metrics import metrics_in
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.run_config import Tracker
 from lorabench.errors import first_line
+from lorabench.results.row_progress import clock
 from lorabench.results.run_folder import MetricsLog
 
 if TYPE_CHECKING:
@@ -169,10 +170,7 @@ def progress_line(record: Record, total_steps: int) -> str:
         f"{record['examples_per_second']:.1f} rows/s",
     ]
     if record.get("seconds_per_step"):
-        left = round(record["seconds_per_step"] * (total_steps - record["step"]))
-        hours, rest = divmod(left, 3600)
-        minutes = f"{rest // 60:02d}" if hours else f"{rest // 60}"
-        parts.append("ETA " + (f"{hours}:" if hours else "") + f"{minutes}:{rest % 60:02d}")
+        parts.append(f"ETA {clock(record['seconds_per_step'] * (total_steps - record['step']))}")
     if record.get("memory_gb") is not None:
         parts.append(f"{record['memory_gb']:.1f} GB")
     return "  ".join(parts)

@@ -1,46 +1,118 @@
-"""Labels and probabilities for the texts of a file, by a finished run's adapter."""
+"""Labels and probabilities for the texts of a file, by a finished run's adapter.
 
-import os
+The file is read twice, in pieces: once to check and count it before a model is loaded, once to predict it.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lorabench.data.task import load_rows
-from lorabench.errors import ConfigError
-from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun, write_predictions
+from lorabench.errors import ConfigError, IssueList
+from lorabench.harmless import printable
+from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.row_files import SUFFIXES, Kind, row_suffix, row_writer
+from lorabench.results.row_progress import RowProgress
+from lorabench.training.predict_input import InputPiece, PredictInput
+from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_columns, prediction_kinds
+
+if TYPE_CHECKING:
+    from lorabench.training.predictor import RowPredictor
 
 
-def predict_file(
-    run_dir: Path,
-    input_file: Path,
-    output_file: Path,
-    batch_size: int = PREDICT_BATCH_SIZE,
-    trust_remote_code: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class PredictSummary:
+    """What was predicted.
+
+    Attributes:
+        rows: of the file, each of them written.
+        blank: rows without a text, whose label and probabilities are empty.
+        cut: rows that were longer than the run's --max-length.
+        seconds: from the first row on, the model being loaded.
+    """
+
+    rows: int
+    blank: int
+    cut: int
+    seconds: float
+
+    def __str__(self) -> str:
+        speed = self.rows / max(self.seconds, 1e-9)
+        return (
+            f"{self.rows} rows, {self.blank} without a text, {self.cut} cut, {self.seconds:.1f} s, {speed:.1f} rows/s"
+        )
+
+
+def predict_file(options: PredictOptions) -> PredictSummary:
     """Predict every row of a file with the best adapter of a finished run.
 
-    Args:
-        run_dir: folder of the run, with `run.json` and `adapter/`.
-        input_file: CSV, JSON lines, JSON array or Parquet with the run's text column.
-        output_file: .csv or .jsonl, replaced whole.
-        trust_remote_code: see `Predictor`.
+    Raises:
+        ConfigError: all that is wrong with flags, run, input and output, before a model is loaded.
+        RunError: memory or disk ran out; nothing is at the output's name then.
+    """
+    run, source = check(options)
+    print(f"input      {printable(source.description)}", flush=True)
+    facts = source.survey()
+    # Heavy imports, only for input that is known to be good.
+    from lorabench.training.predictor import RowPredictor
 
-    Returns:
-        How many rows were predicted.
+    predictor = RowPredictor(run, options.trust_remote_code)
+    kinds = facts.kinds
+    columns: dict[str, Kind] = {"id": kinds.pop("id"), **prediction_kinds(run.labels, run.label_kind), **kinds}
+    with (
+        writing_output(options.output, options.overwrite) as temporary,
+        row_writer(temporary, row_suffix(options.output) or "", columns) as writer,
+        RowProgress(facts.rows) as progress,
+    ):
+        cut = 0
+        for piece in source.pieces():
+            predicted, cut_here = predict_piece(run, predictor, piece, source.origin, options.batch_size, progress)
+            cut += cut_here
+            writer.write({"id": piece.ids, **predicted, **piece.kept})
+    return PredictSummary(facts.rows, facts.blank, cut, progress.seconds)
+
+
+def predict_piece(
+    run: FinishedRun,
+    predictor: "RowPredictor",
+    piece: InputPiece,
+    origin: str,
+    batch_size: int,
+    progress: RowProgress,
+) -> tuple[dict[str, list[Any]], int]:
+    """Columns of labels and probabilities for a piece, empty where there is no text; and how many rows were cut."""
+    progress.advance(len(piece.ids) - len(piece.rows))
+    count = len(piece.ids)
+    if not piece.rows:
+        return {name: [None] * count for name in prediction_kinds(run.labels)}, 0
+    found = predictor.logits(piece.rows, origin, batch_size, progress.advance)
+    return prediction_columns(run.labels, run.label_values, found.logits, piece.places, count), found.cut_rows
+
+
+def check(options: PredictOptions) -> tuple[FinishedRun, PredictInput]:
+    """The run and the input, if both are good, and the output can be written.
 
     Raises:
-        ConfigError: the run has no adapter, or a file cannot be read or written.
+        ConfigError: everything that is wrong, together.
     """
-    if output_file.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
-        raise ConfigError(f"--output {output_file}: expected a file ending in .csv or .jsonl")
-    if not output_file.parent.is_dir() or not os.access(output_file.parent, os.W_OK):
-        raise ConfigError(f"--output {output_file}: {output_file.parent} is no folder that can be written to")
-    run = FinishedRun.read(run_dir)
-    if output_file.exists() and input_file.exists() and output_file.samefile(input_file):
-        raise ConfigError(f"--output {output_file}: the same file as --input, which would be lost")
-    rows = load_rows("--input", input_file, run.config.data)
-    run.find_adapter()
-    # Heavy imports, only for input that is known to be good.
-    from lorabench.training.predictor import Predictor
+    issues = IssueList()
+    issues.check(options.batch_size >= 1, f"--batch-size {options.batch_size}: expected a whole number of at least 1")
+    issues.extend(output_issues(options.output, options.overwrite))
+    if row_suffix(options.output) is None:
+        issues.add(f"--output {options.output}: expected a file ending in {', '.join(SUFFIXES)}")
+    if is_same_file(options.input, options.output):
+        issues.add(f"--output {options.output}: the same file as --input, which would be lost")
+    try:
+        run = FinishedRun.read_loadable(options.run)
+        source = PredictInput(options, run)
+    except ConfigError as error:
+        raise ConfigError([*issues, *error.issues]) from None
+    issues.raise_if_any()
+    return run, source
 
-    logits = Predictor(run, trust_remote_code).logits(rows, "--input", batch_size)
-    write_predictions(output_file, rows.ids, run.labels, logits)
-    return len(rows)
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two paths are of one file that is there."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False

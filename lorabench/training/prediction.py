@@ -1,46 +1,133 @@
-"""What a prediction needs of a finished run, and how predictions are written."""
+"""What a prediction needs of a finished run, and the columns that predictions are written in."""
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 from lorabench.files import replacing
+from lorabench.results.row_files import Kind, row_suffix, row_writer
 from lorabench.results.run_folder import find_adapter, read_run
 
 if TYPE_CHECKING:
     import torch
 
 PREDICT_BATCH_SIZE = 32
+_LABEL_TYPES: Mapping[Kind, Callable[[str], Any]] = {
+    "text": str,
+    "integer": int,
+    "number": float,
+    "boolean": lambda label: label == "True",
+}
 
 
-def write_predictions(path: Path, ids: Sequence[str], labels: Sequence[str], logits: "torch.Tensor") -> None:
-    """Write id, label and one probability per class, as CSV or, by the suffix, as JSON lines.
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Labels and probabilities for new texts, by the best adapter of a finished run."""
+
+    run: Path
+    """Folder of the run, with run.json and adapter/."""
+    input: Path
+    """CSV, TSV, JSON lines, JSON array or Parquet with the run's text column; read in pieces, whatever its size."""
+    output: Path
+    """Where to write: id, label and the probability of each class, as .csv, .tsv, .jsonl (each also with .gz) or
+    .parquet. The order is the input's."""
+    overwrite: bool = False
+    """Replace --output if it is there."""
+    text_column: str | None = None
+    """Column with the text; default: the run's."""
+    template: str | None = None
+    """How columns make the text; default: the run's."""
+    id_column: str | None = None
+    """Column that tells rows apart; default: `id` or `id_string`, else rows are numbered from 0."""
+    keep_columns: str | None = None
+    """Columns of the input that the output has, too: names with commas between them, or `all`."""
+    delimiter: str | None = None
+    """What stands between the fields of a CSV file; default: the run's."""
+    encoding: str | None = None
+    """Encoding of a text file; default: the run's."""
+    batch_size: int = PREDICT_BATCH_SIZE
+    """Rows per forward pass; results do not depend on it. Without effect on a GPU for a run whose steps were captured,
+    where rows are packed up to a number of tokens."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base model. Off unless you say so."""
+
+
+def classes_and_probabilities(logits: "torch.Tensor") -> tuple[list[int], list[list[float]]]:
+    """The class of each row, and the probability of each class.
+
+    Args:
+        logits: [rows, classes].
+
+    Returns:
+        Class indices, and float32 probabilities [rows, classes], each as the float that prints with the fewest digits
+        that tell it from its neighbours in float32.
+    """
+    from lorabench.step.loss import LOSS
+
+    probabilities = LOSS.probabilities(logits).float().numpy()
+    return LOSS.classes(logits).tolist(), probabilities.astype(str).astype(float).tolist()
+
+
+def prediction_kinds(labels: Sequence[str], label_kind: Kind = "text") -> dict[str, Kind]:
+    """The columns of predictions, but for the id, with what they hold."""
+    return {"label": label_kind, **{probability_column(label): "probability" for label in labels}}
+
+
+def prediction_columns(
+    labels: Sequence[str], values: Sequence[Any], logits: "torch.Tensor", places: Sequence[int], rows: int
+) -> dict[str, list[Any]]:
+    """The columns of `prediction_kinds` for some rows; those that were not predicted are empty in all of them.
+
+    Args:
+        labels: class names, in the order of the logits.
+        values: what stands for each class in the column of labels.
+        logits: [predicted rows, classes].
+        places: for each row of the logits, which of the rows it is.
+        rows: how many rows there are.
+    """
+    columns: dict[str, list[Any]] = {name: [None] * rows for name in prediction_kinds(labels)}
+    names = [probability_column(label) for label in labels]
+    for place, index, probabilities in zip(places, *classes_and_probabilities(logits), strict=True):
+        columns["label"][place] = values[index]
+        for name, probability in zip(names, probabilities, strict=True):
+            columns[name][place] = probability
+    return columns
+
+
+def probability_column(label: str) -> str:
+    """The column with the probability of a class; no other one begins so, whatever the class is called."""
+    return f"probability_{label}"
+
+
+def write_predictions(
+    path: Path,
+    ids: Sequence[str],
+    labels: Sequence[str],
+    logits: "torch.Tensor",
+    true_labels: Sequence[int] | None = None,
+) -> None:
+    """Write id, label, the true label if there is one, and a probability per class, as the path's end says.
 
     Args:
         path: replaced whole.
         labels: class names, in the order of the logits.
         logits: [rows, classes].
+        true_labels: class indices.
     """
-    from lorabench.step.loss import LOSS
-
-    probabilities = LOSS.probabilities(logits).tolist()
-    chosen = LOSS.classes(logits).tolist()
-    names = [f"probability_{label}" for label in labels]
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            for row_id, index, values in zip(ids, chosen, probabilities, strict=True):
-                row: dict[str, Any] = {"id": row_id, "label": labels[index], **dict(zip(names, values, strict=True))}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        else:
-            writer = csv.writer(file)
-            writer.writerow(["id", "label", *names])
-            for row_id, index, values in zip(ids, chosen, probabilities, strict=True):
-                writer.writerow([row_id, labels[index], *values])
+    columns = prediction_columns(labels, labels, logits, range(len(ids)), len(ids))
+    truth = {} if true_labels is None else {"true_label": [labels[index] for index in true_labels]}
+    piece = {"id": list(ids), "label": columns.pop("label"), **truth, **columns}
+    kinds: dict[str, Kind] = {"id": "text", **dict.fromkeys(truth, "text"), **prediction_kinds(labels)}
+    with (
+        replacing(path) as temporary,
+        row_writer(temporary, row_suffix(path) or ".csv", {name: kinds[name] for name in piece}) as writer,
+    ):
+        writer.write(piece)
 
 
 @dataclass(frozen=True)
@@ -51,6 +138,8 @@ class FinishedRun:
         labels: class names, in the order of the logits.
         precision: that it was trained in (fp32, fp16 or bf16).
         packs: its steps, and so its evaluations, ran over packs.
+        label_kind: what the labels of its training rows were.
+        pairs: its rows have two texts.
     """
 
     folder: Path
@@ -59,6 +148,8 @@ class FinishedRun:
     precision: str
     packs: bool
     status: str | None
+    label_kind: Kind
+    pairs: bool
 
     @classmethod
     def read(cls, folder: Path) -> "FinishedRun":
@@ -76,9 +167,31 @@ class FinishedRun:
                 record["precision"],
                 record.get("execution") == "captured",
                 record.get("status"),
+                record["data"].get("label_kind", "text"),
+                record["data"].get("pairs", False),
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"--run {folder}: its run.json is not one of this version ({error})") from None
+
+    @classmethod
+    def read_loadable(cls, folder: Path) -> "FinishedRun":
+        """`read`, where the adapter can be loaded, as far as that is known without loading it.
+
+        Raises:
+            ConfigError: there is no record, no adapter, or no library that its base model needs.
+        """
+        run = cls.read(folder)
+        base_of(run.find_adapter())
+        if run.config.model.quantize == "nf4" and find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"--run {folder}: its base model is held in 4 bits; expected `pip install bitsandbytes` before"
+            )
+        return run
+
+    @property
+    def label_values(self) -> tuple[Any, ...]:
+        """The classes in the type that the training rows' labels had."""
+        return tuple(_LABEL_TYPES[self.label_kind](label) for label in self.labels)
 
     def find_adapter(self) -> Path:
         """The folder of its best adapter.
@@ -92,3 +205,13 @@ class FinishedRun:
                 f"--run {self.folder}: no adapter there (status {self.status}; random weights save none)"
             )
         return adapter
+
+
+def base_of(adapter: Path) -> str:
+    """What PEFT loads the base model of an adapter from: a folder or a Hub id."""
+    try:
+        return str(
+            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{adapter}: no readable adapter_config.json ({error})") from None

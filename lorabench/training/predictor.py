@@ -1,28 +1,44 @@
 """A finished run's classifier, ready for new texts."""
 
-import json
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lorabench.checkpoint.adapter import load_adapter
-from lorabench.data.batching import PaddedCollator, tokenize
+from lorabench.data.batching import MicroBatch, PaddedCollator, tokenize
 from lorabench.data.task import Rows
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.ranks import Ranks
-from lorabench.errors import ConfigError
+from lorabench.errors import RunError
 from lorabench.machine.hub import prefer_cache_if_unreachable
+from lorabench.machine.meters import is_out_of_memory
 from lorabench.machine.precision import DTYPES
 from lorabench.models.build import classify_with, load_adapted
 from lorabench.packed.choice import choose_forward
-from lorabench.step.evaluation import predict_logits
-from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun
+from lorabench.packed.classifier import PackedForward
+from lorabench.step.evaluation import Forward, predict_logits
+from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun, base_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RowLogits:
+    """What the model says of some rows.
+
+    Attributes:
+        logits: [rows, classes] float32 on the CPU.
+        cut_rows: how many of them were longer than the run's `--max-length`.
+    """
+
+    logits: torch.Tensor
+    cut_rows: int
 
 
 def load_model(run: FinishedRun, trust_remote_code: bool = False) -> "tuple[PeftModel, PreTrainedTokenizerBase]":
@@ -40,8 +56,6 @@ def load_model(run: FinishedRun, trust_remote_code: bool = False) -> "tuple[Peft
     if not Path(base_of(adapter)).is_dir():
         prefer_cache_if_unreachable()
     nf4 = config.model.quantize == "nf4"
-    if nf4 and find_spec("bitsandbytes") is None:
-        raise ConfigError("--run: its base model is held in 4 bits; expected `pip install bitsandbytes` before")
     return load_adapted(
         adapter,
         len(run.labels),
@@ -67,7 +81,7 @@ def frozen_dtype(run: FinishedRun) -> torch.dtype:
     return torch.float32 if run.config.model.frozen_dtype == "fp32" else compute_dtype(run)
 
 
-class Predictor:
+class RowPredictor:
     """The best adapter of a finished run, which computes as it did in the run's evaluations.
 
     Args:
@@ -75,19 +89,29 @@ class Predictor:
 
     Raises:
         ConfigError: the run has no adapter, or its base model cannot be had.
+        RunError: the model does not fit into memory.
     """
 
     def __init__(self, run: FinishedRun, trust_remote_code: bool = False) -> None:
-        adapted, self._tokenizer = load_model(run, trust_remote_code)
+        with _out_of_memory_said("the model does not fit into memory"):
+            adapted, self._tokenizer = load_model(run, trust_remote_code)
+            self._classifier = classify_with(adapted, frozen_dtype(run))
+            load_adapter(adapted, run.find_adapter())
         self._run = run
         self._device = choose_device()
         dtype = compute_dtype(run)
         self._autocast = None if dtype == torch.float32 else dtype
-        self._classifier = classify_with(adapted, frozen_dtype(run))
-        load_adapter(adapted, run.find_adapter())
+        self._forward: Forward | None = None
+        self._prepared_for = 0
 
-    def logits(self, rows: Rows, origin: str, batch_size: int = PREDICT_BATCH_SIZE) -> torch.Tensor:
-        """Logits of `rows`, [rows, classes] float32 on the CPU.
+    def logits(
+        self,
+        rows: Rows,
+        origin: str,
+        batch_size: int = PREDICT_BATCH_SIZE,
+        report: Callable[[int], None] = lambda rows: None,
+    ) -> RowLogits:
+        """Logits of `rows`, which are at least one.
 
         A row's do not depend on the others: packed or padded, its tokens attend to each other only, and it is pooled
         at one of them. A batch that does not fit is tried in halves.
@@ -95,20 +119,68 @@ class Predictor:
         Args:
             origin: where the rows come from, for messages.
             batch_size: rows per forward pass, where they are padded.
+            report: called after each pass with its number of rows.
+
+        Raises:
+            ConfigError: a row cannot be cut to the run's length.
+            RunError: not even one row fits into memory, or a row's logits are no numbers.
         """
         tokens = tokenize(rows, self._tokenizer, self._run.config.data.max_length, origin)
         data = PaddedCollator(tokens, (1.0,) * len(self._run.labels), pad_id(self._tokenizer))
-        packs = self._device.type == "cuda" and self._run.packs
-        types = tokens.token_types is not None
-        forward = choose_forward(self._classifier, self._device, self._autocast, max(tokens.lengths), packs, types)
-        return predict_logits(forward, data, batch_size, Ranks(self._device), may_halve=True)
+        longest = max(tokens.lengths)
+        with _out_of_memory_said(f"not even one row of {origin} fits, whose longest has {longest} tokens"):
+            forward = _Reporting(self._forward_for(longest, tokens.token_types is not None), report)
+            logits = predict_logits(forward, data, batch_size, Ranks(self._device), may_halve=True)
+        broken = [rows.ids[i] for i in (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()]
+        if broken:
+            named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+            raise RunError(f"{origin}: the model's logits of {len(broken)} rows (id {named}) are no finite numbers")
+        return RowLogits(logits, tokens.cut_rows)
+
+    def _forward_for(self, longest: int, types: bool) -> Forward:
+        """How logits are computed: chosen anew only for texts that are longer than any before.
+
+        Args:
+            longest: tokens of the longest text.
+            types: whether tokens have types.
+        """
+        if self._forward is None or longest > self._prepared_for:
+            if isinstance(self._forward, PackedForward):
+                self._forward.detach()
+            packs = self._device.type == "cuda" and self._run.packs
+            self._forward = choose_forward(self._classifier, self._device, self._autocast, longest, packs, types)
+            self._prepared_for = longest
+        return self._forward
 
 
-def base_of(adapter: Path) -> str:
-    """What PEFT loads the base model of an adapter from: a folder or a Hub id."""
+@dataclass(frozen=True)
+class _Reporting:
+    """A forward that says after each pass how many rows it had."""
+
+    forward: Forward
+    report: Callable[[int], None]
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.forward.model
+
+    def deal(self, lengths: Sequence[int], batch_size: int, world_size: int, rank: int) -> list[MicroBatch]:
+        return self.forward.deal(lengths, batch_size, world_size, rank)
+
+    def logits(self, data: PaddedCollator, micro_batch: MicroBatch) -> torch.Tensor:
+        logits = self.forward.logits(data, micro_batch)
+        self.report(micro_batch.real)
+        return logits
+
+
+@contextmanager
+def _out_of_memory_said(what: str) -> Iterator[None]:
+    """Turns a lack of memory inside into one sentence, which begins with `what`. Raises `RunError`."""
     try:
-        return str(
-            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{adapter}: no readable adapter_config.json ({error})") from None
+        yield
+    except (RuntimeError, MemoryError) as error:
+        on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+        if not on_cpu and not is_out_of_memory(error):
+            raise
+        advice = "more memory" if on_cpu else "a GPU with more free memory, or CUDA_VISIBLE_DEVICES= for the CPU"
+        raise RunError(f"out of memory: {what}; expected {advice}") from None

@@ -193,14 +193,12 @@ def open_sinks(setting: Setting, keeper: RecordKeeper, total_steps: int) -> Iter
 
 
 def finish_test(job: Job, folder: Path) -> dict[str, Any] | None:
-    """Scores of a labelled test split with the best adapter; an unlabelled one is predicted into a file."""
+    """Predict the test split with the best adapter into a file; the scores of a labelled one."""
     setting = job.setting
     rows = setting.data.test
     if rows is None or setting.shape_only:
         return None
     logits = predict(job, job.inputs.collators["test"])
-    if rows.labels is not None:
-        return score_split(job, logits, rows.labels).to_json()
-    path = folder / TEST_PREDICTIONS_FILE
-    setting.ranks.on_main(lambda: write_predictions(path, rows.ids, setting.data.labels, logits))
-    return None
+    path, labels = folder / TEST_PREDICTIONS_FILE, setting.data.labels
+    setting.ranks.on_main(lambda: write_predictions(path, rows.ids, labels, logits, rows.labels))
+    return None if rows.labels is None else score_split(job, logits, rows.labels).to_json()

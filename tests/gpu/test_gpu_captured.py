@@ -30,6 +30,7 @@ from lorabench.packed.packs import make_pack
 from lorabench.packed.passes import PackedPasses
 from lorabench.packed.tiles import AttentionShape
 from lorabench.training.predict_file import predict_file
+from lorabench.training.prediction import PredictOptions
 
 pytestmark = [
     pytest.mark.gpu,
@@ -288,7 +289,7 @@ def test_auto_is_captured_and_predicts_as_padded_rows_would(models: dict[str, Pa
     for execution in ("captured", "eager"):
         (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "execution": execution}))
         output = tmp_path / f"{execution}.jsonl"
-        assert predict_file(tmp_path / "run", SAMPLE, output) > 500
+        assert predict_file(PredictOptions(run=tmp_path / "run", input=SAMPLE, output=output)).rows > 500
         lines = [json.loads(line) for line in output.read_text().splitlines()]
         found = [[value for key, value in line.items() if key.startswith("probability_")] for line in lines]
         probabilities[execution] = torch.tensor(found)

@@ -19,7 +19,7 @@ from lorabench import cli
 LOGITS_FILE = "logits.pt"
 
 
-def keep_logits(path: Path, ids: Any, labels: Any, logits: torch.Tensor) -> None:
+def keep_logits(path: Path, ids: Any, labels: Any, logits: torch.Tensor, right: Any) -> None:
     """In the place of `write_predictions`, which would write probabilities."""
     torch.save(logits.float().cpu(), path.with_name(LOGITS_FILE))
 

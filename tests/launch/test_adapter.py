@@ -17,6 +17,7 @@ from lorabench.checkpoint import adapter as checkpoint
 from lorabench.config.run_config import ModelConfig
 from lorabench.models.build import classify_with, load_adapted
 from lorabench.training.predict_file import predict_file
+from lorabench.training.prediction import PredictOptions, classes_and_probabilities
 
 TYPES = ("llama", "bert", "roberta")
 QUANTIZED = tuple(f"{name}, nf4" for name in TYPES)
@@ -40,7 +41,7 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         kept: list[torch.Tensor] = []
         patch.setattr(
-            "lorabench.training.run.write_predictions", lambda path, ids, labels, logits: kept.append(logits)
+            "lorabench.training.run.write_predictions", lambda path, ids, labels, logits, right: kept.append(logits)
         )
         for name in (*TYPES, *QUANTIZED, "llama, nf4, bf16"):
             kind, *settings = name.split(", ")
@@ -94,11 +95,14 @@ def test_predict_reproduces_the_trained_models_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "lorabench.training.predict_file.write_predictions", lambda path, ids, labels, logits: kept.append(logits)
-    )
+
+    def keep(logits: torch.Tensor) -> tuple[list[int], list[list[float]]]:
+        kept.append(logits)
+        return classes_and_probabilities(logits)
+
+    monkeypatch.setattr("lorabench.training.prediction.classes_and_probabilities", keep)
     run, logits = trained[name]
-    predict_file(run, files["unlabelled"], tmp_path / "out.csv", batch_size=3)
+    predict_file(PredictOptions(run=run, input=files["unlabelled"], output=tmp_path / "out.csv", batch_size=3))
     torch.testing.assert_close(kept[0], logits, rtol=1e-5, atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """Whole runs of `-m lorabench.train`: two ranks give the run of one, and the record says what happened."""
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -195,10 +196,15 @@ def test_max_steps_ends_the_run_within_an_epoch(two_ranks_wandb: Path) -> None:
     assert column(two_ranks_wandb, "train", "step") == [3, 4]
 
 
-def test_a_labelled_test_file_is_scored(two_ranks_wandb: Path) -> None:
+def test_a_labelled_test_file_is_scored_and_predicted(two_ranks_wandb: Path) -> None:
     test = read_json(two_ranks_wandb / "run.json")["test"]
     assert test.keys() >= SCORE_KEYS and test["rows"] == 7
-    assert math.isfinite(test["loss"]) and not (two_ranks_wandb / "test_predictions.csv").exists()
+    assert math.isfinite(test["loss"])
+    with (two_ranks_wandb / "test_predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:3] == ["id", "label", "true_label"] and len(rows) == 7
+    right = sum(row["label"] == row["true_label"] for row in rows)
+    assert test["accuracy"] == pytest.approx(right / 7)
 
 
 def test_the_sample_runs_without_a_network(models: dict[str, Path], tmp_path: Path) -> None:

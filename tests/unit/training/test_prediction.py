@@ -3,18 +3,23 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from lorabench import cli
 from lorabench.errors import ConfigError
-from lorabench.training.predict_file import predict_file
-from lorabench.training.prediction import write_predictions
+from lorabench.training.predict_file import PredictSummary, predict_file
+from lorabench.training.prediction import PredictOptions, classes_and_probabilities, write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +35,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert tiny.train_in_process(flags) == 0
     return base / "run"
+
+
+def predict(run: Path, source: Path, output: Path, **options: Any) -> PredictSummary:
+    return predict_file(PredictOptions(run=run, input=source, output=output, **options))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -58,9 +67,35 @@ def test_csv_and_json_lines_hold_id_label_and_a_probability_per_class(tmp_path: 
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["out.csv", "out.jsonl"]
 
 
+def test_a_labelled_row_has_its_true_label_beside_the_predicted_one(tmp_path: Path) -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    write_predictions(tmp_path / "out.csv", ["a", "b"], ["no", "yes"], logits, [1, 1])
+    rows = read_csv(tmp_path / "out.csv")
+    assert list(rows[0]) == ["id", "label", "true_label", "probability_no", "probability_yes"]
+    assert [(row["label"], row["true_label"]) for row in rows] == [("yes", "yes"), ("no", "yes")]
+
+
+@given(hnp.arrays(np.float32, (4, 3), elements=st.floats(-30, 30, width=32)))
+def test_probabilities_read_back_are_the_same_in_float32_and_sum_to_one(values: Any) -> None:
+    logits = torch.from_numpy(values)
+    classes, probabilities = classes_and_probabilities(logits)
+    exact = logits.double().softmax(dim=1)
+    assert torch.equal(torch.tensor([[float(str(p)) for p in row] for row in probabilities]), exact.float())
+    assert [sum(row) for row in probabilities] == pytest.approx([1.0] * 4, abs=1e-6)
+    assert classes == logits.argmax(dim=1).tolist()
+    assert all(len(str(p)) <= 14 for row in probabilities for p in row)
+
+
+def test_classes_may_be_called_as_other_columns_are(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "out.csv", ["7"], ["id", "label", "true_label"], torch.zeros(1, 3), [2])
+    (row,) = read_csv(tmp_path / "out.csv")
+    assert (row["id"], row["label"], row["true_label"]) == ("7", "id", "true_label")
+    assert list(row)[3:] == ["probability_id", "probability_label", "probability_true_label"]
+
+
 def test_ids_and_order_of_the_input_are_kept(run_dir: Path, tmp_path: Path) -> None:
     source = tiny.write_rows(tmp_path / "new.csv", 13, seed=4, labelled=False)
-    assert predict_file(run_dir, source, tmp_path / "out.csv") == 13
+    assert predict(run_dir, source, tmp_path / "out.csv").rows == 13
     rows = read_csv(tmp_path / "out.csv")
     assert [row["id"] for row in rows] == [f"row-{i}" for i in range(13)]
     for row in rows:
@@ -72,7 +107,7 @@ def test_ids_and_order_of_the_input_are_kept(run_dir: Path, tmp_path: Path) -> N
 
 def test_rows_without_an_id_are_numbered(run_dir: Path, tmp_path: Path) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"text": tiny.texts(3)})
-    predict_file(run_dir, source, tmp_path / "out.csv")
+    predict(run_dir, source, tmp_path / "out.csv")
     assert [row["id"] for row in read_csv(tmp_path / "out.csv")] == ["0", "1", "2"]
 
 
@@ -81,13 +116,13 @@ def test_predictions_do_not_depend_on_batch_size_order_or_format(run_dir: Path, 
     texts = tiny.texts(13, seed=4)
     lines = tmp_path / "new.jsonl"
     lines.write_text("\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(reversed(texts))))
-    predict_file(run_dir, source, tmp_path / "one.csv", batch_size=1)
+    predict(run_dir, source, tmp_path / "one.csv", batch_size=1)
     reference = probabilities(tmp_path / "one.csv")
     for batch_size in (2, 5, 32):
-        predict_file(run_dir, source, tmp_path / "many.jsonl", batch_size=batch_size)
+        predict(run_dir, source, tmp_path / "many.jsonl", batch_size=batch_size, overwrite=True)
         for found, expected in zip(probabilities(tmp_path / "many.jsonl"), reference, strict=True):
             assert found == pytest.approx(expected, abs=1e-5)
-    predict_file(run_dir, lines, tmp_path / "reversed.csv", batch_size=4)
+    predict(run_dir, lines, tmp_path / "reversed.csv", batch_size=4)
     for found, expected in zip(reversed(probabilities(tmp_path / "reversed.csv")), reference, strict=True):
         assert found == pytest.approx(expected, abs=1e-5)
 
@@ -103,7 +138,7 @@ def test_a_folder_that_is_no_run_is_refused(kind: str, tmp_path: Path) -> None:
         (folder / "run.json").write_text("[]")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError) as caught:
-        predict_file(folder, source, tmp_path / "out.csv")
+        predict(folder, source, tmp_path / "out.csv")
     assert str(folder) in str(caught.value) and not (tmp_path / "out.csv").exists()
 
 
@@ -112,19 +147,19 @@ def test_a_run_without_an_adapter_is_refused_with_its_status(run_dir: Path, tmp_
     shutil.copy(run_dir / "run.json", tmp_path / "run")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError, match=r"no adapter there \(status completed; random weights save none\)"):
-        predict_file(tmp_path / "run", source, tmp_path / "out.csv")
+        predict(tmp_path / "run", source, tmp_path / "out.csv")
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(run_dir: Path, tmp_path: Path) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"id": [1], "body": ["a"]})
     with pytest.raises(ConfigError, match=r"--input .*new\.csv: no column 'text'.*the columns are id, body"):
-        predict_file(run_dir, source, tmp_path / "out.csv")
+        predict(run_dir, source, tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize("output", ["out.txt", "missing/out.csv"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(output: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--output"):
-        predict_file(tmp_path / "nothing", tmp_path / "nothing.csv", tmp_path / output)
+        predict(tmp_path / "nothing", tmp_path / "nothing.csv", tmp_path / output)
 
 
 def test_a_base_model_that_is_gone_is_explained(run_dir: Path, tmp_path: Path) -> None:
@@ -134,7 +169,7 @@ def test_a_base_model_that_is_gone_is_explained(run_dir: Path, tmp_path: Path) -
     config.write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")}))
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError) as caught:
-        predict_file(tmp_path / "run", source, tmp_path / "out.csv")
+        predict(tmp_path / "run", source, tmp_path / "out.csv")
     assert "adapter" in str(caught.value) and not (tmp_path / "out.csv").exists()
 
 
@@ -143,16 +178,19 @@ def test_a_broken_adapter_file_is_explained(run_dir: Path, tmp_path: Path) -> No
     (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut off")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError):
-        predict_file(tmp_path / "run", source, tmp_path / "out.csv")
+        predict(tmp_path / "run", source, tmp_path / "out.csv")
 
 
-def test_the_command_prints_the_count_and_bad_input_exits_with_2(
+def test_the_command_says_what_it_did_and_bad_input_exits_with_2(
     run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = tiny.write_rows(tmp_path / "new.csv", 4, labelled=False)
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": ["storm", " ", "", "rain " * 100]})
     words = ["predict", "--run", str(run_dir), "--input", str(source), "--output", str(tmp_path / "out.csv")]
     assert cli.main(words) == 0
-    assert f"wrote 4 predictions to {tmp_path / 'out.csv'}" in capfd.readouterr().out
+    expected = (
+        rf"wrote 4 predictions to {tmp_path}/out.csv \(4 rows, 2 without a text, 1 cut, [\d.]+ s, [\d.]+ rows/s\)"
+    )
+    assert re.search(expected, capfd.readouterr().out)
     assert cli.main([*words, "--batch-size", "0"]) == 2
     assert "--batch-size 0: expected a whole number of at least 1" in capfd.readouterr().err
 

@@ -1,0 +1,205 @@
+"""The rows of a file that is to be predicted, in pieces that fit into memory: texts, ids and columns to keep."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorabench.catalog.tasks import task_preset
+from lorabench.config.checks import source_issues, text_issues
+from lorabench.config.run_config import DataConfig
+from lorabench.data.file_format import Columns
+from lorabench.data.readers import TableStream, stream_table
+from lorabench.data.sources import file_format
+from lorabench.data.task import ID_COLUMNS, Rows
+from lorabench.data.texts import Texts, read_texts
+from lorabench.errors import ConfigError, IssueList
+from lorabench.results.row_files import Kind, KindFinder
+from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_kinds
+
+# A piece is large enough that rows of like length meet in it and packs are full. Characters bound it, too: a tokenizer
+# gives two numbers for each token, about 40 bytes per character.
+PIECE_ROWS = 16_384
+PIECE_CHARACTERS = 4_000_000
+_CHUNK_ROWS = 512
+ALL_COLUMNS = "all"
+
+
+@dataclass(frozen=True)
+class InputPiece:
+    """Some rows of the file, in its order.
+
+    Attributes:
+        ids: as the file has them, or the rows' numbers.
+        kept: columns of the file that the output has, too, by their names there.
+        rows: those with a text, unlabelled.
+        places: which of the piece's rows these are.
+    """
+
+    ids: list[Any]
+    kept: dict[str, list[Any]]
+    rows: Rows
+    places: list[int]
+
+
+@dataclass
+class InputFacts:
+    """What the whole file is like.
+
+    Attributes:
+        rows: how many there are.
+        blank: how many of them have no text.
+    """
+
+    rows: int = 0
+    blank: int = 0
+    _kinds: dict[str, KindFinder] = field(default_factory=dict)
+
+    def add(self, piece: InputPiece) -> None:
+        """Count one more piece."""
+        self.rows += len(piece.ids)
+        self.blank += len(piece.ids) - len(piece.rows)
+        for name, values in {"id": piece.ids, **piece.kept}.items():
+            self._kinds.setdefault(name, KindFinder()).add(values)
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """What the id and each kept column hold, by their names in the output."""
+        return {name: finder.kind for name, finder in self._kinds.items()}
+
+
+class PredictInput:
+    """A file of rows to predict, read as the run's own were but for what the options say.
+
+    Args:
+        options: name the file, which is checked from end to end, and its columns.
+        run: says how texts were read.
+
+    Attributes:
+        origin: names the file in messages.
+
+    Raises:
+        ConfigError: all that is wrong with it: it cannot be read, lacks a column, or does not hold what the run reads.
+    """
+
+    def __init__(self, options: PredictOptions, run: FinishedRun) -> None:
+        self.origin = f"--input {options.input}"
+        self._data = data_config(options, run)
+        self._preset = task_preset(self._data.task)
+        self._table: TableStream = stream_table("--input", options.input, file_format(self._data), _CHUNK_ROWS)
+        columns = self._table.columns
+        issues = IssueList()
+        texts = read_texts(self.origin, {name: [] for name in columns}, self._data, self._preset, issues)
+        if texts is not None and (texts.pairs is not None) != run.pairs:
+            expected = "two columns, NAME,NAME" if run.pairs else "one column, or --template with several"
+            reads = "pairs of texts" if run.pairs else "one text in each row"
+            issues.add(f"--text-column {self._data.text_column}: the run reads {reads}; expected {expected}")
+        self._id_column = options.id_column or next((name for name in ID_COLUMNS if name in columns), None)
+        if options.id_column is not None and options.id_column not in columns:
+            issues.add(
+                f"{self.origin}: no column {options.id_column!r} (--id-column); the columns are {', '.join(columns)}"
+            )
+        self._kept = self._find_kept(options.keep_columns, ["id", *prediction_kinds(run.labels)], issues)
+        issues.raise_if_any()
+
+    def _find_kept(self, keep: str | None, taken: Sequence[str], issues: IssueList) -> dict[str, str]:
+        """Columns to keep -> their names in the output, where the name may be another's."""
+        columns = self._table.columns
+        if keep is None:
+            return {}
+        names = columns if keep == ALL_COLUMNS else [name.strip() for name in keep.split(",")]
+        missing = [name for name in names if name not in columns]
+        if missing:
+            issues.add(
+                f"{self.origin}: no column {', '.join(missing)!r} (--keep-columns); the columns are "
+                f"{', '.join(columns)}"
+            )
+        kept = [name for name in dict.fromkeys(names) if name != self._id_column]
+        new: dict[str, str] = {}
+        for name in kept:
+            free = name
+            while free in (*taken, *new.values()):
+                free = f"input_{free}"
+            new[name] = free
+        return new
+
+    @property
+    def description(self) -> str:
+        """The file, how many rows it has and how it was read, in words."""
+        return f"{self.origin.removeprefix('--input ')}: {self._table.rows} rows ({self._table.form})"
+
+    def survey(self) -> InputFacts:
+        """Read the texts of all rows once.
+
+        Raises:
+            ConfigError: something that is no text stands where a text should.
+        """
+        facts = InputFacts()
+        for piece in self.pieces():
+            facts.add(piece)
+        return facts
+
+    def pieces(self) -> Iterator[InputPiece]:
+        """The file's rows, once each; another call begins anew.
+
+        Raises:
+            ConfigError: as `survey`, or the file has changed.
+        """
+        first = 0
+        for columns in self._gathered():
+            issues = IssueList()
+            texts = read_texts(self.origin, columns, self._data, self._preset, issues, first)
+            issues.raise_if_any()
+            if texts is not None:
+                yield self._piece(columns, texts, first)
+                first += len(texts.texts)
+
+    def _piece(self, columns: Columns, texts: Texts, first: int) -> InputPiece:
+        count = len(texts.texts)
+        ids = columns[self._id_column] if self._id_column else list(range(first, first + count))
+        blank = set(texts.blank)
+        places = [place for place in range(count) if place not in blank]
+        rows = Rows([str(value) for value in ids], texts.texts, None, texts.cuttable, texts.pairs).select(places)
+        return InputPiece(ids, {new: columns[name] for name, new in self._kept.items()}, rows, places)
+
+    def _gathered(self) -> Iterator[Columns]:
+        """Chunks of the file put together, up to the limits of a piece."""
+        gathered: Columns = {}
+        rows = characters = 0
+        for chunk in self._table.chunks:
+            new = len(next(iter(chunk.values())))
+            length = sum(len(value) for values in chunk.values() for value in values if isinstance(value, str))
+            if rows and (rows + new > PIECE_ROWS or characters + length > PIECE_CHARACTERS):
+                yield gathered
+                gathered, rows, characters = {}, 0, 0
+            for name, values in chunk.items():
+                gathered.setdefault(name, []).extend(values)
+            rows, characters = rows + new, characters + length
+        if rows:
+            yield gathered
+
+
+def data_config(options: PredictOptions, run: FinishedRun) -> DataConfig:
+    """The run's, with the columns or the template that the options name.
+
+    Raises:
+        ConfigError: they cannot be used, or not together.
+    """
+    data = run.config.data
+    if options.text_column is not None and options.template is not None:
+        raise ConfigError("--text-column and --template both name the text; expected one of the two")
+    preset = task_preset(data.task)
+    if preset.row_text.columns is not None and options.text_column is not None:
+        raise ConfigError(f"--text-column {options.text_column}: task {data.task} joins columns of its own")
+    if options.text_column is not None:
+        data = dataclasses.replace(data, text_column=options.text_column, template=None)
+    if options.template is not None:
+        usual = preset.settings.get("text_column", DataConfig().text_column)
+        data = dataclasses.replace(data, text_column=usual, template=options.template)
+    data = dataclasses.replace(
+        data, delimiter=options.delimiter or data.delimiter, encoding=options.encoding or data.encoding
+    )
+    issues = [*source_issues(data), *text_issues(data)]
+    if issues:
+        raise ConfigError(issues)
+    return data

@@ -1,0 +1,138 @@
+"""A row's logits are its own: whatever the batch, the neighbours and the side that is padded, and as the card says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from finished import finished_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lorabench
+from lorabench.data.task import Rows, text_rows
+from lorabench.errors import RunError
+from lorabench.training.prediction import FinishedRun
+from lorabench.training.predictor import RowPredictor
+
+# Very uneven in length, the longest beyond the run's --max-length.
+TEXTS = [*tiny.texts(7, seed=5), "storm " * 90, "a"]
+FAMILIES = ("bert", "roberta", "distilbert", "llama", "mistral", "qwen2")
+
+
+@pytest.fixture(
+    scope="module", params=[*((name, None) for name in FAMILIES), ("bert", "left"), ("llama", "left")], ids=str
+)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family, side = request.param
+    targets = {"lora_targets": "q_lin,v_lin"} if family == "distilbert" else {}
+    return finished_run(tmp_path_factory.mktemp(family), family, side, **targets)
+
+
+@pytest.fixture(scope="module")
+def predictor(run: Path) -> RowPredictor:
+    return RowPredictor(FinishedRun.read(run))
+
+
+@pytest.fixture(scope="module")
+def alone(predictor: RowPredictor) -> torch.Tensor:
+    """Logits of each text by itself."""
+    return torch.cat([logits(predictor, [text]) for text in TEXTS])
+
+
+def logits(predictor: RowPredictor, texts: list[str], batch_size: int = 32) -> torch.Tensor:
+    return predictor.logits(text_rows(texts), "the texts", batch_size).logits
+
+
+@settings(max_examples=12, deadline=None)
+@given(order=st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=12), batch_size=st.integers(1, 13))
+def test_a_row_does_not_depend_on_its_neighbours(
+    predictor: RowPredictor, alone: torch.Tensor, order: list[int], batch_size: int
+) -> None:
+    found = logits(predictor, [TEXTS[i] for i in order], batch_size)
+    torch.testing.assert_close(found, alone[order], rtol=1e-5, atol=1e-5)
+
+
+def test_the_code_of_the_card_gives_the_same_probabilities(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(run / "adapter")
+    scope: dict[str, Any] = {}
+    with torch.no_grad():
+        exec(code, scope)
+    predictions = lorabench.Predictor(run).predict(scope["texts"])
+    found = [list(prediction.probabilities.values()) for prediction in predictions]
+    torch.testing.assert_close(torch.tensor(found), scope["probabilities"], rtol=1e-5, atol=1e-6)
+
+
+def rows() -> Rows:
+    return text_rows(["storm", "rain and wind"])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> RowPredictor:
+    """Of a family that stands for all."""
+    return RowPredictor(FinishedRun.read(finished_run(tmp_path_factory.mktemp("one"))))
+
+
+def failing(error: Exception) -> Any:
+    def fail(*arguments: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "expected a GPU with more free memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "expected more"),
+        (MemoryError(), "expected more memory"),
+    ],
+)
+def test_a_row_that_does_not_fit_alone_is_one_message(
+    one: RowPredictor, monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    monkeypatch.setattr("lorabench.step.evaluation.PaddedForward.logits", failing(error))
+    with pytest.raises(RunError, match=f"out of memory: not even one row of --input a.csv fits.*{advice}"):
+        one.logits(rows(), "--input a.csv")
+
+
+def test_a_model_that_does_not_fit_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FinishedRun.read(finished_run(tmp_path))
+    monkeypatch.setattr("lorabench.training.predictor.load_model", failing(torch.OutOfMemoryError("no memory")))
+    with pytest.raises(RunError, match="out of memory: the model does not fit"):
+        RowPredictor(run)
+
+
+def test_other_errors_stay_what_they_are(one: RowPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabench.step.evaluation.PaddedForward.logits", failing(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        one.logits(rows(), "--input a.csv")
+
+
+def test_logits_that_are_no_numbers_are_refused(one: RowPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = torch.tensor([[0.0, 1.0], [float("nan"), 0.0]])
+    monkeypatch.setattr("lorabench.training.predictor.predict_logits", lambda *arguments, **keywords: broken)
+    with pytest.raises(RunError, match=r"--input a.csv: the model's logits of 1 rows \(id 1\) are no finite numbers"):
+        one.logits(rows(), "--input a.csv")
+
+
+def test_every_row_is_reported_once_also_where_batches_are_halved(
+    one: RowPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorabench.step.evaluation import PaddedForward
+
+    whole = PaddedForward.logits
+
+    def small(self: PaddedForward, data: Any, micro_batch: Any) -> torch.Tensor:
+        if micro_batch.real > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, data, micro_batch)
+
+    monkeypatch.setattr(PaddedForward, "logits", small)
+    reported: list[int] = []
+    found = one.logits(text_rows(TEXTS), "the texts", 9, reported.append)
+    assert sum(reported) == len(TEXTS) == len(found.logits) and max(reported) == 2
+    assert found.cut_rows == 1
