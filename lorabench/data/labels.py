@@ -7,13 +7,14 @@ import datetime
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
 from lorabench.data.texts import describe_rows
 from lorabench.errors import ConfigError, IssueList
+from lorabench.results.row_files import Kind, KindFinder
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
@@ -143,6 +144,29 @@ def label_names(
         raise ConfigError(f"{where} {len(names)} classes in {len(labels)} rows, one for each; expected a few classes")
     key: Callable[[str], Any] = (lambda name: (float(name), name)) if all_numbers else str
     return tuple(sorted(names, key=key))
+
+
+def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> Kind:
+    """What the classes are, to be written so: whole numbers, other numbers, truth values or texts.
+
+    Args:
+        names: of the classes.
+        values: the training rows' labels as the file has them.
+        has_types: whether the file tells a number from a text; if not, what is written as a number is one.
+    """
+    kind = _kind_of(values)
+    if has_types and kind not in ("integer", "number"):
+        return kind
+    if all(_WHOLE.fullmatch(name) and str(int(name)) == name for name in names):
+        return _kind_of(map(int, names))
+    is_same = all(_is_number(name) and str(float(name)) == name for name in names)
+    return _kind_of(map(float, names)) if is_same else "text"
+
+
+def _kind_of(values: Iterable[Any]) -> Kind:
+    kinds = KindFinder()
+    kinds.add(values)
+    return kinds.kind
 
 
 def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, known: Sequence[str] = ()) -> list[str]:

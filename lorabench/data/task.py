@@ -12,6 +12,7 @@ from lorabench.config.run_config import DataConfig
 from lorabench.data.labels import (
     class_weights,
     count_classes,
+    label_kind,
     label_names,
     label_remarks,
     positive_index,
@@ -21,6 +22,7 @@ from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
 from lorabench.data.texts import describe_rows, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
+from lorabench.results.row_files import Kind
 
 # The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
 SPLIT_SEED = 42
@@ -77,6 +79,7 @@ class TaskData:
         class_weights: one weight per class; None without weighting.
         remarks: what the user is told of the rows, a sentence each.
         sources: split -> where its rows are from, as `Table.source`.
+        label_kind: what the training rows' labels are: texts, whole numbers, ...
     """
 
     train: Rows
@@ -87,6 +90,7 @@ class TaskData:
     class_weights: tuple[float, ...] | None
     remarks: tuple[str, ...] = ()
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    label_kind: Kind = "text"
 
     def splits(self) -> dict[str, Rows]:
         """The splits that exist, by name."""
@@ -135,6 +139,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         class_weights=class_weights(config.class_weights, weighed.labels or [], labels),
         remarks=tuple(remarks),
         sources={split: table.source for split, table in tables.items()},
+        label_kind=_label_kind(tables["train"], config.label_column, labels),
     )
 
 
@@ -222,6 +227,11 @@ def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: l
     names = label_names(train.origin, column, labels, known, config.numeric_classes)
     remarks += label_remarks(train.origin, column, names, len(labels), known)
     return names
+
+
+def _label_kind(train: Table, column: str, names: tuple[str, ...]) -> Kind:
+    has_types = not str(train.source.get("form", "")).startswith(("CSV", "TSV"))
+    return label_kind(names, train.columns[column], has_types)
 
 
 def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, ...], issues: IssueList) -> Rows:

@@ -45,7 +45,7 @@ def read_texts(
     config: DataConfig,
     preset: TaskPreset,
     issues: IssueList,
-    first: int = 0,
+    first_row: int = 0,
 ) -> Texts | None:
     """The texts of a table's rows, by the run's columns or template. Used wherever rows are read.
 
@@ -55,7 +55,7 @@ def read_texts(
         config: names the column, the two columns, or the template.
         preset: the task, which may join columns of its own.
         issues: takes what is wrong: columns that are not there, values that are no texts.
-        first: the number of the table's first row, counted from 0, where it is a part of a larger one.
+        first_row: the number of the table's first row, counted from 0, where it is a part of a larger one.
 
     Returns:
         None where there is an issue.
@@ -80,7 +80,9 @@ def read_texts(
         return None
     # A column of numbers alone is hardly the text that was meant; beside other columns numbers say something.
     numbers = config.template is not None
-    read = {name: _column_texts(origin, name, columns[name], numbers, issues, first) for name in dict.fromkeys(names)}
+    read = {
+        name: _column_texts(origin, name, columns[name], numbers, issues, first_row) for name in dict.fromkeys(names)
+    }
     known = {name: values for name, values in read.items() if values is not None}
     if len(known) < len(read):
         return None
@@ -119,19 +121,19 @@ def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) 
 
 
 def _column_texts(
-    origin: str, name: str, values: Sequence[Any], numbers: bool, issues: IssueList, first: int
+    origin: str, name: str, values: Sequence[Any], numbers: bool, issues: IssueList, first_row: int
 ) -> list[str] | None:
     """A column's values as texts, empty where they are missing or blank; None, and an issue, for what is no text.
 
     Args:
         numbers: whether numbers, dates and the like are read as their text.
-        first: see `read_texts`.
+        first_row: see `read_texts`.
     """
     kinds = {i: kind for i, value in enumerate(values) if (kind := _odd_kind(value, numbers)) is not None}
     if kinds:
         found = " and ".join(sorted(set(kinds.values())))
         hint = f"; --template '{{{name}}}' reads them as texts" if set(kinds.values()) == {_NUMBER} else ""
-        rows = describe_rows(list(kinds), first)
+        rows = describe_rows(list(kinds), first_row)
         issues.add(f"{origin}: {rows} with {found} in column {name!r}; expected texts{hint}")
         return None
     texts = ["" if _is_missing(value) else str(value) for value in values]

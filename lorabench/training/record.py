@@ -127,6 +127,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
             "positive_label": None if data.positive is None else data.labels[data.positive],
             "rows": {split: len(rows) for split, rows in data.splits().items()},
             "class_counts": {split: data.class_counts(rows) for split, rows in data.splits().items()},
+            "label_kind": data.label_kind,
             "pairs": data.train.pairs is not None,
             "class_weights": None if data.class_weights is None else list(data.class_weights),
             "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
