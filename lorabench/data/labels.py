@@ -157,10 +157,11 @@ def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> 
     kind = _kind_of(values)
     if has_types and kind not in ("integer", "number"):
         return kind
-    if all(_WHOLE.fullmatch(name) and str(int(name)) == name for name in names):
+    whole = [bool(_WHOLE.fullmatch(name)) and str(int(name)) == name for name in names]
+    if all(whole):
         return _kind_of(map(int, names))
-    is_same = all(_is_number(name) and str(float(name)) == name for name in names)
-    return _kind_of(map(float, names)) if is_same else "text"
+    plain = [is_whole or (_is_number(name) and str(float(name)) == name) for name, is_whole in zip(names, whole)]
+    return _kind_of(map(float, names)) if all(plain) else "text"
 
 
 def _kind_of(values: Iterable[Any]) -> Kind:
