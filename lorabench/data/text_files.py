@@ -8,6 +8,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -49,15 +50,16 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, list[s
         OSError: it cannot be read.
     """
     with _open_bytes(path) as (stream, compression):
-        head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-        _refuse_foreign(head)
-        name, mark = _choose_encoding(head, encoding)
-        said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
+        name = encoding or "utf-8"
         try:
+            head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+            _refuse_foreign(head)
+            name, mark = _choose_encoding(head, encoding)
+            said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
             yield TextIOWrapper(stream, encoding=name, newline=""), [*said, *([compression] if compression else [])]
         except UnicodeError as error:
             raise ConfigError(_explain_bad_byte(path, name, error)) from None
-        except (EOFError, lzma.LZMAError, OSError) as error:
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             if not compression or (isinstance(error, OSError) and error.errno is not None):
                 raise
             raise ConfigError(f"its {compression} compression is damaged or cut off") from None
