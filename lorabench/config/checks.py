@@ -78,7 +78,7 @@ def source_issues(data: DataConfig) -> list[str]:
 def is_text_encoding(name: str) -> bool:
     """Whether Python can decode text by that name."""
     try:
-        b"".decode(name)
+        "a".encode(name)
         return True
     except (LookupError, ValueError):
         return False
