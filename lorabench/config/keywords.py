@@ -105,6 +105,8 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
             nearest = difflib.get_close_matches(name, hints, n=1)
             issues.add(f"{name}: no such flag{f'; did you mean {nearest[0]}?' if nearest else ''}")
             continue
+        if name == "positive_label" and isinstance(value, numbers.Real):
+            value = str(value)  # the name of a class may be a number
         try:
             values[name] = _convert(value, hints[name])
         except TypeError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 
 from lorabench.data.file_format import Columns, FileFormat, Scan, batched
@@ -53,13 +53,14 @@ def scan_delimited(path: Path, default: str, given: FileFormat) -> Scan:
     with _open_lines(path, given) as (lines, said, declared):
         sample = list(islice(lines, _SAMPLED_LINES))
     delimiter = given.delimiter or declared or _detect_delimiter(sample, default)
-    dialect, header, rows = _read_once(path, given, delimiter)
+    quotes = _QuoteCheck()
+    dialect, header, rows = _read_once(path, given, delimiter, quotes)
     kind = "TSV" if delimiter == "\t" else "CSV"
     if delimiter not in (",", "\t"):
         said = [repr(delimiter), *said]
     elif delimiter == "," and default == "\t":
         said = ["','", *said]
-    if delimiter == "\t" and any('"' in line for line in sample):
+    if delimiter == "\t" and (dialect.quoted or quotes.opens):
         said = [*said, "quoted fields" if dialect.quoted else "quotes are text"]
     names = _name_columns(header)
     return Scan(names, rows, ", ".join([kind, *said]), partial(_chunks, path, given, dialect, names))
@@ -122,12 +123,11 @@ def _widths(sample: list[str], delimiter: str) -> list[int]:
 # --- what a quote means
 
 
-def _read_once(path: Path, given: FileFormat, delimiter: str) -> tuple[Dialect, list[str], int]:
+def _read_once(path: Path, given: FileFormat, delimiter: str, quotes: "_QuoteCheck") -> tuple[Dialect, list[str], int]:
     """The dialect in which the whole file can be read, its header, and the number of rows."""
     plain, quoted = Dialect(delimiter, quoted=False), Dialect(delimiter, quoted=True)
     if delimiter != "\t":
         return quoted, *_count(path, given, quoted)
-    quotes = _QuoteCheck()
     try:
         header, rows = _count(path, given, plain, quotes)
     except ConfigError as ragged:
@@ -271,6 +271,7 @@ class _SwallowedRows:
         if not self._known:
             self._known = [set() for _ in fields]
         if len(lines) > 1 and len(fields) > 1 and len(self._suspects) < _SUSPECTS:
+            lines = list(dropwhile(lambda line: not line.strip(), lines))
             split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
             rows = [parts for parts in split[:-1] if len(parts) == len(fields)]
             # Texts have commas and line breaks; few have tabs, so that one such line is enough there.

@@ -8,6 +8,10 @@ from typing import Any
 # Column name -> values, all of one length.
 Columns = dict[str, list[Any]]
 
+# Names of columns are shorter than most texts, and have fewer words.
+_SHOWN_CHARACTERS = 60
+_SPACES = 4
+
 
 @dataclass(frozen=True)
 class FileFormat:
@@ -39,6 +43,25 @@ class Scan:
     form: str
     chunks: Callable[[int], Iterator[Columns]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def list_columns(columns: Iterable[str]) -> str:
+    """The names of a table's columns for a message about one that is not there.
+
+    Names like those of a row make it likely that the file has no header.
+    """
+    names = list(columns)
+    shown = ", ".join(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names)
+    row_like = any(len(name) > _SHOWN_CHARACTERS or name.count(" ") > _SPACES or _is_number(name) for name in names)
+    return f"the columns are {shown}{' (is the first line a row? it has to name the columns)' if row_like else ''}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return False
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

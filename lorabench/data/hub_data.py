@@ -40,8 +40,7 @@ def load_splits(name: str, config: DataConfig) -> Mapping[str, Any]:
     Raises:
         ConfigError: it cannot be had, or which of its configurations is not said.
     """
-    local = Path(name).exists()
-    if not local:
+    if not Path(name).exists():
         prefer_cache_if_unreachable()
     import datasets
     import datasets.exceptions
@@ -50,21 +49,33 @@ def load_splits(name: str, config: DataConfig) -> Mapping[str, Any]:
     chosen = {"name": config.dataset_config, "revision": config.dataset_revision}
     flags: dict[str, Any] = {flag: value for flag, value in chosen.items() if value is not None}
     try:
-        if local:
-            flags |= _own_types(name, flags)
         loaded: Any = datasets.load_dataset(name, **flags)
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(_explain(name, error)) from None
     return {str(split): rows for split, rows in loaded.items()}
 
 
-def _own_types(folder: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Has CSV files of a folder read as this package reads them: words such as "NA" are texts, numbers no floats."""
-    from datasets import load_dataset_builder
-    from datasets.packaged_modules.csv.csv import CsvConfig
+def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None:
+    """Split -> its files, as `datasets` lays out a folder; None where it is to read them, too.
 
-    builder = load_dataset_builder(folder, **flags)
-    return {"keep_default_na": False, "dtype": str} if isinstance(builder.config, CsvConfig) else {}
+    Its readers of CSV and JSON guess types, and take words such as "NA" for missing values: where only the files have
+    to be known, they are read as files that a flag names.
+
+    Raises:
+        ConfigError: the folder has no data, or which of its configurations is not said.
+    """
+    import datasets
+    import datasets.exceptions
+
+    try:
+        builder = datasets.load_dataset_builder(str(folder), config.dataset_config)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(_explain(str(folder), error)) from None
+    listed: Any = builder.config.data_files
+    plain = builder.info.features is None and getattr(builder.config, "field", None) is None
+    if not plain or not listed or type(builder).__module__.rpartition(".")[2] not in ("csv", "json", "parquet"):
+        return None
+    return {str(split): [Path(file) for file in files] for split, files in listed.items()}
 
 
 def _explain(name: str, error: Exception) -> str:

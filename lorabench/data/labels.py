@@ -160,7 +160,10 @@ def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> 
     whole = [bool(_WHOLE.fullmatch(name)) and str(int(name)) == name for name in names]
     if all(whole):
         return _kind_of(map(int, names))
-    plain = [is_whole or (_is_number(name) and str(float(name)) == name) for name, is_whole in zip(names, whole)]
+    plain = [
+        is_whole or (_is_number(name) and str(float(name)) == name)
+        for name, is_whole in zip(names, whole, strict=True)
+    ]
     return _kind_of(map(float, names)) if all(plain) else "text"
 
 

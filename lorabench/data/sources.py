@@ -12,6 +12,7 @@ from lorabench.data.file_format import Columns, FileFormat
 from lorabench.data.hub_data import (
     class_names,
     dataset_columns,
+    find_files,
     is_saved,
     load_saved,
     load_splits,
@@ -121,22 +122,43 @@ def _load_data_set(name: str, config: DataConfig, wanted: Sequence[str]) -> tupl
 
 
 def _find_splits(origin: str, name: str, folder: Path, config: DataConfig) -> dict[str, _Split]:
+    """The splits of a data set on the Hub or in a folder, by their own names."""
     if folder.is_file():
         raise ConfigError(f"{origin}: a file; expected the folder of a data set, or --train-file {name}")
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")):
+    if folder.is_dir():
+        return _find_local_splits(origin, folder, config)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise ConfigError(f"{origin}: no such folder")
-    if folder.is_dir() and is_saved(folder):
-        loaded = load_saved(folder)
-    elif folder.is_dir() and config.dataset_config is None and (files := _plain_files(origin, folder)):
-        streams = {key: stream_table("--task", path, file_format(config)) for key, path in files.items()}
-        return {key: _Split(s.rows, partial(_read_file, origin, files[key], s)) for key, s in streams.items()}
-    else:
-        loaded = load_splits(name, config)
-    return {str(key): _Split(len(rows), partial(_read_split, origin, name, rows)) for key, rows in loaded.items()}
+    return _loaded_splits(origin, name, load_splits(name, config))
 
 
-def _plain_files(origin: str, folder: Path) -> dict[str, Path]:
-    """Split -> file, of a folder that has one file for each, as `train.csv`; empty where it is laid out otherwise.
+def _find_local_splits(origin: str, folder: Path, config: DataConfig) -> dict[str, _Split]:
+    if config.dataset_revision is not None:
+        raise ConfigError(f"--dataset-revision {config.dataset_revision}: {folder} is a folder, which has no versions")
+    if is_saved(folder):
+        if config.dataset_config is not None:
+            raise ConfigError(f"--dataset-config {config.dataset_config}: save_to_disk wrote {folder} without any")
+        return _loaded_splits(origin, str(folder), load_saved(folder))
+    files = _plain_files(origin, folder) if config.dataset_config is None else {}
+    files = files or find_files(folder, config)
+    if files is None:
+        return _loaded_splits(origin, str(folder), load_splits(str(folder), config))
+    return {
+        split: _file_split(origin, {path: stream_table("--task", path, file_format(config)) for path in paths})
+        for split, paths in files.items()
+    }
+
+
+def _loaded_splits(origin: str, name: str, loaded: Mapping[str, Any]) -> dict[str, _Split]:
+    return {key: _Split(len(rows), partial(_read_split, origin, name, rows)) for key, rows in loaded.items()}
+
+
+def _file_split(origin: str, streams: Mapping[Path, TableStream]) -> _Split:
+    return _Split(sum(stream.rows for stream in streams.values()), partial(_read_files, origin, streams))
+
+
+def _plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
+    """Split -> its file, of a folder that has one file for each, as `train.csv`; empty where it is laid out otherwise.
 
     Raises:
         ConfigError: a split has two files.
@@ -153,8 +175,9 @@ def _plain_files(origin: str, folder: Path) -> dict[str, Path]:
             raise ConfigError(f"{origin}: {files[stem].name} and {path.name} could both be the split {stem}")
         files[stem] = path
     if len(files) == 1:
-        return dict(zip(["train"], files.values(), strict=True))
-    return files if any(stem.lower() in ("train", "training") for stem in files) else {}
+        return {"train": list(files.values())}
+    named = any(stem.lower() in ("train", "training") for stem in files)
+    return {stem: [path] for stem, path in files.items()} if named else {}
 
 
 def _says_its_layout(folder: Path) -> bool:
@@ -166,9 +189,15 @@ def _says_its_layout(folder: Path) -> bool:
     return text.startswith("---") and "configs:" in text.split("\n---", 1)[0]
 
 
-def _read_file(origin: str, path: Path, stream: TableStream, part: Part) -> Table:
-    columns = {name: values[part.start : part.stop] for name, values in stream.read().items()}
-    return Table(f"{origin} ({part} split)", columns, stream.class_names, _file_source(path, stream))
+def _read_files(origin: str, streams: Mapping[Path, TableStream], part: Part) -> Table:
+    """Rows of the files of a split, one file after the other."""
+    tables = [
+        Table(f"--task {path}", stream.read(), stream.class_names, _file_source(path, stream))
+        for path, stream in streams.items()
+    ]
+    table = _join(tables)
+    columns = {name: values[part.start : part.stop] for name, values in table.columns.items()}
+    return Table(f"{origin} ({part} split)", columns, table.class_names, table.source)
 
 
 def _read_split(origin: str, name: str, split: Any, part: Part) -> Table:
@@ -195,6 +224,6 @@ def _join(tables: Sequence[Table]) -> Table:
             f"{first.origin} + {other.origin}",
             {name: values + other.columns[name] for name, values in first.columns.items()},
             first.class_names,
-            {**first.source, "and": other.source},
+            {**first.source, "rows": first.source["rows"] + other.source["rows"], "and": other.source},
         )
     return first

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
+from lorabench.data.file_format import list_columns
 from lorabench.data.labels import (
     class_weights,
     count_classes,
@@ -207,9 +208,7 @@ def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList)
         if split == "test":
             return None
         hint = "" if config.task == CUSTOM_TASK else " (your own data set? add --task custom)"
-        issues.add(
-            f"{table.origin}: no column {name!r} (--label-column); the columns are {', '.join(table.columns)}{hint}"
-        )
+        issues.add(f"{table.origin}: no column {name!r} (--label-column); {list_columns(table.columns)}{hint}")
         return []
     labels = read_labels(table.origin, name, table.columns[name], issues)
     missing = [i for i, label in enumerate(labels) if label is None]

@@ -8,6 +8,7 @@ import bz2
 import codecs
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -49,15 +50,16 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, list[s
         OSError: it cannot be read.
     """
     with _open_bytes(path) as (stream, compression):
-        head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-        _refuse_foreign(head)
-        name, mark = _choose_encoding(head, encoding)
-        said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
+        name = encoding or "utf-8"
         try:
+            head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+            _refuse_foreign(head)
+            name, mark = _choose_encoding(head, encoding)
+            said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
             yield TextIOWrapper(stream, encoding=name, newline=""), [*said, *([compression] if compression else [])]
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise ConfigError(_explain_bad_byte(path, name, error)) from None
-        except (EOFError, lzma.LZMAError, OSError) as error:
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             if not compression or (isinstance(error, OSError) and error.errno is not None):
                 raise
             raise ConfigError(f"its {compression} compression is damaged or cut off") from None
@@ -111,11 +113,12 @@ def _choose_encoding(head: bytes, given: str | None) -> tuple[str, bytes | None]
     return "utf-8", None
 
 
-def _explain_bad_byte(path: Path, encoding: str, error: UnicodeDecodeError) -> str:
+def _explain_bad_byte(path: Path, encoding: str, error: UnicodeError) -> str:
     """Which byte in which line, and what to do about it."""
     shown = encoding.removesuffix("-sig").upper()
     if encoding.startswith(("utf-16", "utf-32")):
-        return f"not {shown}: {error.reason}; expected --encoding with the file's own"
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        return f"not {shown} ({reason}); expected --encoding with the file's own"
     with _open_bytes(path) as (stream, _):
         for number, line in enumerate(stream, start=1):
             try:
@@ -127,4 +130,4 @@ def _explain_bad_byte(path: Path, encoding: str, error: UnicodeDecodeError) -> s
                     return f"{text}; expected --encoding with the file's own"
                 around = line[max(0, at - _EXCERPT) : at + _EXCERPT].decode("cp1252", errors="replace").strip()
                 return f"{text}; expected UTF-8, or --encoding: cp1252 (Windows, Western Europe) reads {around!r}"
-    return f"not {shown} ({error.reason}); expected --encoding with the file's own"
+    return f"not {shown} ({error}); expected --encoding with the file's own"

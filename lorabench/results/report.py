@@ -159,9 +159,7 @@ def _score_lines(run: Mapping[str, Any]) -> list[str]:
     rows = _count(number_at(best, "rows") or number_at(before, "rows"))
     epochs = number_at(run, "config", "optim", "epochs")
     epoch, metric = number_at(best, "epoch"), lookup(best, "metric") or UNKNOWN
-    positive = lookup(run, "data", "positive_label")
-    lines = [] if positive is None else [f"positive   {positive}: precision, recall and F1 are about this class"]
-    lines += [
+    lines = [
         f"validation {rows} rows, before -> best: {', '.join(changes)}",
         f"best epoch {_count(epoch)} of {_count(epochs)}, chosen by {metric}",
     ]
