@@ -83,7 +83,7 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
         shorter = _encode(tokenizer, few.texts, few.pairs, truncation="longest_first", max_length=max_length)
         cut = {i: {name: values[k] for name, values in _columns(shorter)} for k, i in enumerate(long)}
     columns = {
-        name: [cut[i][name] if i in cut else list(row) for i, row in enumerate(values)]
+        name: [list(cut[i][name] if i in cut else row) for i, row in enumerate(values)]
         for name, values in _columns(encoded)
     }
     types = columns.get("token_type_ids", [])
