@@ -65,9 +65,7 @@ def read_texts(
     if preset.row_text.columns:
         return _joined_by_task([columns[name] for name in names], preset)
     if config.template is None and len(names) > 2:
-        issues.add(
-            f"{origin}: {flag}: expected one column, or two for a pair; --template joins more into one text"
-        )
+        issues.add(f"{origin}: {flag}: expected one column, or two for a pair; --template joins more into one text")
         return None
     if config.template is None and len(set(names)) < len(names):
         issues.add(f"{origin}: {flag}: the same column twice; expected two columns")
