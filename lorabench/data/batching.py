@@ -75,15 +75,16 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
     _check_marks_in_texts(encoded, rows, tokenizer, origin)
     _check_any_token(encoded, rows, origin)
     long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
+    cut: dict[int, dict[str, Sequence[int]]] = {}
     if rows.pairs is None:
         kept = _keep_of_singles(encoded, rows, long, max_length, tokenizer.truncation_side == "left", origin)
         cut = {i: {name: [values[i][k] for k in kept[i]] for name, values in _columns(encoded)} for i in long}
-    else:
+    elif long:
         few = rows.select(long)
         shorter = _encode(tokenizer, few.texts, few.pairs, truncation="longest_first", max_length=max_length)
         cut = {i: {name: values[k] for name, values in _columns(shorter)} for k, i in enumerate(long)}
     columns = {
-        name: [cut[i][name] if i in cut else list(row) for i, row in enumerate(values)]
+        name: [list(cut[i][name] if i in cut else row) for i, row in enumerate(values)]
         for name, values in _columns(encoded)
     }
     types = columns.get("token_type_ids", [])

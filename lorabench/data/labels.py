@@ -157,14 +157,11 @@ def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> 
     kind = _kind_of(values)
     if has_types and kind not in ("integer", "number"):
         return kind
-    whole = [bool(_WHOLE.fullmatch(name)) and str(int(name)) == name for name in names]
+    whole = [_WHOLE.fullmatch(name) is not None and str(int(name)) == name for name in names]
     if all(whole):
         return _kind_of(map(int, names))
-    plain = [
-        is_whole or (_is_number(name) and str(float(name)) == name)
-        for name, is_whole in zip(names, whole, strict=True)
-    ]
-    return _kind_of(map(float, names)) if all(plain) else "text"
+    others = [name for name, is_whole in zip(names, whole, strict=True) if not is_whole]
+    return _kind_of(map(float, names)) if all(_is_number(n) and str(float(n)) == n for n in others) else "text"
 
 
 def _kind_of(values: Iterable[Any]) -> Kind:

@@ -167,7 +167,7 @@ def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = F
         ConfigError: some are no texts, or empty, or not two where two are expected.
     """
     width = 2 if paired else 1
-    rows = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in texts]
+    rows: list[tuple[Any, ...]] = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in texts]
     bad = [
         i
         for i, row in enumerate(rows)
@@ -176,9 +176,9 @@ def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = F
     if bad:
         expected = "expected pairs of texts: the run reads two columns" if paired else "expected texts"
         raise ConfigError(f"texts: {describe_rows(bad)} without a {'pair' if paired else 'text'}; {expected}")
-    first, *second = zip(*rows, strict=True) if rows else ((), ())
-    pairs = list(second[0]) if paired else None
-    return Rows([str(i) for i in range(len(rows))], list(first), None, [(0, len(text)) for text in first], pairs)
+    first = [str(row[0]) for row in rows]
+    pairs = [str(row[-1]) for row in rows] if paired else None
+    return Rows([str(i) for i in range(len(rows))], first, None, [(0, len(text)) for text in first], pairs)
 
 
 def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList, remarks: list[str]) -> Rows:

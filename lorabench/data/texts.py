@@ -70,13 +70,11 @@ def read_texts(
         return None
     if preset.row_text.columns:
         return _joined_by_task([columns[name] for name in names], preset)
-    if len(names) > 2 and config.template is None:
-        issues.add(
-            f"{flag}: {len(names)} columns; expected one, or two for a pair; --template joins more into one text"
-        )
+    if config.template is None and len(names) > 2:
+        issues.add(f"{origin}: {flag}: expected one column, or two for a pair; --template joins more into one text")
         return None
-    if len(set(names)) < len(names) and config.template is None:
-        issues.add(f"{flag}: the same column twice; expected two columns")
+    if config.template is None and len(set(names)) < len(names):
+        issues.add(f"{origin}: {flag}: the same column twice; expected two columns")
         return None
     # A column of numbers alone is hardly the text that was meant; beside other columns numbers say something.
     numbers = config.template is not None

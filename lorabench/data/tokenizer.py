@@ -102,7 +102,16 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _check_pad(config: ModelConfig, model_config: "PretrainedConfig", pad: int) -> None:
-    """Refuse a pad token by which a model would count its positions anew. Raises `ConfigError`."""
+    """Refuse a model that would read padding on the right as part of its rows, or count positions by it anew.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if getattr(model_config, "summary_type", None) == "last":
+        raise ConfigError(
+            f"--model {config.model}: type {model_config.model_type!r} reads a row at its last position, where "
+            "shorter rows have padding; not supported"
+        )
     family, own = family_of(model_config.model_type), getattr(model_config, "pad_token_id", None)
     if family is not None and family.counts_from_pad and own not in (None, pad):
         raise ConfigError(
@@ -134,7 +143,7 @@ def train_stand_in(texts: Sequence[str], model_type: str, vocabulary: int) -> "P
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=marks.template,
-        pair=marks.pair,
+        pair=marks.pair_template,
         special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in marks.tokens.values()],
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **marks.tokens)
