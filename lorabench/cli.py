@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -25,7 +25,7 @@ from lorabench.errors import (
     RunInterrupted,
 )
 from lorabench.machine.libraries import quiet_libraries
-from lorabench.results.report import OutputFormat, table_command
+from lorabench.results.report import OutputFormat, TableForm, table_command
 from lorabench.training.prediction import PREDICT_BATCH_SIZE
 from lorabench.training.start import start
 
@@ -56,11 +56,20 @@ class TableOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of them."""
     format: OutputFormat = "terminal"
-    """How to print."""
+    """How to print. `csv` and `json` hold plain numbers, one in a column, with the unit in the column's name."""
     output: Path | None = None
-    """Write to a file instead."""
+    """Write to a new file instead."""
+    overwrite: bool = False
+    """Let --output replace a file; never one of a run's own."""
     reported: bool = False
     """Add the figures that were reported for the original experiments."""
+    sort: str | None = None
+    """Order by a column, as f1, train_seconds, memory_gb, model or run: any of --format csv."""
+    descending: bool = False
+    """The largest first."""
+    where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="COLUMN=VALUE")] = ()
+    """Only runs with this value in a column, as model=minilm or status=completed; `*` stands for any letters. Several
+    --where must all hold."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -103,7 +112,8 @@ def table(arguments: Sequence[str]) -> int:
     options = parse(TableOptions, arguments, "lorabench table")
     if not options.runs:
         raise ConfigError("expected at least one run folder, as in: lorabench table runs/")
-    table_command(options.runs, options.format, options.output, options.reported)
+    form = {field.name: getattr(options, field.name) for field in fields(TableForm)}
+    table_command(options.runs, TableForm(**form))
     return 0
 
 
