@@ -24,6 +24,7 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.harmless import printable
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, TableForm, table_command
 from lorabench.training.prediction import PREDICT_BATCH_SIZE
@@ -81,11 +82,11 @@ def train(arguments: Sequence[str]) -> int:
         return report_config_error(error, PROGRAM)
     except RunError as error:
         if is_first_on_host() or isinstance(error, RankError):
-            print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{PROGRAM}: failed: {error}", keep="\n"), file=sys.stderr, flush=True)
         return EXIT_RUN_FAILED
     except RunInterrupted as error:
         if is_first_on_host():
-            print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{PROGRAM}: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         if is_first_on_host():
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return report_config_error(error, f"lorabench {name}")
     except RunError as error:
-        print(f"lorabench {name}: failed: {error}", file=sys.stderr)
+        print(printable(f"lorabench {name}: failed: {error}", keep="\n"), file=sys.stderr)
         return EXIT_RUN_FAILED
 
 
