@@ -1,5 +1,6 @@
 """The `lorabench` command: `lorabench train|predict|table|models`; `--help` after any of them."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import (
     EXIT_BAD_INPUT,
+    EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
     EXIT_RUN_FAILED,
     ConfigError,
@@ -24,7 +26,9 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.files import is_no_space
 from lorabench.harmless import printable
+from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, TableForm, table_command
 from lorabench.training.prediction import PREDICT_BATCH_SIZE
@@ -184,13 +188,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(text if asked_for_help else f"lorabench: error: unknown command {name!r}\n{text}", file=sys.stdout)
         return 0 if asked_for_help else EXIT_BAD_INPUT
+    if command is not train:  # which loads its libraries first, and says then that it can be interrupted
+        raise_again()
     try:
-        return command(words[1:])
+        code = command(words[1:])
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         return report_config_error(error, f"lorabench {name}")
     except RunError as error:
         print(printable(f"lorabench {name}: failed: {error}", keep="\n"), file=sys.stderr)
         return EXIT_RUN_FAILED
+    except KeyboardInterrupt:
+        print(f"lorabench {name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        return _report_lost_output(error, name)
+
+
+def _report_lost_output(error: OSError, name: str) -> int:
+    """Standard output that nobody reads, or that a full disk does not take; other errors go on."""
+    if error.filename is not None or not (isinstance(error, BrokenPipeError) or is_no_space(error)):
+        raise error
+    # What is left in the buffer would be tried once more at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # as `| head` does
+        return EXIT_BROKEN_PIPE
+    print(f"lorabench {name}: failed: standard output: {error.strerror}", file=sys.stderr)
+    return EXIT_RUN_FAILED
 
 
 if __name__ == "__main__":
