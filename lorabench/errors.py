@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class ConfigError(Exception):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError, first_line
 from lorabench.files import full_disk, share_mode, swap_in, sync_path
-from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
+from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_STAGING, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ def save_adapter(
         RunError: the disk does not take it.
     """
     target = run_dir / ADAPTER_FOLDER
-    staging = run_dir / f".{ADAPTER_FOLDER}.writing"
+    staging = run_dir / ADAPTER_STAGING
     retired = run_dir / PREVIOUS_ADAPTER
     try:
         shutil.rmtree(staging, ignore_errors=True)

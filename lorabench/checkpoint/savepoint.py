@@ -21,6 +21,7 @@ import torch
 
 from lorabench.errors import RunError, first_line
 from lorabench.files import full_disk, swap_in, sync_path
+from lorabench.harmless import printable
 from lorabench.results.run_folder import CHECKPOINTS_FOLDER
 
 _STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
@@ -82,8 +83,9 @@ def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
     for folder in _folders(run_dir):
         try:
             return _read(folder)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{folder}: damaged ({first_line(error)}), going back to the one before", stacklevel=2)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            message = f"{folder}: damaged ({first_line(error)}), going back to the one before"
+            warnings.warn(printable(message), stacklevel=2)
     return None
 
 
@@ -96,12 +98,21 @@ def _folders(run_dir: Path) -> list[Path]:
 
 def _read(folder: Path) -> Savepoint:
     """A savepoint as it was written. Raises one of several errors if it is not."""
-    manifest: Mapping[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    manifest = _object((folder / _MANIFEST).read_text(encoding="utf-8"))
     for name in (_STATE, _PROGRESS):
         if manifest[name] != _fingerprint(folder / name):
             raise ValueError(f"{name} is not what was written")
     state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE} holds no state")
+    return Savepoint(state, _object((folder / _PROGRESS).read_text(encoding="utf-8")))
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return value
 
 
 def _state_bytes(state: Any) -> int:

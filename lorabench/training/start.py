@@ -11,6 +11,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.config.checks import looks_into_output_dir
 from lorabench.config.run_config import ModelConfig, RunConfig, RunOptions
 from lorabench.data.task import load_task
+from lorabench.interrupts import raise_again
 from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.results.ownership import Ownership
@@ -40,6 +41,7 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
         from lorabench.distributed.accelerator import leave_launch
         from lorabench.training.run import execute
 
+        raise_again()
         try:
             return execute(config, data, began, ownership)
         finally:

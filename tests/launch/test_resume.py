@@ -368,7 +368,7 @@ def snapshot(run_dir: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(path.relative_to(run_dir)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(run_dir.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"  # who asked has held it
     }
 
 
