@@ -15,6 +15,7 @@ def keeper_of(task: str, synthetic: bool) -> Any:
     data = {
         "task": task, "synthetic": synthetic, "rows": {"train": 8, "validation": 2}, "labels": ["no", "yes"],
         "class_weights": None, "cut_rows": {"train": 0},
+        "remarks": [],
     }  # fmt: skip
     model = {"name": "minilm", "weights": "pretrained", "quantize": "none", "source": "a package"}
     record = dict(config=config, data=data, model=model, world_size=1, strategy="single", precision="fp32")
@@ -34,3 +35,11 @@ def test_a_task_is_noted_for_its_own_rows_only(task: str, synthetic: bool, said:
     notes = [line for line in opening_lines(keeper_of(task, synthetic), "the CPU") if line.startswith("note")]
     assert len(notes) == (said is not None)
     assert said is None or said in notes[0]
+
+
+def test_every_remark_on_the_rows_is_said_and_so_are_rows_that_were_cut() -> None:
+    keeper = keeper_of("custom", synthetic=False)
+    keeper.record["data"].update(remarks=["3 rows are odd", "so are 2 others"], cut_rows={"train": 4, "test": 0})
+    lines = opening_lines(keeper, "the CPU")
+    assert lines[-2:] == ["note       3 rows are odd", "note       so are 2 others"]
+    assert "cut        4 train rows to 512 tokens" in lines
