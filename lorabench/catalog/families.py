@@ -19,8 +19,8 @@ class TokenizerMarks:
     Attributes:
         tokens: role -> mark, in the order of their ids, from 0 on.
         template: a row, with `$A` for its text.
-        pair: a row of two texts, `$A` and `$B`, where it is not one row after the other; `:1` is the token type of what
-            is before it, where that is not 0.
+        pair: a row of two texts, `$A` and `$B`, where it is not one row after the other; `:1` is the token type of
+            what is before it, where that is not 0.
     """
 
     tokens: Mapping[str, str]

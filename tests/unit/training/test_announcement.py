@@ -15,6 +15,7 @@ def keeper_of(task: str, synthetic: bool) -> Any:
     data = {
         "task": task, "synthetic": synthetic, "rows": {"train": 8, "validation": 2}, "labels": ["no", "yes"],
         "class_weights": None, "cut_rows": {"train": 0},
+        "remarks": [],
     }  # fmt: skip
     model = {"name": "minilm", "weights": "pretrained", "quantize": "none", "source": "a package"}
     record = dict(config=config, data=data, model=model, world_size=1, strategy="single", precision="fp32")
@@ -55,3 +56,11 @@ def test_the_rows_read_the_positive_class_and_what_is_odd_are_said() -> None:
         "data       folder: 9 rows (test split)",
         "note       --task d: not read: extra",
     ]
+
+
+def test_every_remark_on_the_rows_is_said_and_so_are_rows_that_were_cut() -> None:
+    keeper = keeper_of("custom", synthetic=False)
+    keeper.record["data"].update(remarks=["3 rows are odd", "so are 2 others"], cut_rows={"train": 4, "test": 0})
+    lines = opening_lines(keeper, "the CPU")
+    assert lines[-2:] == ["note       3 rows are odd", "note       so are 2 others"]
+    assert "cut        4 train rows to 512 tokens" in lines
