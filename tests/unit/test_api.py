@@ -35,6 +35,7 @@ from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.machine.libraries import as_guest
 from lorabench.models.build import build_classifier, load_adapted
 from lorabench.results.run_folder import read_run
+from lorabench.training.predictor import load_model
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +300,31 @@ def test_the_process_is_left_as_it_was(run: lorabench.Result, monkeypatch: pytes
     assert transformers_logging.get_verbosity() == level
 
 
+def test_a_predictor_loads_its_model_once(run: lorabench.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+
+    def load(*arguments: Any) -> Any:
+        loaded.append(arguments)
+        return load_model(*arguments)
+
+    monkeypatch.setattr("lorabench.training.predictor.load_model", load)
+    texts, before = tiny.texts(5, seed=3), dict(os.environ)
+    predictor = lorabench.Predictor(str(run.folder))
+    first, again = predictor.predict(texts), predictor.predict(texts)
+    assert len(loaded) == 1 and first == again == lorabench.predict(run.folder, texts)
+    assert list(predictor.labels) == run.record["data"]["labels"]
+    assert predictor.predict([]) == [] and dict(os.environ) == before
+
+
+def test_a_predictor_asks_for_texts_as_the_function_does(run: lorabench.Result) -> None:
+    predictor = lorabench.Predictor(run.folder)
+    texts: Any = ["good", " ", None]
+    with pytest.raises(lorabench.ConfigError, match=r"texts: 2 rows \(2, 3\) without a text"):
+        predictor.predict(texts)
+    with pytest.raises(lorabench.ConfigError, match="batch_size=0"):
+        predictor.predict(["good"], batch_size=0)
+
+
 def test_batches_change_no_prediction(run: lorabench.Result) -> None:
     texts = tiny.texts(7, seed=4)
     one, all_at_once = (lorabench.predict(run.folder, texts, batch_size=size) for size in (1, 32))
@@ -318,6 +344,6 @@ def test_texts_that_are_none_are_refused(run: lorabench.Result) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    for use in (lambda: lorabench.predict(tmp_path, ["text"]), lambda: lorabench.load(tmp_path)):
+    for use in (lambda run: lorabench.predict(run, ["text"]), lorabench.load, lorabench.Predictor):
         with pytest.raises(lorabench.ConfigError):
-            use()
+            use(tmp_path)
