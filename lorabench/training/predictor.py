@@ -101,6 +101,7 @@ class RowPredictor:
         self._device = choose_device()
         dtype = compute_dtype(run)
         self._autocast = None if dtype == torch.float32 else dtype
+        self._packs = self._device.type == "cuda" and run.packs
         self._forward: Forward | None = None
         self._prepared_for = 0
 
@@ -147,8 +148,7 @@ class RowPredictor:
         if self._forward is None or longest > self._prepared_for:
             if isinstance(self._forward, PackedForward):
                 self._forward.detach()
-            packs = self._device.type == "cuda" and self._run.packs
-            self._forward = choose_forward(self._classifier, self._device, self._autocast, longest, packs, types)
+            self._forward = choose_forward(self._classifier, self._device, self._autocast, longest, self._packs, types)
             self._prepared_for = longest
         return self._forward
 

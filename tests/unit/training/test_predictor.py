@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import lorabench
 from lorabench.data.task import Rows, text_rows
 from lorabench.errors import RunError
+from lorabench.packed.classifier import PackedForward
 from lorabench.training.prediction import FinishedRun
 from lorabench.training.predictor import RowPredictor
 
@@ -64,6 +65,22 @@ def test_the_code_of_the_card_gives_the_same_probabilities(run: Path, monkeypatc
     predictions = lorabench.Predictor(run).predict(scope["texts"])
     found = [list(prediction.probabilities.values()) for prediction in predictions]
     torch.testing.assert_close(torch.tensor(found), scope["probabilities"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_packs_of_several_calls_give_the_logits_of_padded_rows(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of texts that grow from call to call, for which packs are prepared anew, and nothing of the old is left."""
+    run = FinishedRun.read(finished_run(tmp_path, family))
+    padded, packed = RowPredictor(run), RowPredictor(run)
+    monkeypatch.setattr(packed, "_packs", True)
+    hooks: list[int] = []
+    for texts in (["storm", "rain"], TEXTS[:7], TEXTS, ["a"]):
+        torch.testing.assert_close(logits(packed, texts), logits(padded, texts), rtol=1e-4, atol=1e-4)
+        hooks.append(sum(len(module._forward_hooks) for module in packed._classifier.modules()))
+    assert isinstance(packed._forward, PackedForward)
+    assert len(set(hooks)) == 1
 
 
 def rows() -> Rows:
