@@ -59,7 +59,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests share its fixtures, which can be whole launches: one worker gets them, unless marked `apart`."""
+    """One worker gets a module's tests, with the launches that they share; not those marked `apart`."""
     for item in items:
         if item.config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("apart") is None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

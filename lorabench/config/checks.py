@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import OptimConfig, RunConfig
 from lorabench.errors import IssueList
 
 
@@ -63,6 +63,17 @@ def quantization_issues(config: RunConfig) -> list[str]:
             "train; expected none, or --quantize none",
         )
     return list(issues)
+
+
+def batch_issues(optim: OptimConfig, world_size: int, rows: int) -> list[str]:
+    """What is wrong with an optimizer step over `world_size` ranks, if there are `rows` training rows."""
+    effective = optim.effective_batch(world_size)
+    if effective <= rows:
+        return []
+    return [
+        f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x {world_size} "
+        f"rank(s) = {effective} rows per step: more than the {rows} training rows"
+    ]
 
 
 def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
