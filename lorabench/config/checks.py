@@ -4,7 +4,8 @@ import math
 import os
 from pathlib import Path
 
-from lorabench.config.run_config import OptimConfig, RunConfig
+from lorabench.catalog.tasks import task_preset
+from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig
 from lorabench.errors import IssueList
 
 
@@ -40,10 +41,47 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
         fits = math.isfinite(limit) and limit > 0
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
+    issues.extend(source_issues(config.data))
     issues.extend(quantization_issues(config))
     if config.run.output_dir is None or (not launching and looks_into_output_dir()):
         issues.extend(output_dir_issues(config.run.output_dir, config.run.resume))
     return list(issues)
+
+
+def source_issues(data: DataConfig) -> list[str]:
+    """What is wrong with where the rows are said to be, and how they are written there."""
+    issues = IssueList()
+    preset, given = task_preset(data.task), data.delimiter
+    one_character = given is None or given in ("tab", "\\t") or (len(given) == 1 and given not in '"\r\n')
+    issues.check(one_character, f"--delimiter {given!r}: expected one character, or `tab`")
+    if data.encoding is not None:
+        known = is_text_encoding(data.encoding)
+        issues.check(
+            known, f"--encoding {data.encoding}: unknown; expected an encoding such as utf-8, cp1252 or utf-16"
+        )
+    if preset.row_text.columns is None and data.label_column in data.text_column.split(","):
+        issues.add(f"--text-column {data.text_column}: the labels' column, too; expected another --label-column")
+    names = ("dataset_config", "dataset_revision", "train_split", "validation_split", "test_split")
+    for name in names:
+        value, flag, file = getattr(data, name), f"--{name.replace('_', '-')}", name.replace("_split", "_file")
+        if value is None:
+            continue
+        if data.train_file is not None or preset.hub_id is None:
+            issues.add(
+                f"{flag} {value}: expected a --task that is a data set on the Hub or a folder, and no --train-file"
+            )
+        elif file.endswith("_file") and getattr(data, file) is not None:
+            issues.add(f"{flag} {value}: --{file.replace('_', '-')} names the rows, too; expected one of the two")
+    return list(issues)
+
+
+def is_text_encoding(name: str) -> bool:
+    """Whether Python can decode text by that name."""
+    try:
+        "a".encode(name)
+        return True
+    except (LookupError, ValueError):
+        return False
 
 
 def quantization_issues(config: RunConfig) -> list[str]:

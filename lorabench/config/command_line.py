@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -13,9 +14,9 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
-from lorabench.config.defaults import resolve_defaults, resolve_names, unknown_names
+from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_defaults, resolve_names, unknown_names
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
-from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
 
 PROGRAM = "lorabench train"
 _EXAMPLE = "accelerate launch -m lorabench.train --model llama3-8b --task disaster-tweets"
@@ -33,9 +34,8 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         ConfigError: unknown model or task, or values out of range.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    given, _ = take_flags(arguments, ("model", "task", "text_column", "label_column"))
-    own_columns = bool(given["text_column"] or given["label_column"])
-    model, task = resolve_names(given["model"], given["task"], own_columns)
+    given, _ = take_flags(arguments, ("model", "task", *OWN_DATA_FLAGS))
+    model, task = resolve_names(given["model"], given["task"], any(given[name] for name in OWN_DATA_FLAGS))
     config = tyro.cli(
         Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
         args=list(arguments),
@@ -71,11 +71,25 @@ def check_run_config(config: RunConfig, launching: bool = False) -> None:
 
 
 def missing_files(data: DataConfig) -> list[str]:
-    """One message for each data file that is not there."""
+    """One message for each data file that is not there, is a folder, or is the training file once more."""
     files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
-    return [
-        f"--{split}-file {path}: no such file" for split, path in files.items() if path and not os.path.exists(path)
-    ]
+    issues = IssueList()
+    for split, path in files.items():
+        if path is None:
+            continue
+        flag = f"--{split}-file {path}"
+        if not os.path.exists(path):
+            issues.add(f"{flag}: no such file")
+        elif os.path.isdir(path):
+            issues.add(f"{flag}: expected a file, found a folder (that of a whole data set is for --task)")
+        elif split != "train" and data.train_file and is_same_file(path, data.train_file):
+            issues.add(f"{flag}: the training file; expected rows that are not trained on")
+    return list(issues)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether both paths lead to one file."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def missing_tracker(run: RunOptions) -> list[str]:

@@ -11,6 +11,9 @@ from lorabench.catalog.settings import ComputeDtype, Settings
 from lorabench.catalog.tasks import CUSTOM_TASK, TASKS, task_preset
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig
 
+# Whoever names one of these brings data of their own.
+OWN_DATA_FLAGS = ("train_file", "text_column", "label_column")
+
 
 def unknown_names(model: str, task: str) -> list[str]:
     """One message for each name that no table has and that cannot be a Hub id or a folder, with the nearest names."""
@@ -21,13 +24,13 @@ def unknown_names(model: str, task: str) -> list[str]:
     return [message for message in messages if message]
 
 
-def resolve_names(model: str | None, task: str | None, own_columns: bool) -> tuple[str, str]:
+def resolve_names(model: str | None, task: str | None, own_data: bool) -> tuple[str, str]:
     """Model and task where one is not named.
 
     Args:
-        own_columns: a column was named: the data are the user's own, where no task says otherwise.
+        own_data: one of `OWN_DATA_FLAGS` was given: the data are the user's own, where no task says otherwise.
     """
-    otherwise = CUSTOM_TASK if own_columns else DataConfig().task
+    otherwise = CUSTOM_TASK if own_data else DataConfig().task
     return model or ModelConfig().model, otherwise if task is None else task
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from lorabench.config.command_line import check_run_config
-from lorabench.config.defaults import apply_settings, resolve_defaults, resolve_names
+from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_defaults, resolve_names
 from lorabench.config.run_config import (
     AttentionImplementation,
     BestMetric,
@@ -49,8 +49,16 @@ class Flags(TypedDict, total=False):
     train_file: str | Path | None
     validation_file: str | Path | None
     test_file: str | Path | None
+    delimiter: str | None
+    encoding: str | None
+    dataset_config: str | None
+    dataset_revision: str | None
+    train_split: str | None
+    validation_split: str | None
+    test_split: str | None
     text_column: str
     label_column: str
+    numeric_classes: bool
     positive_label: str | None
     max_length: int
     max_train_samples: int | None
@@ -96,14 +104,15 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
             nearest = difflib.get_close_matches(name, hints, n=1)
             issues.add(f"{name}: no such flag{f'; did you mean {nearest[0]}?' if nearest else ''}")
             continue
+        if name == "positive_label" and isinstance(value, numbers.Real):
+            value = str(value)  # the name of a class may be a number
         try:
             values[name] = _convert(value, hints[name])
         except TypeError as error:
             issues.add(f"{name}={value!r}: expected {error}")
     issues.raise_if_any()
-    model, task = resolve_names(
-        values.get("model"), values.get("task"), bool({"text_column", "label_column"} & values.keys())
-    )
+    own_data = any(values.get(name) for name in OWN_DATA_FLAGS)
+    model, task = resolve_names(values.get("model"), values.get("task"), own_data)
     config = apply_settings(resolve_defaults(model, task), {**values, "model": model, "task": task})
     check_run_config(config)
     return config

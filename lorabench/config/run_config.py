@@ -88,12 +88,29 @@ class DataConfig:
     """Rows to evaluate on after each epoch; without it, 20 % of the training rows (seed 42)."""
     test_file: Path | None = None
     """Labelled: scored at the end with the best adapter. Unlabelled: predicted into `test_predictions.csv`."""
+    delimiter: str | None = None
+    """The character between the fields of CSV and TSV files, or `tab`; default: found out, where that is safe."""
+    encoding: str | None = None
+    """Encoding of text files, such as cp1252; default: UTF-8, or what the file's byte order mark says."""
+    dataset_config: str | None = None
+    """Which configuration of a data set on the Hub or in a folder."""
+    dataset_revision: str | None = None
+    """Branch, tag or commit of a data set on the Hub."""
+    train_split: str | None = None
+    """Split of the data set to train on, if its name does not say so, or rows of it, as in train[:90%]."""
+    validation_split: str | None = None
+    """Split of the data set to evaluate on."""
+    test_split: str | None = None
+    """Split of the data set to test on."""
     text_column: str = "text"
     """Column with the text."""
     label_column: str = "label"
-    """Column with the label; strings or numbers, any number of classes."""
+    """Column with the label; strings or whole numbers, any number of classes."""
+    numeric_classes: bool = False
+    """Take numbers with decimals, such as 0.5, as names of classes; else they are refused as values to predict."""
     positive_label: str | None = None
-    """Of two classes, the one that precision, recall and F1 are about (default: the second in sorted order)."""
+    """Of two classes, the one that precision, recall and F1 are about (default: the second, in the data set's own
+    order if it has one, else sorted)."""
     max_length: int = 512
     """Longest row in tokens; longer rows are cut and counted."""
     max_train_samples: int | None = None

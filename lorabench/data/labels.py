@@ -1,35 +1,192 @@
-"""Class names, their order, and what the classes weigh."""
+"""What a label is, the classes' names and order, and what the classes weigh.
 
+The one definition of a label, for every kind of file: `label_text`. docs/data.md says it in words.
+"""
+
+import datetime
 import math
-from collections.abc import Callable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, IssueList
+
+# Without leading zeros: they are those of a code, as in 01067, not of a number.
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
+# Marks and joiners that no one sees at the ends of a text.
+_INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad\u061c"
+_MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
+_KINDS: Mapping[type, str] = {
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
+    bytes: "bytes",
+    datetime.date: "a date",
+    datetime.time: "a time",
+    datetime.timedelta: "a duration",
+}
+# Fewer rows may have a class each by chance.
+_FEW_ROWS = 20
+_SHOWN = 5
 
 
 def label_text(value: Any) -> str | None:
-    """A label as text, the same for 1, 1.0 and "1"; None if it is missing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip() or None
+    """A label as text; None if it is missing.
 
-
-def label_names(origin: str, column: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """Class names in order: by number if all are numbers, else alphabetically.
+    A whole number is one label however written and of whatever type: 1, 1.0, "1", "1.0" and "+1". Other texts are
+    taken in Unicode's composed form (NFC), without white space and invisible characters at their ends. Truth values
+    are "True" and "False". None, NaN and blank texts are missing; words such as "NA" are texts.
 
     Raises:
-        ConfigError: fewer than two classes.
+        TypeError: no label but a list, an object, bytes, a date or an infinite number; which one.
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, str):
+        return _whole_or_same(_trim(value)) or None
+    if value is None:
+        return None
+    if isinstance(value, bool | int):
+        return str(value)
+    if isinstance(value, float):
+        return _number_text(value, repr)
+    if isinstance(value, Decimal):
+        return _number_text(value, lambda number: format(number.normalize(), "f"))
+    raise TypeError(next((name for kind, name in _KINDS.items() if isinstance(value, kind)), type(value).__name__))
+
+
+def _number_text(value: Any, write: Callable[[Any], str]) -> str | None:
+    if value != value:
+        return None
+    if math.isinf(value):
+        raise TypeError("an infinite number")
+    return str(int(value)) if value == int(value) else write(value)
+
+
+def _trim(text: str) -> str:
+    if text.isascii():
+        return text.strip()
+    text = unicodedata.normalize("NFC", text)
+    start, end = 0, len(text)
+    while start < end and _is_invisible(text[start]):
+        start += 1
+    while start < end and _is_invisible(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _is_invisible(character: str) -> bool:
+    return character.isspace() or character in _INVISIBLE
+
+
+def _whole_or_same(text: str) -> str:
+    if not _WHOLE.fullmatch(text):
+        return text
+    digits = text.partition(".")[0].lstrip("+")
+    return "0" if digits == "-0" else digits
+
+
+def read_labels(origin: str, column: str, values: Sequence[Any], issues: IssueList) -> list[str | None]:
+    """The labels of a column, None where missing; an issue where a value can be none."""
+    labels: list[str | None] = []
+    bad: dict[str, list[int]] = {}
+    for i, value in enumerate(values):
+        try:
+            labels.append(label_text(value))
+        except TypeError as error:
+            bad.setdefault(str(error), []).append(i)
+            labels.append("")
+    for kind, rows in bad.items():
+        issues.add(
+            f"{origin}: column {column!r} holds {kind} in {describe_rows(rows)}; expected one label in each row, a "
+            "text or a number"
+        )
+    return labels
+
+
+def label_names(
+    origin: str,
+    column: str,
+    labels: Sequence[str],
+    known: Sequence[str] = (),
+    numeric: bool = False,
+) -> tuple[str, ...]:
+    """Class names in order: the data set's own, else by number if all are numbers, else alphabetically.
+
+    Args:
+        labels: of the training rows, as `label_text` gives them.
+        known: the data set's own names in their order; those of no row are left out.
+        numeric: numbers with decimals are names of classes, too.
+
+    Raises:
+        ConfigError: fewer than two classes, a class for each row, or numbers that look like values to predict.
     """
     names = set(labels)
+    where = f"{origin}: column {column!r} holds"
     if len(names) < 2:
-        raise ConfigError(
-            f"{origin}: column {column!r} holds only one class, {next(iter(names), '')!r}; expected at least two"
-        )
-    key: Callable[[str], Any] = (lambda name: (float(name), name)) if all(map(_is_number, names)) else str
+        raise ConfigError(f"{where} only one class, {next(iter(names), '')!r}; expected at least two")
+    if known:
+        return tuple(dict.fromkeys(name for text in known if (name := label_text(text)) in names and name))
+    all_numbers = all(map(_is_number, names))
+    if all_numbers and not numeric:
+        decimal = next((i for i, label in enumerate(labels) if not _WHOLE.fullmatch(label)), None)
+        if decimal is not None:
+            raise ConfigError(
+                f"{where} numbers such as {labels[decimal]} (row {decimal + 1}), which look like values to predict; "
+                "expected classes, or --numeric-classes where each number is the name of one"
+            )
+    if len(names) == len(labels) > _FEW_ROWS:
+        raise ConfigError(f"{where} {len(names)} classes in {len(labels)} rows, one for each; expected a few classes")
+    key: Callable[[str], Any] = (lambda name: (float(name), name)) if all_numbers else str
     return tuple(sorted(names, key=key))
+
+
+def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, known: Sequence[str] = ()) -> list[str]:
+    """What of the classes could have been meant otherwise, a sentence each.
+
+    Args:
+        names: of the classes.
+        rows: how many training rows there are.
+        known: the data set's own names.
+    """
+    where = f"{origin}: column {column!r}:"
+    remarks = []
+    alike: dict[Hashable, list[str]] = {}
+    for name in names:
+        alike.setdefault(_appearance(name), []).append(name)
+    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
+    if groups:
+        remarks.append(f"{where} {_listed(groups)} are classes of their own, though they look alike")
+    missing = [repr(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
+    if missing:
+        remarks.append(f"{where} {_listed(missing)} is the name of a class, not a missing label")
+    if len(names) > max(_FEW_ROWS, rows / 2):
+        remarks.append(f"{where} {len(names)} classes in {rows} rows")
+    absent = [repr(text) for text in known if label_text(text) not in names]
+    if absent:
+        remarks.append(f"{where} no training row has {_listed(absent)}, which the data set names; left out")
+    return remarks
+
+
+def _appearance(name: str) -> Hashable:
+    """The same for names that a reader might take for one."""
+    visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _INVISIBLE)
+    folded = " ".join(visible.casefold().split())
+    return Decimal(folded) if _is_number(folded) else folded
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def describe_rows(indices: Sequence[int]) -> str:
+    """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
+    named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
+    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"
 
 
 def _is_number(text: str) -> bool:
@@ -79,6 +236,7 @@ def positive_index(choice: str | None, labels: tuple[str, ...]) -> int | None:
         return 1 if len(labels) == 2 else None
     if len(labels) != 2:
         raise ConfigError(f"--positive-label {choice!r}: expected two classes, found {len(labels)}")
-    if choice not in labels:
+    name = label_text(choice)
+    if name not in labels:
         raise ConfigError(f"--positive-label {choice!r}: expected {labels[0]!r} or {labels[1]!r}")
-    return labels.index(choice)
+    return labels.index(name)

@@ -1,29 +1,117 @@
-"""Files of rows -> columns. Every problem names the file, the line or row, and what was expected.
+"""Files of rows -> columns, whole or in chunks. Every problem names the file, the line or row, and what was expected.
 
 The standard library's parsers are used where the exact line matters; they also keep texts such as "NA" or "null" as
-texts, which table libraries turn into missing values.
+texts, which table libraries turn into missing values. A file is read twice: once to find what is wrong with any row
+before anything is computed, and once for the rows.
 """
 
-import csv
-import json
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from lorabench.data.delimited import scan_delimited
+from lorabench.data.file_format import Columns, FileFormat, Scan
+from lorabench.data.json_files import scan_json, scan_json_lines
+from lorabench.data.parquet_files import scan_parquet
+from lorabench.data.text_files import COMPRESSIONS
 from lorabench.errors import ConfigError
 
-Columns = dict[str, list[Any]]
-
-# The default limit of 128 KiB a field is too low for documents; a quoted field that never closes is still caught.
-_CSV_FIELD_LIMIT = 64 * 1024 * 1024
+CHUNK_ROWS = 10_000
 
 
-def read_columns(flag: str, path: Path) -> Columns:
-    """Read a CSV, TSV, JSON lines, JSON array or Parquet file by its suffix.
+def _scan_comma(path: Path, given: FileFormat) -> Scan:
+    return scan_delimited(path, ",", given)
+
+
+def _scan_tab(path: Path, given: FileFormat) -> Scan:
+    return scan_delimited(path, "\t", given)
+
+
+_SCANNERS: dict[str, Callable[[Path, FileFormat], Scan]] = {
+    ".csv": _scan_comma,
+    ".tsv": _scan_tab,
+    ".jsonl": scan_json_lines,
+    ".ndjson": scan_json_lines,
+    ".json": scan_json,
+    ".parquet": scan_parquet,
+}
+_SUFFIX_HINTS = {
+    ".xlsx": "an Excel workbook; save the sheet as CSV (UTF-8)",
+    ".xls": "an Excel workbook; save the sheet as CSV (UTF-8)",
+    ".ods": "a spreadsheet; save the sheet as CSV (UTF-8)",
+    ".zip": "an archive; unpack it",
+    ".txt": "with --delimiter it is read as CSV",
+}
+
+
+@dataclass(frozen=True)
+class TableStream:
+    """A file whose rows are all well, to be read in chunks.
+
+    Attributes:
+        columns: their names, in order.
+        rows: how many there are.
+        form: how the file was read, in words, such as `CSV, ';', cp1252`.
+        start: begins to read the rows, as `chunks` does.
+        class_names: of columns that hold classes by a definition in the file itself, in the order of their numbers;
+            the chunks have the names for the numbers.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    form: str
+    start: Callable[[], Iterator[Columns]]
+    class_names: Mapping[str, tuple[str, ...]]
+
+    @property
+    def chunks(self) -> Iterator[Columns]:
+        """The rows from the first on as columns, each value with the type that the file gives it.
+
+        JSON arrays are held whole; else memory holds one chunk at a time.
+        """
+        return self.start()
+
+    def read(self) -> Columns:
+        """All chunks together."""
+        columns: Columns = {name: [] for name in self.columns}
+        for chunk in self.chunks:
+            for name, values in chunk.items():
+                columns[name] += values
+        return columns
+
+
+def stream_table(
+    flag: str, path: Path, given: FileFormat | None = None, rows_per_chunk: int = CHUNK_ROWS
+) -> TableStream:
+    """Check a CSV, TSV, JSON lines, JSON array or Parquet file by its suffix, and open it to be read in chunks.
 
     Args:
         flag: the flag that named the file, for messages.
-        path: the file.
+        path: the file; CSV, TSV and JSON may be compressed.
+        given: delimiter and encoding, where they are not to be found out.
+        rows_per_chunk: at most that many rows are in a chunk, and none is empty.
+
+    Raises:
+        ConfigError: missing, unreadable, malformed or empty file; while chunks are read, if the file has changed.
+    """
+    given = given or FileFormat()
+    with _naming(flag, path):
+        scan = _find_scanner(path, given)(path, given)
+        if not scan.columns or not scan.rows:
+            raise ConfigError("no rows")
+    return TableStream(
+        scan.columns,
+        scan.rows,
+        scan.form,
+        lambda: _name_errors(flag, path, scan.chunks(rows_per_chunk)),
+        scan.class_names,
+    )
+
+
+def read_columns(flag: str, path: Path, given: FileFormat | None = None) -> Columns:
+    """All rows of a file; see `stream_table`.
 
     Returns:
         Column name -> values, all of one length; a key that a JSON row lacks is None.
@@ -31,109 +119,71 @@ def read_columns(flag: str, path: Path) -> Columns:
     Raises:
         ConfigError: missing, unreadable, malformed or empty file.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{flag} {path}: expected a file ending in {', '.join(_READERS)}")
-    if not path.exists():
-        raise ConfigError(f"{flag} {path}: no such file")
-    if not path.is_file():
-        raise ConfigError(f"{flag} {path}: expected a file, found a folder")
-    if path.stat().st_size == 0:
-        raise ConfigError(f"{flag} {path}: the file is empty")
-    try:
-        columns = reader(path)
-    except ConfigError as error:
-        raise ConfigError(f"{flag} {path}: {error}") from None
-    except UnicodeDecodeError as error:
+    return stream_table(flag, path, given).read()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes, as hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_suffix(path: Path) -> str | None:
+    """The ending of a file that can be read, that of a compression included; None for another file."""
+    kind = _suffix_of_kind(path)
+    packed = path.suffix if path.suffix.lower() in COMPRESSIONS else ""
+    return path.name[-len(kind + packed) :] if kind in _SCANNERS else None
+
+
+def _suffix_of_kind(path: Path) -> str:
+    """The suffix in small letters, that of a compression left out."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _find_scanner(path: Path, given: FileFormat) -> Callable[[Path, FileFormat], Scan]:
+    """By the suffix, that of a compression left out.
+
+    Raises:
+        ConfigError: the suffix is unknown, or there is no such file, or nothing in it.
+    """
+    if path.is_dir():
+        raise ConfigError("expected a file, found a folder")
+    suffix = _suffix_of_kind(path)
+    scanner = _SCANNERS.get(suffix)
+    if scanner is None and given.delimiter is not None and suffix not in (".xlsx", ".xls", ".ods", ".zip"):
+        scanner = _scan_comma
+    if scanner is None:
+        hint = f"{_SUFFIX_HINTS[suffix]}; " if suffix in _SUFFIX_HINTS else ""
         raise ConfigError(
-            f"{flag} {path}: not UTF-8 (byte 0x{error.object[error.start]:02x} cannot be read)"
-        ) from None
+            f"{hint}expected a file ending in {', '.join(_SCANNERS)}, or in one of these and {', '.join(COMPRESSIONS)}"
+        )
+    if not path.exists():
+        raise ConfigError("no such file")
+    if not path.is_file():
+        raise ConfigError("expected a regular file, which can be read twice")
+    if path.stat().st_size == 0:
+        raise ConfigError("the file is empty")
+    return scanner
+
+
+def _name_errors(flag: str, path: Path, chunks: Iterator[Columns]) -> Iterator[Columns]:
+    with _naming(flag, path):
+        yield from chunks
+
+
+@contextmanager
+def _naming(flag: str, path: Path) -> Iterator[None]:
+    """Errors begin with flag and file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([f"{flag} {path}: {issue}" for issue in error.issues]) from None
     except OSError as error:
         raise ConfigError(f"{flag} {path}: {error.strerror or error}") from None
-    if not columns or not next(iter(columns.values())):
-        raise ConfigError(f"{flag} {path}: no rows")
-    return columns
-
-
-def _read_csv(path: Path) -> Columns:
-    return _read_delimited(path, ",")
-
-
-def _read_tsv(path: Path) -> Columns:
-    return _read_delimited(path, "\t")
-
-
-def _read_delimited(path: Path, delimiter: str) -> Columns:
-    csv.field_size_limit(_CSV_FIELD_LIMIT)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) != len(header):
-                raise ConfigError(f"the header names a column twice: {', '.join(header)}")
-            rows = []
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise ConfigError(f"line {reader.line_num}: {len(row)} fields where the header has {len(header)}")
-                rows.append(row)
-        except csv.Error as error:
-            raise ConfigError(f"line {reader.line_num}: malformed CSV ({error})") from None
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
-
-
-def _read_json_lines(path: Path) -> Columns:
-    rows = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.rstrip())
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"line {number}: malformed JSON ({error.msg}, column {error.colno})") from None
-            if not isinstance(row, dict):
-                raise ConfigError(f"line {number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
-    return _transpose(rows)
-
-
-def _read_json(path: Path) -> Columns:
-    """A JSON array of objects; anything else is tried as JSON lines, which also have this suffix in the wild."""
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
-        return _read_json_lines(path)
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"line {error.lineno}: malformed JSON ({error.msg}, column {error.colno})") from None
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ConfigError(f"row {i + 1}: expected a JSON object, found {type(row).__name__}")
-    return _transpose(rows)
-
-
-def _transpose(rows: list[dict[str, Any]]) -> Columns:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _read_parquet(path: Path) -> Columns:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pydict()
-    except (pyarrow.ArrowException, OSError):
-        raise ConfigError("not a readable Parquet file") from None
-
-
-_READERS: dict[str, Callable[[Path], Columns]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-}

@@ -1,18 +1,30 @@
-"""Where a task's rows come from: the embedded sample, files, or the Hub; as columns, before anything is checked."""
+"""Where a task's rows come from: the embedded sample, files, a folder, or the Hub; as columns, not checked yet."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.tasks import TaskPreset
 from lorabench.config.run_config import DataConfig
-from lorabench.data.readers import Columns, read_columns
+from lorabench.data.file_format import Columns, FileFormat
+from lorabench.data.hub_data import (
+    class_names,
+    dataset_columns,
+    find_files,
+    is_saved,
+    load_saved,
+    load_splits,
+    local_files,
+    resolved_commit,
+)
+from lorabench.data.readers import TableStream, data_suffix, file_hash, stream_table
+from lorabench.data.split_names import Part, choose_parts
 from lorabench.errors import ConfigError, IssueList
-from lorabench.machine.hub import explain_hub_error, prefer_cache_if_unreachable
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
-# Names that data sets on the Hub give their splits.
-_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -22,74 +34,196 @@ class Table:
     Attributes:
         origin: flag and value that it came by, for messages.
         columns: column name -> values.
+        class_names: of columns whose classes the data set itself names, in its order.
+        source: where the rows are from, for the record: `path`, `form`, `rows` and `sha256` of a file, `dataset`,
+            `split`, `rows` and `revision` (None: unknown) of a data set on the Hub, and `sha256` of the files of one
+            in a folder.
     """
 
     origin: str
     columns: Columns
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_tables(config: DataConfig, preset: TaskPreset) -> dict[str, Table]:
-    """The splits that there are, by name; the user's files replace those of the task.
+def file_format(config: DataConfig) -> FileFormat:
+    """How the run's files are written, where its flags say so."""
+    delimiter = "\t" if config.delimiter in ("tab", "\\t") else config.delimiter
+    return FileFormat(delimiter, config.encoding)
+
+
+def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table], list[str]]:
+    """The splits that there are, by name, and what the user is told of them; files replace those of the task.
 
     Raises:
         ConfigError: everything that cannot be read, together.
     """
+    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
+    own = [split for split in _SPLITS if files[split] is None]
     tables: dict[str, Table] = {}
+    remarks: list[str] = []
     issues = IssueList()
     if config.train_file is None:
         if preset.embedded:
-            tables = {
-                split: Table(f"embedded {split} sample", read_columns("--task", SAMPLE_FOLDER / f"{split}.csv"))
-                for split in ("train", "validation", "test")
-            }
+            tables = {split: _read_sample(split) for split in own}
         elif preset.hub_id is not None:
-            tables = _load_hub(preset.hub_id, preset.score_hub_test)
+            wanted = [split for split in own if split != "test" or preset.score_hub_test or config.test_split]
+            tables, remarks = _load_data_set(preset.hub_id, config, wanted)
         else:
             issues.add(f"--task {config.task}: expected --train-file (CSV, JSON lines, JSON or Parquet)")
-    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
     for split, path in files.items():
         if path is None:
             continue
         try:
-            tables[split] = Table(f"--{split}-file {path}", read_columns(f"--{split}-file", path))
+            tables[split] = read_table(f"--{split}-file", path, file_format(config))
         except ConfigError as error:
             issues.extend(error.issues)
     issues.raise_if_any()
-    return tables
+    return {split: tables[split] for split in _SPLITS if split in tables}, remarks
 
 
-def _load_hub(name: str, with_test: bool) -> dict[str, Table]:
-    """The train, validation and test splits of a data set on the Hub, or of a local folder of data files."""
-    if not Path(name).exists():
-        prefer_cache_if_unreachable()
-    import datasets
-    import datasets.exceptions
-    from huggingface_hub.errors import HfHubHTTPError
+def read_table(flag: str, path: Path, given: FileFormat) -> Table:
+    """All rows of a file.
 
-    try:
-        loaded = datasets.load_dataset(name)
-    except (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"--task {name}: {explain_hub_error(error)}. Expected a data set on the Hub, the folder of one, or "
-            "--train-file with a local copy"
-        ) from None
-    tables = {}
-    for split, candidates in _SPLIT_NAMES.items():
-        found = next((candidate for candidate in candidates if candidate in loaded), None)
-        if found is not None and (split != "test" or with_test):
-            tables[split] = Table(f"--task {name} ({found} split)", _named_classes(loaded[found]))
-    if "train" not in tables:
-        raise ConfigError(f"--task {name}: no `train` split, found {', '.join(map(str, loaded)) or 'none'}")
-    return tables
+    Raises:
+        ConfigError: missing, unreadable, malformed or empty file.
+    """
+    stream = stream_table(flag, path, given)
+    return Table(f"{flag} {path}", stream.read(), stream.class_names, _file_source(path, stream))
 
 
-def _named_classes(split: Any) -> Columns:
-    """Columns of a `datasets.Dataset`, class numbers replaced by their names where the data set gives them."""
-    from datasets import ClassLabel
+def _file_source(path: Path, stream: TableStream) -> dict[str, Any]:
+    return {"path": str(path), "form": stream.form, "rows": stream.rows, "sha256": file_hash(path)}
 
-    columns = {name: list(split[name]) for name in split.column_names}
-    for name, feature in split.features.items():
-        # Hub convention: -1 marks an unlabelled row.
-        if isinstance(feature, ClassLabel):
-            columns[name] = [None if v is None or v < 0 else feature.int2str(v) for v in columns[name]]
-    return columns
+
+def _read_sample(split: str) -> Table:
+    table = read_table("--task", SAMPLE_FOLDER / f"{split}.csv", FileFormat())
+    return Table(f"embedded {split} sample", table.columns, source={**table.source, "path": f"sample/{split}.csv"})
+
+
+# --- data sets of several splits
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A split that can be read: how many rows it has, and a function of first and last row that reads them."""
+
+    rows: int
+    read: Callable[[Part], Table]
+
+
+def _load_data_set(name: str, config: DataConfig, wanted: Sequence[str]) -> tuple[dict[str, Table], list[str]]:
+    """The wanted splits of a data set on the Hub or in a folder, and what the user is told of them."""
+    origin, folder = f"--task {name}", Path(name)
+    splits = _find_splits(origin, name, folder, config)
+    parts, remarks = choose_parts(origin, {key: split.rows for key, split in splits.items()}, config, wanted)
+    tables = {split: _join([splits[part.name].read(part) for part in chosen]) for split, chosen in parts.items()}
+    return tables, remarks
+
+
+def _find_splits(origin: str, name: str, folder: Path, config: DataConfig) -> dict[str, _Split]:
+    """The splits of a data set on the Hub or in a folder, by their own names."""
+    if folder.is_file():
+        raise ConfigError(f"{origin}: a file; expected the folder of a data set, or --train-file {name}")
+    if folder.is_dir():
+        return _find_local_splits(origin, folder, config)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+        raise ConfigError(f"{origin}: no such folder")
+    return _loaded_splits(origin, name, load_splits(name, config))
+
+
+def _find_local_splits(origin: str, folder: Path, config: DataConfig) -> dict[str, _Split]:
+    if config.dataset_revision is not None:
+        raise ConfigError(f"--dataset-revision {config.dataset_revision}: {folder} is a folder, which has no versions")
+    if is_saved(folder):
+        if config.dataset_config is not None:
+            raise ConfigError(f"--dataset-config {config.dataset_config}: save_to_disk wrote {folder} without any")
+        return _loaded_splits(origin, str(folder), load_saved(folder))
+    files = _plain_files(origin, folder) if config.dataset_config is None else {}
+    files = files or find_files(folder, config)
+    if files is None:
+        return _loaded_splits(origin, str(folder), load_splits(str(folder), config))
+    return {
+        split: _file_split(origin, {path: stream_table("--task", path, file_format(config)) for path in paths})
+        for split, paths in files.items()
+    }
+
+
+def _loaded_splits(origin: str, name: str, loaded: Mapping[str, Any]) -> dict[str, _Split]:
+    return {key: _Split(len(rows), partial(_read_split, origin, name, rows)) for key, rows in loaded.items()}
+
+
+def _file_split(origin: str, streams: Mapping[Path, TableStream]) -> _Split:
+    return _Split(sum(stream.rows for stream in streams.values()), partial(_read_files, origin, streams))
+
+
+def _plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
+    """Split -> its file, of a folder that has one file for each, as `train.csv`; empty where it is laid out otherwise.
+
+    Raises:
+        ConfigError: a split has two files.
+    """
+    if any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()) or _says_its_layout(folder):
+        return {}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = data_suffix(path)
+        if suffix is None or path.name.startswith(".") or path.name == "dataset_infos.json":
+            continue
+        stem = path.name[: -len(suffix)]
+        if stem in files:
+            raise ConfigError(f"{origin}: {files[stem].name} and {path.name} could both be the split {stem}")
+        files[stem] = path
+    if len(files) == 1:
+        return {"train": list(files.values())}
+    named = any(stem.lower() in ("train", "training") for stem in files)
+    return {stem: [path] for stem, path in files.items()} if named else {}
+
+
+def _says_its_layout(folder: Path) -> bool:
+    """Whether the folder's card, as on the Hub, says which files belong to which split."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    return text.startswith("---") and "configs:" in text.split("\n---", 1)[0]
+
+
+def _read_files(origin: str, streams: Mapping[Path, TableStream], part: Part) -> Table:
+    """Rows of the files of a split, one file after the other."""
+    tables = [
+        Table(f"--task {path}", stream.read(), stream.class_names, _file_source(path, stream))
+        for path, stream in streams.items()
+    ]
+    table = _join(tables)
+    columns = {name: values[part.start : part.stop] for name, values in table.columns.items()}
+    return Table(f"{origin} ({part} split)", columns, table.class_names, table.source)
+
+
+def _read_split(origin: str, name: str, split: Any, part: Part) -> Table:
+    source: dict[str, Any] = {"dataset": name, "split": str(part), "rows": part.stop - part.start}
+    if Path(name).is_dir():
+        source["sha256"] = {file.name: file_hash(file) for file in local_files(split)}
+    else:
+        source["revision"] = resolved_commit(split)
+    columns = dataset_columns(split, part.start, part.stop)
+    return Table(f"{origin} ({part} split)", columns, class_names(split), source)
+
+
+def _join(tables: Sequence[Table]) -> Table:
+    """Several tables one after the other.
+
+    Raises:
+        ConfigError: they have other columns.
+    """
+    first, *others = tables
+    for other in others:
+        if set(other.columns) != set(first.columns):
+            raise ConfigError(f"{other.origin}: other columns than {first.origin}: {', '.join(other.columns)}")
+        first = Table(
+            f"{first.origin} + {other.origin}",
+            {name: values + other.columns[name] for name, values in first.columns.items()},
+            first.class_names,
+            {**first.source, "rows": first.source["rows"] + other.source["rows"], "and": other.source},
+        )
+    return first

@@ -1,15 +1,24 @@
 """A task's rows: where they come from, how they split, which classes they have and what those weigh."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
-from lorabench.data.labels import class_weights, count_classes, label_names, label_text, positive_index
-from lorabench.data.readers import read_columns
-from lorabench.data.sources import Table, load_tables
+from lorabench.data.file_format import list_columns
+from lorabench.data.labels import (
+    class_weights,
+    count_classes,
+    describe_rows,
+    label_names,
+    label_remarks,
+    positive_index,
+    read_labels,
+)
+from lorabench.data.sources import Table, file_format, load_tables, read_table
 from lorabench.errors import ConfigError, IssueList
 
 # The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
@@ -55,6 +64,8 @@ class TaskData:
         labels: class names; the class index is the position.
         positive: index of the class that precision, recall and F1 are about; None for more than two (macro averages).
         class_weights: one weight per class; None without weighting.
+        remarks: what the user is told of the rows, a sentence each.
+        sources: split -> where its rows are from, as `Table.source`.
     """
 
     train: Rows
@@ -63,6 +74,8 @@ class TaskData:
     labels: tuple[str, ...]
     positive: int | None
     class_weights: tuple[float, ...] | None
+    remarks: tuple[str, ...] = ()
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def splits(self) -> dict[str, Rows]:
         """The splits that exist, by name."""
@@ -85,13 +98,13 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         ConfigError: everything that is wrong with the files, together.
     """
     preset = task_preset(config.task)
-    tables = load_tables(config, preset)
+    tables, remarks = load_tables(config, preset)
     issues = IssueList()
     texts = {split: _texts(table, config, preset, issues) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
     issues.raise_if_any()
 
-    labels = label_names(tables["train"].origin, config.label_column, raw_labels["train"] or [])
+    labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)
     rows = {split: _number(tables[split].origin, texts[split], raw_labels[split], labels, issues) for split in tables}
     issues.raise_if_any()
     all_train = rows["train"]
@@ -109,6 +122,8 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         labels=labels,
         positive=positive_index(config.positive_label, labels),
         class_weights=class_weights(config.class_weights, weighed.labels or [], labels),
+        remarks=tuple(remarks),
+        sources={split: table.source for split, table in tables.items()},
     )
 
 
@@ -119,7 +134,7 @@ def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
         ConfigError: the file cannot be read, lacks the text column or has rows without a text.
     """
     issues = IssueList()
-    rows = _texts(Table(f"{flag} {path}", read_columns(flag, path)), config, task_preset(config.task), issues)
+    rows = _texts(read_table(flag, path, file_format(config)), config, task_preset(config.task), issues)
     issues.raise_if_any()
     return rows
 
@@ -143,7 +158,7 @@ def _texts(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLi
     missing = [name for name in needed if name not in columns]
     if missing:
         flag = "" if row_text.columns else " (--text-column)"
-        issues.add(f"{table.origin}: no column {', '.join(missing)!r}{flag}; the columns are {', '.join(columns)}")
+        issues.add(f"{table.origin}: no column {', '.join(missing)!r}{flag}; {list_columns(columns)}")
         return Rows([], [], None, [])
     joined = [row_text.join(*row) for row in zip(*(columns[name] for name in needed), strict=True)]
     bad = [i for i, text in enumerate(joined) if text is None]
@@ -164,17 +179,24 @@ def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList)
         if split == "test":
             return None
         hint = "" if config.task == CUSTOM_TASK else " (your own data set? add --task custom)"
-        issues.add(
-            f"{table.origin}: no column {name!r} (--label-column); the columns are {', '.join(table.columns)}{hint}"
-        )
+        issues.add(f"{table.origin}: no column {name!r} (--label-column); {list_columns(table.columns)}{hint}")
         return []
-    labels = [label_text(value) for value in table.columns[name]]
+    labels = read_labels(table.origin, name, table.columns[name], issues)
     missing = [i for i, label in enumerate(labels) if label is None]
     if split == "test" and len(missing) == len(labels):
         return None
     if missing:
         issues.add(f"{table.origin}: {describe_rows(missing)} without a label in column {name!r}")
     return [label or "" for label in labels]
+
+
+def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: list[str]) -> tuple[str, ...]:
+    """Class names in order; a remark where they could have been meant otherwise."""
+    column = config.label_column
+    known = train.class_names.get(column, ())
+    names = label_names(train.origin, column, labels, known, config.numeric_classes)
+    remarks += label_remarks(train.origin, column, names, len(labels), known)
+    return names
 
 
 def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, ...], issues: IssueList) -> Rows:
@@ -223,9 +245,3 @@ def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: Da
         cause = "--max-train-samples" if config.max_train_samples else "the split into training and validation rows"
         raise ConfigError(f"{origin}: {cause} left no training row of class {', '.join(absent)}")
     return train
-
-
-def describe_rows(indices: Sequence[int]) -> str:
-    """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
-    named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
-    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"

@@ -49,8 +49,12 @@ def hub_address(environment: Mapping[str, str]) -> tuple[str, int]:
     return target.hostname or "huggingface.co", target.port or _PORTS.get(target.scheme, 443)
 
 
-def explain_hub_error(error: Exception) -> str:
-    """The cause, in plain words, of what a library of the Hub raised while fetching a model or data set."""
+def explain_hub_error(error: Exception, revision_flag: str = "--revision") -> str:
+    """The cause, in plain words, of what a library of the Hub raised while fetching a model or data set.
+
+    Args:
+        revision_flag: what names the version.
+    """
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -62,7 +66,7 @@ def explain_hub_error(error: Exception) -> str:
     if names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return "not on the Hub, or private; check the name, or `hf auth login`"
     if "RevisionNotFoundError" in names:
-        return "the Hub has no such --revision of it"
+        return f"the Hub has no such {revision_flag} of it"
     if names & _UNREACHABLE:
         return "the Hub cannot be reached (or HF_HUB_OFFLINE is set) and it is not in the local cache"
     text = str(error).strip()

@@ -1,5 +1,9 @@
 """What a run tells the user: a few lines at its start, the results at its end."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from rich.console import Console
 
 from lorabench.catalog.tasks import task_preset
@@ -38,6 +42,10 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
             f"{label}: {weight:.4f}" for label, weight in zip(data["labels"], data["class_weights"], strict=True)
         )
         lines.insert(2, f"weights    {weights}")
+    lines[2:2] = [f"data       {line}" for line in source_lines(data.get("sources", {}))]
+    if data.get("positive_label") is not None:
+        lines.insert(2, f"positive   {data['positive_label']!r}, of {data['labels']}")
+    lines += [f"note       {remark}" for remark in data.get("remarks", ())]
     cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
     if cut:
         parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
@@ -46,6 +54,18 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     # What is said of the embedded rows is not true of the user's own in place of them.
     says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])
     return lines if says_nothing else [*lines, f"note       {preset.note}"]
+
+
+def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the rows are from and how many were read, a line for each file and split."""
+    lines = []
+    for source in sources.values():
+        if "path" in source:
+            lines.append(f"{Path(source['path']).name}: {source['rows']} rows ({source['form']})")
+        elif "dataset" in source:
+            revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
+            lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
+    return lines
 
 
 def draw(keeper: RecordKeeper) -> None:

@@ -130,6 +130,8 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
             "class_weights": None if data.class_weights is None else list(data.class_weights),
             "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
             "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
+            "sources": {split: dict(source) for split, source in data.sources.items()},
+            "remarks": list(data.remarks),
         },
         "before": None,
         "best": None,

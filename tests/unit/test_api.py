@@ -113,6 +113,11 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     assert type(config.optim.epochs) is int
 
 
+@pytest.mark.parametrize(("value", "name"), [(1, "1"), (1.0, "1.0"), (True, "True"), (np.int64(0), "0"), ("x", "x")])
+def test_the_positive_class_may_be_named_by_a_number(value: Any, name: str) -> None:
+    assert build_run_config({"positive_label": value}).data.positive_label == name
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -144,3 +144,49 @@ def test_output_folder_that_is_a_file_is_an_issue(tmp_path: Path) -> None:
     path = tmp_path / "results"
     path.write_text("")
     assert find_issues(changed("run", output_dir=path)) == [f"--output-dir {path}: expected a folder, found a file"]
+
+
+# --- where rows are and how they are written
+
+
+def data_issues(**values: Any) -> list[str]:
+    return find_issues(changed("data", **values))
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "tab", "\\t", "\t", ":"])
+def test_a_delimiter_is_one_character_or_tab(delimiter: str) -> None:
+    assert data_issues(delimiter=delimiter) == []
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "comma"])
+def test_what_is_no_delimiter_is_refused(delimiter: str) -> None:
+    assert data_issues(delimiter=delimiter) == [f"--delimiter {delimiter!r}: expected one character, or `tab`"]
+
+
+def test_an_encoding_is_one_of_texts() -> None:
+    assert data_issues(encoding="cp1252") == data_issues(encoding="UTF-16") == []
+    for encoding in ("klingon", "rot13", "base64", ""):
+        assert data_issues(encoding=encoding)[0].startswith(f"--encoding {encoding}: unknown; expected an encoding")
+
+
+def test_the_label_is_no_text() -> None:
+    (issue,) = data_issues(text_column="y", label_column="y")
+    assert issue == "--text-column y: the labels' column, too; expected another --label-column"
+    assert len(data_issues(text_column="a,y", label_column="y")) == 1
+    assert data_issues(task="reclor", text_column="label", label_column="label") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset_config", "dataset_revision", "train_split", "validation_split", "test_split"]
+)
+def test_a_part_of_a_data_set_is_named_only_where_there_is_one(name: str) -> None:
+    assert data_issues(task="owner/data", **{name: "x"}) == []
+    for values in ({"task": "custom"}, {"task": "sample"}, {"task": "owner/data", "train_file": Path("a.csv")}):
+        (issue,) = data_issues(**values, **{name: "x"})
+        assert issue.startswith(f"{flag_of(name)} x: expected a --task that is a data set on the Hub")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_file_and_a_split_are_not_both_named(split: str) -> None:
+    (issue,) = data_issues(task="owner/data", **{f"{split}_split": "x", f"{split}_file": Path("a.csv")})
+    assert issue == f"--{split}-split x: --{split}-file names the rows, too; expected one of the two"

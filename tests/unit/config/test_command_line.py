@@ -10,7 +10,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config import command_line as arguments
 from lorabench.config.command_line import parse_run_config, report_config_error, take_flags
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
 # Every flag: (words after it that are nobody's default, its section, the value they give).
@@ -35,8 +35,16 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--train-file": (["TRAIN"], "data", Path("TRAIN")),
     "--validation-file": (["VALIDATION"], "data", Path("VALIDATION")),
     "--test-file": (["TEST"], "data", Path("TEST")),
+    "--delimiter": ([";"], "data", ";"),
+    "--encoding": (["cp1252"], "data", "cp1252"),
+    "--dataset-config": (["mnli"], "data", "mnli"),
+    "--dataset-revision": (["v1"], "data", "v1"),
+    "--train-split": (["train[:90%]"], "data", "train[:90%]"),
+    "--validation-split": (["dev"], "data", "dev"),
+    "--test-split": (["test_a"], "data", "test_a"),
     "--text-column": (["body"], "data", "body"),
     "--label-column": (["class"], "data", "class"),
+    "--numeric-classes": ([], "data", True),
     "--positive-label": (["yes"], "data", "yes"),
     "--max-length": (["77"], "data", 77),
     "--max-train-samples": (["11"], "data", 11),
@@ -274,6 +282,28 @@ def test_files_that_exist_are_no_issue(tmp_path: Path) -> None:
     config = parse_run_config(["--task", "custom", "--train-file", str(path)])
     assert config.data.train_file == path
     assert arguments.missing_files(config.data) == []
+
+
+def test_a_folder_is_no_file_and_the_training_file_is_no_other(tmp_path: Path) -> None:
+    path, folder, link = tmp_path / "train.csv", tmp_path / "folder", tmp_path / "link.csv"
+    path.write_text("text,label\n")
+    link.symlink_to(path)
+    folder.mkdir()
+    found = arguments.missing_files(DataConfig(train_file=path, validation_file=link, test_file=folder))
+    assert found == [
+        f"--validation-file {link}: the training file; expected rows that are not trained on",
+        f"--test-file {folder}: expected a file, found a folder (that of a whole data set is for --task)",
+    ]
+
+
+def test_who_brings_a_training_file_alone_brings_data_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n")
+    own = parse_run_config(["--train-file", str(path)]).data
+    assert (own.task, own.text_column, own.label_column) == ("custom", "text", "label")
+    tweets = parse_run_config(["--task", "disaster-tweets", "--train-file", str(path)]).data
+    assert (tweets.task, tweets.label_column) == ("disaster-tweets", "target")
+    assert parse_run_config([]).data.task == "disaster-tweets"
 
 
 # --- the presets are the experiments

@@ -65,7 +65,7 @@ def names(data: TaskData, rows: Rows) -> list[str]:
     [
         (["yes", "no", "yes", "maybe"], ("maybe", "no", "yes")),
         (["10", "2", "1", "2"], ("1", "2", "10")),
-        (["0.5", "-3", "10"], ("-3", "0.5", "10")),
+        (["5.0", "-3", "10"], ("-3", "5", "10")),
         (["10", "2", "b"], ("10", "2", "b")),
         ([" a", "a ", "b"], ("a", "b")),
         (["nan", "b"], ("b", "nan")),
@@ -77,8 +77,8 @@ def test_classes_are_in_numeric_order_if_all_are_numbers_else_alphabetic(
     columns = labelled(values)
     data = load_task(custom(tmp_path, columns, columns), seed=42)
     assert data.labels == labels
-    assert names(data, data.train) == [value.strip() for value in values]
-    assert names(data, data.validation) == [value.strip() for value in values]
+    assert names(data, data.train) == [label_text(value) for value in values]
+    assert names(data, data.validation) == [label_text(value) for value in values]
 
 
 def test_floats_from_parquet_are_the_same_classes_as_integers(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_class_numbers_of_a_data_set_get_their_names(tmp_path: Path) -> None:
     hub_split(folder, "validation", [1, 0])
     hub_split(folder, "test", [-1, -1])
     data = load_task(DataConfig(task=str(folder)), seed=42)
-    assert data.labels == ("ant", "zebra")
+    assert (data.labels, data.positive) == (("zebra", "ant"), 1), "the data set's own order, not the alphabet's"
     assert names(data, data.train) == ["zebra", "ant", "ant", "zebra"]
     assert names(data, data.validation) == ["ant", "zebra"]
     assert data.test is not None
@@ -408,7 +408,9 @@ def test_a_data_set_without_a_train_split_is_refused(monkeypatch: pytest.MonkeyP
 
     loaded = datasets.DatasetDict({"all": datasets.Dataset.from_dict(labelled(["a", "b"]))})
     monkeypatch.setattr(datasets, "load_dataset", lambda name: loaded)
-    assert issues(DataConfig(task="owner/name")) == ("--task owner/name: no `train` split, found all",)
+    assert issues(DataConfig(task="owner/name")) == (
+        "--task owner/name: no `train` split, found all; expected --train-split with one of them",
+    )
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,24 @@ def test_a_task_is_noted_for_its_own_rows_only(task: str, synthetic: bool, said:
     notes = [line for line in opening_lines(keeper_of(task, synthetic), "the CPU") if line.startswith("note")]
     assert len(notes) == (said is not None)
     assert said is None or said in notes[0]
+
+
+def test_the_rows_read_the_positive_class_and_what_is_odd_are_said() -> None:
+    keeper = keeper_of("custom", False)
+    keeper.record["data"] |= {
+        "sources": {
+            "train": {"path": "data/train.csv", "rows": 200, "form": "CSV, ';', cp1252", "sha256": "0"},
+            "validation": {"dataset": "o/d", "rows": 20, "split": "dev", "revision": "0123456789abcdef"},
+            "test": {"dataset": "folder", "rows": 9, "split": "test"},
+        },
+        "positive_label": "yes",
+        "remarks": ["--task d: not read: extra"],
+    }
+    lines = opening_lines(keeper, "the CPU")
+    assert [line for line in lines if line.split()[0] in ("data", "positive", "note")] == [
+        "positive   'yes', of ['no', 'yes']",
+        "data       train.csv: 200 rows (CSV, ';', cp1252)",
+        "data       o/d: 20 rows (dev split, commit 0123456789ab)",
+        "data       folder: 9 rows (test split)",
+        "note       --task d: not read: extra",
+    ]

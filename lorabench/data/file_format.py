@@ -1,0 +1,71 @@
+"""What the readers of all kinds of files share: how a file is written, and what a first pass over it found."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+# Column name -> values, all of one length.
+Columns = dict[str, list[Any]]
+
+# Names of columns are shorter than most texts, and have fewer words.
+_SHOWN_CHARACTERS = 60
+_SPACES = 1
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """How files are written, where the user says so; None: found out where that is safe.
+
+    Attributes:
+        delimiter: the one character between the fields of a CSV or TSV file.
+        encoding: of text files, by Python's name, such as `cp1252`.
+    """
+
+    delimiter: str | None = None
+    encoding: str | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file after a first pass, which has found nothing wrong with any row.
+
+    Attributes:
+        columns: their names, in order.
+        rows: how many there are.
+        form: how the file was read, in words, such as `CSV, ';', cp1252`.
+        chunks: rows a chunk -> the chunks, each a second reading of the next rows.
+        class_names: of columns that hold classes by a definition in the file itself, in the order of their numbers.
+    """
+
+    columns: tuple[str, ...]
+    rows: int
+    form: str
+    chunks: Callable[[int], Iterator[Columns]]
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def list_columns(columns: Iterable[str]) -> str:
+    """The names of a table's columns for a message about one that is not there.
+
+    Names like those of a row make it likely that the file has no header.
+    """
+    names = list(columns)
+    shown = ", ".join(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names)
+    row_like = any(len(name) > _SHOWN_CHARACTERS or name.count(" ") > _SPACES or _is_number(name) for name in names)
+    return f"the columns are {shown}{' (is the first line a row? it has to name the columns)' if row_like else ''}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return False
+
+
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` rows; the last may be shorter, none is empty."""
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
+        yield batch

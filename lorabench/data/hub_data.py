@@ -1,0 +1,122 @@
+"""Data sets that the library `datasets` reads: from the Hub, from a folder of many files, from `save_to_disk`."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorabench.config.run_config import DataConfig
+from lorabench.data.file_format import Columns
+from lorabench.data.parquet_files import name_classes
+from lorabench.errors import ConfigError
+from lorabench.machine.hub import explain_hub_error, prefer_cache_if_unreachable
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the folder was written by `save_to_disk`."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def load_saved(folder: Path) -> Mapping[str, Any]:
+    """The splits of a folder that `save_to_disk` wrote; a single `Dataset` is the training split.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # files of others: whatever Arrow and the JSON files in it give rise to
+        raise ConfigError(f"--task {folder}: not readable as save_to_disk writes it ({error})") from None
+    return {str(name): split for name, split in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
+
+
+def load_splits(name: str, config: DataConfig) -> Mapping[str, Any]:
+    """The splits of a data set on the Hub, or of a local folder, by their names. No code of the data set is run.
+
+    Raises:
+        ConfigError: it cannot be had, or which of its configurations is not said.
+    """
+    if not Path(name).exists():
+        prefer_cache_if_unreachable()
+    import datasets
+    import datasets.exceptions
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chosen = {"name": config.dataset_config, "revision": config.dataset_revision}
+    flags: dict[str, Any] = {flag: value for flag, value in chosen.items() if value is not None}
+    try:
+        loaded: Any = datasets.load_dataset(name, **flags)
+    except (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(_explain(name, error)) from None
+    return {str(split): rows for split, rows in loaded.items()}
+
+
+def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None:
+    """Split -> its files, as `datasets` lays out a folder; None where it is to read them, too.
+
+    Its readers of CSV and JSON guess types, and take words such as "NA" for missing values: where only the files have
+    to be known, they are read as files that a flag names.
+
+    Raises:
+        ConfigError: the folder has no data, or which of its configurations is not said.
+    """
+    import datasets
+    import datasets.exceptions
+
+    try:
+        builder = datasets.load_dataset_builder(str(folder), config.dataset_config)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(_explain(str(folder), error)) from None
+    listed: Any = builder.config.data_files
+    plain = builder.info.features is None and getattr(builder.config, "field", None) is None
+    if not plain or not listed or type(builder).__module__.rpartition(".")[2] not in ("csv", "json", "parquet"):
+        return None
+    return {str(split): [Path(file) for file in files] for split, files in listed.items()}
+
+
+def _explain(name: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    listed = re.search(r"(?:available configs|Available): (\[.*?\])", text)
+    if listed is not None:
+        names = ", ".join(re.findall(r"'([^']*)'", listed[1]))
+        what = "has several configurations" if "missing" in text else "has no such configuration"
+        return f"--task {name}: {what}; expected --dataset-config with one of {names}"
+    return (
+        f"--task {name}: {explain_hub_error(error, '--dataset-revision')}. Expected a data set on the Hub, the folder "
+        "of one, or --train-file with a local copy"
+    )
+
+
+def dataset_columns(split: Any, start: int, stop: int) -> Columns:
+    """Rows of a `datasets.Dataset` from `start` to before `stop`, class numbers replaced by their names."""
+    classes = class_names(split)
+    rows = split if (start, stop) == (0, len(split)) else split.select(range(start, stop))
+    columns = {name: list(rows[name]) for name in rows.column_names}
+    return {name: name_classes(name, v, classes[name]) if name in classes else v for name, v in columns.items()}
+
+
+def class_names(split: Any) -> dict[str, tuple[str, ...]]:
+    """The columns of a `datasets.Dataset` that hold numbers of classes, and the classes' names in their order."""
+    from datasets import ClassLabel
+
+    return {name: tuple(item.names) for name, item in split.features.items() if isinstance(item, ClassLabel)}
+
+
+def local_files(split: Any) -> list[Path]:
+    """The files on this machine that a `datasets.Dataset` was read from; none where they came from the Hub."""
+    sources = list(getattr(getattr(split, "info", None), "download_checksums", None) or ())
+    read = sources or [file["filename"] for file in getattr(split, "cache_files", ())]
+    return [Path(file) for file in read if Path(file).is_file()]
+
+
+def resolved_commit(split: Any) -> str | None:
+    """The commit on the Hub that a `datasets.Dataset` was loaded from; None where it does not say."""
+    sources = list(getattr(getattr(split, "info", None), "download_checksums", None) or ())
+    marked = (re.search(r"@([0-9a-f]{40})/", str(source)) for source in sources)
+    stored = (part for file in getattr(split, "cache_files", ()) for part in Path(file["filename"]).parts)
+    in_path = (part for part in stored if _COMMIT.fullmatch(part))
+    return next((match[1] for match in marked if match), None) or next(in_path, None)

@@ -1,0 +1,130 @@
+"""Which of a data set's splits are trained on, evaluated and tested: those that are named, else those whose names say.
+
+A name that could be meant in two ways is asked for; a split that nobody reads is said.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lorabench.config.run_config import DataConfig
+from lorabench.errors import ConfigError, IssueList
+
+# Names that data sets give their splits, the usual one first.
+_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a split: those from `start` to before `stop`.
+
+    Attributes:
+        name: of the split in the data set.
+        whole: whether these are all of its rows.
+    """
+
+    name: str
+    start: int
+    stop: int
+    whole: bool
+
+    def __str__(self) -> str:
+        return self.name if self.whole else f"{self.name}[{self.start}:{self.stop}]"
+
+
+def choose_parts(
+    origin: str, rows: Mapping[str, int], config: DataConfig, wanted: Sequence[str]
+) -> tuple[dict[str, list[Part]], list[str]]:
+    """The parts that make up each of the wanted splits, and what the user is told of the choice.
+
+    Args:
+        origin: the flag and value that named the data set, for messages.
+        rows: how many rows each of the data set's splits has.
+        wanted: of `train`, `validation` and `test`; the others come from files or are not wanted.
+
+    Raises:
+        ConfigError: a split that is named is not there, there is no training split, several could be the validation
+            split, or rows are in two splits; all of it together.
+    """
+    issues = IssueList()
+    named = {"train": config.train_split, "validation": config.validation_split, "test": config.test_split}
+    parts: dict[str, list[Part]] = {}
+    remarks: list[str] = []
+    for split in wanted:
+        try:
+            chosen, remark = _choose(origin, split, named[split], rows)
+        except ConfigError as error:
+            issues.extend(error.issues)
+            continue
+        if chosen:
+            parts[split] = chosen
+        remarks += remark
+    issues.raise_if_any()
+    _refuse_overlap(origin, parts)
+    read = {part.name for chosen in parts.values() for part in chosen}
+    unread = [name for name in rows if name not in read]
+    if unread:
+        remarks.append(f"{origin}: not read: {', '.join(unread)}")
+    return parts, remarks
+
+
+def _choose(origin: str, split: str, spec: str | None, rows: Mapping[str, int]) -> tuple[list[Part], list[str]]:
+    if spec is not None:
+        return _parse(origin, split, spec, rows), []
+    found = [name for name in rows if name.lower() in _NAMES[split]]
+    if not found:
+        found = [name for name in rows if re.split(r"[_.\-]", name.lower())[0] in _NAMES[split]]
+    flag, named = f"--{split}-split", ", ".join(rows) or "none"
+    if not found and split == "train":
+        raise ConfigError(f"{origin}: no `train` split, found {named}; expected {flag} with one of them")
+    if len(found) > 1 and split == "test":
+        return [], []
+    if len(found) > 1:
+        raise ConfigError(f"{origin}: {' and '.join(found)} could be the {split} split; expected {flag} with one")
+    if not found:
+        return [], []
+    name = found[0]
+    remark = [] if name.lower() in _NAMES[split] else [f"{origin}: {name} is the {split} split"]
+    return [Part(name, 0, rows[name], whole=True)], remark
+
+
+def _parse(origin: str, split: str, spec: str, rows: Mapping[str, int]) -> list[Part]:
+    """`name`, or in the way of `datasets` a range of its rows, or several: `train[:90%]`, `train+validation`."""
+    flag, known = f"--{split}-split {spec}", f"the splits are {', '.join(rows) or 'none'}"
+    if spec in rows:
+        return [Part(spec, 0, rows[spec], whole=True)]
+    names = [name.split("[")[0].strip() for name in spec.split("+")]
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise ConfigError(f"{flag}: {origin} has no split {', '.join(missing)}; {known}")
+    from datasets import ReadInstruction
+
+    try:
+        found = ReadInstruction.from_spec(spec).to_absolute(dict(rows))
+    except (ValueError, AssertionError):
+        raise ConfigError(f"{flag}: expected a split, or rows of it as in {names[0]}[:90%]; {known}") from None
+    parts = [
+        Part(item.splitname, item.from_, item.to, item.from_ == 0 and item.to == rows[item.splitname])
+        for item in found
+    ]
+    if any(part.start >= part.stop for part in parts):
+        raise ConfigError(f"{flag}: no rows; {origin} has {', '.join(f'{name} {rows[name]}' for name in names)}")
+    return parts
+
+
+def _refuse_overlap(origin: str, parts: Mapping[str, Sequence[Part]]) -> None:
+    """Rows that are in two splits, or twice in one."""
+    taken: list[tuple[str, Part]] = []
+    for split, chosen in parts.items():
+        for part in chosen:
+            for other, before in taken:
+                if part.name == before.name and part.start < before.stop and before.start < part.stop:
+                    raise ConfigError(
+                        f"{origin}: rows of {part.name} in --{other}-split {before} and --{split}-split {part}; "
+                        "expected rows in one of them only"
+                    )
+            taken.append((split, part))

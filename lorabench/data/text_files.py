@@ -1,0 +1,133 @@
+"""The characters of a text file: compression and encoding found out where the file itself says them.
+
+A compressed file and a byte order mark begin with bytes that nothing else begins with. UTF-8 is strict enough to be
+recognised by reading; single-byte encodings are not told apart by anything, so they have to be named.
+"""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from lorabench.errors import ConfigError
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
+_COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+# The mark of UTF-32-LE begins with that of UTF-16-LE.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_FOREIGN = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "a Parquet file under another name",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "a database",
+    b"version https://git-lfs": "the pointer of a Git LFS file, not the file itself",
+    b"<!doctype html": "a page of HTML",
+    b"<html": "a page of HTML",
+}
+_HEAD_BYTES = 4096
+_EXCERPT = 12
+
+
+@contextmanager
+def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, list[str]]]:
+    """The file's text, line ends as they are, and what is worth saying of how it was read, such as `cp1252`, `gzip`.
+
+    Raises:
+        ConfigError: it is something else than text, or the encoding does not fit; the line and the byte are named.
+        OSError: it cannot be read.
+    """
+    with _open_bytes(path) as (stream, compression):
+        name = encoding or "utf-8"
+        try:
+            head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+            _refuse_foreign(head)
+            name, mark = _choose_encoding(head, encoding)
+            said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
+            yield TextIOWrapper(stream, encoding=name, newline=""), [*said, *([compression] if compression else [])]
+        except UnicodeError as error:
+            raise ConfigError(_explain_bad_byte(path, name, error)) from None
+        except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+            if not compression or (isinstance(error, OSError) and error.errno is not None):
+                raise
+            raise ConfigError(f"its {compression} compression is damaged or cut off") from None
+
+
+@contextmanager
+def _open_bytes(path: Path) -> Iterator[tuple[Any, str | None]]:
+    """The file's bytes as a buffered stream, and its compression."""
+    with path.open("rb") as raw:
+        head = raw.peek(8)
+        compression = next((name for magic, name in _COMPRESSION_MAGIC.items() if head.startswith(magic)), None)
+        if compression is None:
+            yield raw, None
+            return
+        with _decompressed(raw, path, compression) as stream:
+            yield stream, compression
+
+
+def _decompressed(raw: IO[bytes], path: Path, compression: str) -> Any:
+    if compression == "zstandard":
+        from io import BufferedReader
+
+        import pyarrow
+
+        return BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))  # pyright: ignore
+    return {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[compression](raw, "rb")
+
+
+def _refuse_foreign(head: bytes) -> None:
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    for magic, kind in _FOREIGN.items():
+        if head.startswith(magic) or start.startswith(magic):
+            advice = "; save the sheet as CSV (UTF-8)" if "Excel" in kind else ""
+            raise ConfigError(f"{kind}{advice}; expected text, or Parquet with the suffix .parquet")
+
+
+def _choose_encoding(head: bytes, given: str | None) -> tuple[str, bytes | None]:
+    """Python's name of the encoding, and the mark that the file begins with."""
+    mark = next((mark for mark in _MARKS if head.startswith(mark)), None)
+    if mark is not None:
+        found = _MARKS[mark]
+        if given is not None and codecs.lookup(given).name.split("-")[:2] != found.split("-")[:2]:
+            name = found.removesuffix("-sig").upper()
+            raise ConfigError(f"begins with the mark of {name}, against --encoding {given}; expected no --encoding")
+        return found, mark
+    if given is not None:
+        return given, None
+    for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(head) >= 4 and head[first::2].count(0) > 0.4 * len(head) / 2 > 2.5 * head[1 - first :: 2].count(0):
+            raise ConfigError(f"looks like UTF-16 without a mark; expected UTF-8, or --encoding {name}")
+    return "utf-8", None
+
+
+def _explain_bad_byte(path: Path, encoding: str, error: UnicodeError) -> str:
+    """Which byte in which line, and what to do about it."""
+    shown = encoding.removesuffix("-sig").upper()
+    if encoding.startswith(("utf-16", "utf-32")):
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        return f"not {shown} ({reason}); expected --encoding with the file's own"
+    with _open_bytes(path) as (stream, _):
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as found:
+                byte, at = line[found.start], found.start
+                text = f"line {number}: byte 0x{byte:02x} is not {shown}"
+                if not encoding.startswith("utf-8"):
+                    return f"{text}; expected --encoding with the file's own"
+                around = line[max(0, at - _EXCERPT) : at + _EXCERPT].decode("cp1252", errors="replace").strip()
+                return f"{text}; expected UTF-8, or --encoding: cp1252 (Windows, Western Europe) reads {around!r}"
+    return f"not {shown} ({error}); expected --encoding with the file's own"

@@ -1,0 +1,136 @@
+"""One definition of a label: whole numbers are one class however written, and what can be no label is refused."""
+
+import datetime
+import unicodedata
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorabench.data.labels import label_names, label_remarks, label_text, positive_index, read_labels
+from lorabench.errors import ConfigError, IssueList
+
+WHOLE = st.integers(-(10**6), 10**6)
+
+
+@given(WHOLE)
+def test_a_whole_number_is_one_label_however_written(number: int) -> None:
+    written = [
+        number,
+        float(number),
+        Decimal(number),
+        Decimal(f"{number}.00"),
+        np.int64(number),
+        np.float32(number % 100),
+    ]
+    written += [str(number), f"{number}.0", f" {number}.", f"{number}.000 "]
+    if number >= 0:
+        written.append(f"+{number}")
+    labels = [label_text(value) for value in written if not isinstance(value, np.float32)]
+    assert set(labels) == {str(number)}
+    assert label_text(np.float32(number % 100)) == str(number % 100)
+
+
+@given(
+    st.text(max_size=8)
+    | WHOLE
+    | st.floats(allow_infinity=False)
+    | st.booleans()
+    | st.decimals(allow_infinity=False, allow_nan=False)
+)
+def test_the_label_of_a_label_is_itself(value: Any) -> None:
+    label = label_text(value)
+    assert label is None or label_text(label) == label
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ("01", "01"), ("-0.0", "0"), ("1.50", "1.50"), (1.5, "1.5"), (Decimal("1.50"), "1.5"), ("1e3", "1e3"),
+        (1e20, "1" + "0" * 20), ("Yes", "Yes"), ("true", "true"), (True, "True"), (np.bool_(False), "False"),
+        (np.str_("a "), "a"), ("\ufeffspam\u200b", "spam"), ("cafe\u0301", "caf\u00e9"), ("a\u200db", "a\u200db"),
+        ("\u0663", "\u0663"), (float("nan"), None), (Decimal("NaN"), None), (np.float64("nan"), None),
+        ("\u00a0\u200b", None), ("nan", "nan"), ("null", "null"),
+    ],
+)  # fmt: skip
+def test_what_a_value_is_as_a_label(value: Any, label: str | None) -> None:
+    assert label_text(value) == label
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (["a"], "a list"), ([], "a list"), (("a",), "a list"), ({"a": 1}, "an object"), (b"a", "bytes"),
+        (datetime.date(2020, 1, 1), "a date"), (datetime.datetime(2020, 1, 1), "a date"),
+        (datetime.timedelta(1), "a duration"), (float("inf"), "an infinite number"), (np.array([1]), "ndarray"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_no_label_is_refused_with_its_rows(value: Any, kind: str) -> None:
+    issues = IssueList()
+    labels = read_labels("--train-file f", "label", ["a", value, "b", value], issues)
+    assert len(labels) == 4
+    assert list(issues) == [
+        f"--train-file f: column 'label' holds {kind} in 2 rows (2, 4); expected one label in each row, a text or a "
+        "number"
+    ]
+
+
+def names(labels: list[str], **flags: Any) -> tuple[str, ...]:
+    return label_names("f", "y", labels, **flags)
+
+
+def refused(labels: list[str], **flags: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        names(labels, **flags)
+    return str(raised.value)
+
+
+def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> None:
+    labels = ["1", "0.5", "2", "0.25"]
+    assert refused(labels) == (
+        "f: column 'y' holds numbers such as 0.5 (row 2), which look like values to predict; expected classes, or "
+        "--numeric-classes where each number is the name of one"
+    )
+    assert names(labels, numeric=True) == ("0.25", "0.5", "1", "2")
+    assert names([*labels, "other"]) == ("0.25", "0.5", "1", "2", "other")
+    assert refused(["1e3", "2"]).startswith("f: column 'y' holds numbers such as 1e3")
+
+
+def test_a_class_for_each_row_is_refused_but_in_a_few_rows() -> None:
+    assert len(names([f"n{i}" for i in range(20)])) == 20
+    assert refused([f"n{i}" for i in range(21)]).endswith(
+        "21 classes in 21 rows, one for each; expected a few classes"
+    )
+    assert len(names([*(f"n{i}" for i in range(21)), "n0"])) == 21
+
+
+@given(st.lists(st.sampled_from("abc01"), min_size=2, max_size=9).filter(lambda drawn: len(set(drawn)) > 1))
+def test_the_data_sets_own_order_is_kept_but_for_classes_without_a_row(labels: list[str]) -> None:
+    known = ("c", "1.0", "a", "0", " b ")
+    expected = [name for name in ("c", "1", "a", "0", "b") if name in labels]
+    assert names(labels, known=known) == tuple(expected)
+
+
+def test_what_could_be_meant_otherwise_is_said() -> None:
+    composed, other = "caf\u00e9", "CAF\u00c9"
+    found = label_remarks(
+        "f", "y", ["01", "1", "Spam", "spam", "sp\u200bam", composed, other, "NA", "x"], 100, ["x", "z"]
+    )
+    assert found == [
+        "f: column 'y': '01' and '1', 'Spam' and 'spam' and 'sp\\u200bam', 'caf\u00e9' and 'CAF\u00c9' are classes of "
+        "their own, though they look alike",
+        "f: column 'y': 'NA' is the name of a class, not a missing label",
+        "f: column 'y': no training row has 'z', which the data set names; left out",
+    ]
+    assert unicodedata.is_normalized("NFC", composed)
+    assert label_remarks("f", "y", ["no", "yes"], 4) == []
+    assert label_remarks("f", "y", ["1" + "0" * 30, "1" + "0" * 29 + "1"], 4) == []
+    assert label_remarks("f", "y", [f"n{i}" for i in range(30)], 40) == ["f: column 'y': 30 classes in 40 rows"]
+
+
+@pytest.mark.parametrize("choice", ["1", "1.0", " 1", "+1"])
+def test_the_positive_class_may_be_written_as_the_label_may(choice: str) -> None:
+    assert positive_index(choice, ("1", "0")) == 0

@@ -1,0 +1,219 @@
+"""Folders and data sets are read by the rules of single files, in the order and by the names that they give."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorabench.config.run_config import DataConfig
+from lorabench.data.hub_data import resolved_commit
+from lorabench.data.task import TaskData, load_task
+from lorabench.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def load(folder: Path, **flags: Any) -> TaskData:
+    return load_task(DataConfig(task=str(folder), **flags), seed=42)
+
+
+def refused(folder: Path, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load(folder, **flags)
+    (issue,) = raised.value.issues
+    return issue
+
+
+def write_csv(path: Path, labels: list[str], text: str = "NA") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for label in labels))
+
+
+def data_set(labels: list[int], names: list[str]) -> Any:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels}, features=features)
+
+
+def test_a_folder_of_one_file_per_split_is_read_as_files_are(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["1.0", "0", "null"])
+    write_csv(tmp_path / "dev.csv", ["1"])
+    write_csv(tmp_path / "submission.csv", ["1"])
+    (tmp_path / "notes.md").write_text("a note")
+    data = load(tmp_path)
+    assert data.labels == ("0", "1", "null")
+    assert data.train.texts == ["NA"] * 3
+    assert (data.validation.labels, data.test) == ([1], None)
+    assert data.remarks == (
+        f"--task {tmp_path}: not read: submission",
+        f"--task {tmp_path} (train split): column 'label': 'null' is the name of a class, not a missing label",
+    )
+    path = tmp_path / "train.csv"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert data.sources["train"] == {"path": str(path), "form": "CSV", "rows": 3, "sha256": digest}
+
+
+def test_a_folder_that_datasets_lays_out_is_read_as_files_are(tmp_path: Path) -> None:
+    write_csv(tmp_path / "data" / "train-00000-of-00002.csv", ["1.0", "0"])
+    write_csv(tmp_path / "data" / "train-00001-of-00002.csv", ["null", "1"])
+    write_csv(tmp_path / "data" / "test-00000-of-00001.csv", ["1"])
+    data = load(tmp_path, validation_split="train[3:]", train_split="train[:3]")
+    assert data.labels == ("0", "1", "null")
+    assert (data.train.labels, data.validation.labels) == ([1, 0, 2], [1])
+    assert data.test is not None and data.test.labels == [1]
+
+
+def test_the_card_of_a_folder_says_its_splits(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_csv(tmp_path / f"{name}.csv", ["x", "y"], text=name)
+    files = "".join(f"  - split: {split}\n    path: {name}.csv\n" for split, name in
+                    (("train", "a"), ("validation_matched", "b"), ("validation_mismatched", "c")))  # fmt: skip
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    assert "validation_matched and validation_mismatched could be the validation split" in refused(tmp_path)
+    assert load(tmp_path, validation_split="validation_mismatched").validation.texts == ["c", "c"]
+    validation = tmp_path / "own.jsonl"
+    validation.write_text('{"text": "own", "label": "x"}')
+    assert load(tmp_path, validation_file=validation).validation.texts == ["own"]
+
+
+def test_one_of_several_configurations_is_asked_for(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_csv(tmp_path / f"{name}.csv", ["x", "y"] * 10, text=name)
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    message = "expected --dataset-config with one of one, two"
+    assert message in refused(tmp_path)
+    assert message in refused(tmp_path, dataset_config="three")
+    assert load(tmp_path, dataset_config="two").train.texts[0] == "two"
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path, single: bool) -> None:
+    from datasets import DatasetDict
+
+    rows = data_set([0, 1] * 10, ["zebra", "ant"])
+    if single:
+        rows.save_to_disk(tmp_path / "d")
+    else:
+        DatasetDict(
+            {"train": rows, "dev": rows.select(range(4)), "test": data_set([-1], ["zebra", "ant"])}
+        ).save_to_disk(tmp_path / "d")
+    data = load(tmp_path / "d")
+    assert (data.labels, data.positive) == (("zebra", "ant"), 1)
+    assert len(data.train) + len(data.validation) == (20 if single else 24)
+    assert (data.test is None) == single
+    assert data.test is None or data.test.labels is None
+    (digest,) = data.sources["train"]["sha256"].values()
+    (arrow,) = (tmp_path / "d" if single else tmp_path / "d" / "train").glob("*.arrow")
+    assert digest == hashlib.sha256(arrow.read_bytes()).hexdigest()
+    assert "save_to_disk" in refused(tmp_path / "d", dataset_config="x")
+    arrow.unlink()
+    assert "not readable as save_to_disk writes it" in refused(tmp_path / "d")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=4, max_size=12).filter(lambda drawn: len(set(drawn)) > 1))
+def test_files_of_every_kind_give_the_same_rows_and_labels(
+    tmp_path_factory: pytest.TempPathFactory, labels: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("kinds")
+    table = data_set(labels, ["2", "1.0", "0"])
+    names = ["2", "1.0", "0"]
+    write_csv(folder / "a.csv", [names[i] for i in labels])
+    numbers = table.rename_column("label", "number").add_column("label", [float(names[i]) for i in labels])  # pyright: ignore
+    numbers.remove_columns("number").to_parquet(folder / "b.parquet")
+    numbers.remove_columns("number").to_json(folder / "c.jsonl")
+    numbers.remove_columns("number").to_csv(folder / "d.tsv", sep="\t", index=False)
+    expected = None
+    for file in ("a.csv", "b.parquet", "c.jsonl", "d.tsv"):
+        data = load_task(DataConfig(task="custom", train_file=folder / file, validation_file=folder / file), 42)
+        assert (len(data.train), data.sources["train"]["rows"]) == (len(labels), len(labels))
+        found = (data.labels, data.train.labels)
+        assert expected is None or found == expected
+        expected = found
+    table.to_parquet(folder / "e.parquet")
+    data = (
+        load_task(DataConfig(task="custom", train_file=folder / "e.parquet"), 42)
+        if min(map(labels.count, labels)) > 3
+        else None
+    )
+    assert data is None or data.labels == tuple(name for name in ("2", "1", "0") if name in data.labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("{0}/gone/x", "no such folder"),
+        ("{0}/f.csv", "a file; expected the folder of a data set, or --train-file"),
+        ("{0}/empty", "Expected a data set on the Hub, the folder of one, or --train-file"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_one_message(tmp_path: Path, task: str, message: str) -> None:
+    write_csv(tmp_path / "f.csv", ["a"])
+    (tmp_path / "empty").mkdir()
+    assert message in refused(Path(task.format(tmp_path)))
+
+
+def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["a", "b"])
+    write_csv(tmp_path / "train.tsv", ["a", "b"])
+    assert refused(tmp_path).endswith("train.csv and train.tsv could both be the split train")
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["a", "b"])
+    assert "has no versions" in refused(tmp_path, dataset_revision="main")
+
+
+def test_configuration_and_revision_reach_the_hub_and_no_code_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+    split = data_set([0, 1] * 5, ["a", "b"])
+
+    def load_dataset(path: str, **flags: Any) -> Any:
+        asked.append((path, flags))
+        return datasets.DatasetDict({"train": split, "validation": split})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    load(Path("owner/data"), dataset_config="c", dataset_revision="v1")
+    assert asked == [("owner/data", {"name": "c", "revision": "v1"})]
+
+
+def test_the_commit_is_the_one_that_the_files_came_from() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    checksums = {f"hf://datasets/owner/name@{commit}/train.csv": {}}
+    assert resolved_commit(SimpleNamespace(info=SimpleNamespace(download_checksums=checksums))) == commit
+    cached = [{"filename": f"/cache/owner___name/default/0.0.0/{commit}/name-train.arrow"}]
+    assert resolved_commit(SimpleNamespace(info=None, cache_files=cached)) == commit
+    assert resolved_commit(SimpleNamespace(info=None, cache_files=[])) is None
+
+
+def test_a_class_number_without_a_name_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    data_set([0, 1], ["a", "b"]).to_parquet(tmp_path / "a.parquet")
+    metadata = pyarrow.parquet.read_schema(tmp_path / "a.parquet").metadata
+    table = pyarrow.table({"text": ["t", "u"], "label": [0, 2]}).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="column 'label' holds class 2, but names only 2 classes"):
+        load_task(DataConfig(task="custom", train_file=tmp_path / "a.parquet"), 42)
+
+
+def test_a_file_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("the soup was very good and warm,1\nnot so good,0\n")
+    with pytest.raises(ConfigError, match="is the first line a row"):
+        load_task(DataConfig(task="custom", train_file=path), 42)
