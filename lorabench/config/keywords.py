@@ -21,6 +21,7 @@ from lorabench.config.run_config import (
     Quantization,
     RunConfig,
     Scheduler,
+    SplitMethod,
     Tracker,
     Weights,
 )
@@ -49,6 +50,10 @@ class Flags(TypedDict, total=False):
     train_file: str | Path | None
     validation_file: str | Path | None
     test_file: str | Path | None
+    validation_share: float
+    split: SplitMethod
+    split_seed: int
+    drop_duplicates: bool
     text_column: str
     label_column: str
     positive_label: str | None
