@@ -1,7 +1,8 @@
 """What is odd about the rows of a task: texts in two splits, equal texts with unlike labels; and taking them out."""
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 # Below this many rows, a single one moves the F1 of a class by tens of percent.
 FEW_ROWS = 5
@@ -48,6 +49,15 @@ class Findings:
     shared: Mapping[str, int] = field(default_factory=dict)
     conflicts: Conflicts = Conflicts(0, 0)
     dropped: Dropped | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return {
+            "held_out": self.held_out,
+            "rows_in_train": dict(self.shared),
+            "conflicting_labels": asdict(self.conflicts),
+            "dropped": None if self.dropped is None else asdict(self.dropped),
+        }
 
 
 def count_shared(train: Collection[Hashable], others: Iterable[Hashable]) -> int:

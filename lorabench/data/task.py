@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.division import check_split_flags, divide
-from lorabench.data.findings import Findings, absent_classes
+from lorabench.data.findings import Findings, absent_classes, rare_classes
 from lorabench.data.labels import class_weights, count_classes, label_names, label_text, positive_index
 from lorabench.data.readers import read_columns
 from lorabench.data.sources import Table, load_tables
@@ -72,6 +73,16 @@ class TaskData:
     def class_counts(self, rows: Rows) -> list[int] | None:
         """Rows per class, in the order of `labels`; None for unlabelled rows."""
         return None if rows.labels is None else count_classes(rows.labels, len(self.labels))
+
+    def findings_to_json(self) -> dict[str, Any]:
+        """The findings, and the classes that validation and test have no row or few rows of, as plain values."""
+        scored = {split: self.class_counts(rows) for split, rows in self.splits().items() if split != "train"}
+        counted = {split: counts for split, counts in scored.items() if counts is not None}
+        return {
+            **self.findings.to_json(),
+            "absent_classes": {split: absent_classes(counts, self.labels) for split, counts in counted.items()},
+            "rare_classes": {split: rare_classes(counts, self.labels) for split, counts in counted.items()},
+        }
 
 
 def load_task(config: DataConfig, seed: int) -> TaskData:

@@ -1,15 +1,21 @@
 """What a run tells the user: a few lines at its start, the results at its end."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from lorabench.catalog.tasks import task_preset
+from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
 from lorabench.results.run_folder import METRICS_FILE, read_metrics
 from lorabench.results.table import render_terminal
+from lorabench.training.data_notes import data_lines
 from lorabench.training.record import RecordKeeper
 
 CURVES_FILE = "curves.png"
+# Classes whose weights are named one by one.
+NAMED_WEIGHTS = 20
 TEST_PREDICTIONS_FILE = "test_predictions.csv"
 
 
@@ -34,18 +40,23 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
         f"results    {keeper.folder}",
     ]
     if data["class_weights"] is not None:
-        weights = ", ".join(
-            f"{label}: {weight:.4f}" for label, weight in zip(data["labels"], data["class_weights"], strict=True)
-        )
-        lines.insert(2, f"weights    {weights}")
+        lines.insert(2, f"weights    {_weights(data['labels'], data['class_weights'])}")
     cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
     if cut:
         parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
         lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
+    lines[2:2] = data_lines(record)
     preset = task_preset(data["task"])
     # What is said of the embedded rows is not true of the user's own in place of them.
     says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])
     return lines if says_nothing else [*lines, f"note       {preset.note}"]
+
+
+def _weights(labels: Sequence[str], weights: Sequence[float]) -> str:
+    """Each class's weight, or of many classes the range."""
+    if len(weights) > NAMED_WEIGHTS:
+        return f"{min(weights):.4f} to {max(weights):.4f} over {len(weights)} classes"
+    return ", ".join(f"{name_cells(label)}: {weight:.4f}" for label, weight in zip(labels, weights, strict=True))
 
 
 def draw(keeper: RecordKeeper) -> None:
