@@ -24,7 +24,9 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
     shared = {split: rows for split, rows in data["rows_in_train"].items() if rows}
     if shared:
         parts = " and ".join(f"{rows} of {data['rows'][split]} {split} rows" for split, rows in shared.items())
-        lines.append(f"duplicates {parts} have a text that stands in train, too: --drop-duplicates takes it out there")
+        lines.append(
+            f"duplicates {parts} have a text that stands in train, too; --drop-duplicates takes it out of train"
+        )
     conflicts = data["conflicting_labels"]
     if conflicts["texts"]:
         lines.append(
@@ -33,8 +35,10 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         )
     for split, classes in data["absent_classes"].items():
         if classes:
-            word = "class" if len(classes) == 1 else "classes"
-            lines.append(f"absent     no {split} row of {word} {_listed(classes)}: not scored there")
+            which = (
+                f"class {_listed(classes)}: it has" if len(classes) == 1 else f"classes {_listed(classes)}: they have"
+            )
+            lines.append(f"absent     no {split} row of {which} no score there")
     for split, classes in data["rare_classes"].items():
         if classes:
             parts = [

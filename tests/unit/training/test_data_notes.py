@@ -36,8 +36,8 @@ def test_of_clean_rows_only_the_split_is_said(tmp_path: Path) -> None:
 def test_rows_in_two_splits_are_counted_and_the_flag_is_named(tmp_path: Path) -> None:
     tables = {"train": CLEAN, "validation": CLEAN, "test": {"text": ["text 1", "x"]}}
     assert lines_of(tmp_path, tables) == [
-        "duplicates 60 of 60 validation rows and 1 of 2 test rows have a text that stands in train, too: "
-        "--drop-duplicates takes it out there"
+        "duplicates 60 of 60 validation rows and 1 of 2 test rows have a text that stands in train, too; "
+        "--drop-duplicates takes it out of train"
     ]
 
 
@@ -62,7 +62,7 @@ def test_absent_and_rare_classes_are_named_for_each_split(tmp_path: Path) -> Non
     validation = {"text": list("uvwxyz"), "label": ["a", "a", "a", "a", "a", "b"]}
     test = {"text": list("UVWXYZ"), "label": ["a", "b", "b", "c", "d\x1b[2J", "c"]}
     assert lines_of(tmp_path, {"train": train, "validation": validation, "test": test}) == [
-        "absent     no validation row of classes c, d?[2J: not scored there",
+        "absent     no validation row of classes c, d?[2J: they have no score there",
         "rare       F1 of class b rests on 1 validation row",
         "rare       F1 of class a rests on 1 test row, of class b rests on 2 test rows, of class c rests on 2 test "
         "rows, of class d?[2J rests on 1 test row",
