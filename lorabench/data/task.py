@@ -45,6 +45,11 @@ class Rows:
             cuttable=[self.cuttable[i] for i in indices],
         )
 
+    @property
+    def contents(self) -> list[tuple[str, ...]]:
+        """All that is read of each row, to compare rows by."""
+        return [(text,) for text in self.texts]
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -110,7 +115,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     origin, all_train = tables["train"].origin, rows["train"]
     division = divide(
         origin,
-        {split: part.texts for split, part in rows.items()},
+        {split: part.contents for split, part in rows.items()},
         {split: part.labels for split, part in rows.items() if part.labels is not None},
         config,
         seed,
