@@ -67,10 +67,8 @@ def count_shared(train: Collection[Hashable], others: Iterable[Hashable]) -> int
 
 def count_conflicts(texts: Sequence[Hashable], labels: Sequence[int]) -> Conflicts:
     """Texts with more than one label, and the rows that have them."""
-    found: dict[Hashable, set[int]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        found.setdefault(text, set()).add(label)
-    conflicting = {text for text, several in found.items() if len(several) > 1}
+    first: dict[Hashable, int] = {}
+    conflicting = {text for text, label in zip(texts, labels, strict=True) if first.setdefault(text, label) != label}
     return Conflicts(len(conflicting), sum(text in conflicting for text in texts))
 
 
