@@ -31,6 +31,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
         if value is not None:
             issues.check(0 <= value < 1, f"--{flag} {value}: expected a number of at least 0 and below 1")
     issues.check(config.optim.seed >= 0, f"--seed {config.optim.seed}: expected a whole number of at least 0")
+    issues.extend(split_issues(config.data))
     targets = config.lora.lora_targets
     issues.check(
         all(name.strip() for name in targets.split(",")),
@@ -82,6 +83,15 @@ def is_text_encoding(name: str) -> bool:
         return True
     except (LookupError, ValueError):
         return False
+
+
+def split_issues(data: DataConfig) -> list[str]:
+    """What is wrong with how rows are to be held out."""
+    issues = IssueList()
+    share, seed = data.validation_share, data.split_seed
+    issues.check(0 < share < 1, f"--validation-share {share}: expected a number above 0 and below 1")
+    issues.check(seed >= 0, f"--split-seed {seed}: expected a whole number of at least 0")
+    return list(issues)
 
 
 def quantization_issues(config: RunConfig) -> list[str]:

@@ -128,6 +128,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
             "rows": {split: len(rows) for split, rows in data.splits().items()},
             "class_counts": {split: data.class_counts(rows) for split, rows in data.splits().items()},
             "class_weights": None if data.class_weights is None else list(data.class_weights),
+            **data.findings_to_json(),
             "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
             "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
             "sources": {split: dict(source) for split, source in data.sources.items()},

@@ -32,7 +32,7 @@ from lorabench.training.best import BestAdapter
 from lorabench.training.continuation import Continuation, find_savepoint
 from lorabench.training.failures import recorded
 from lorabench.training.job import Job, Progress
-from lorabench.training.loop import predict, score_split, train
+from lorabench.training.loop import predict, score_split, score_split_classes, train
 from lorabench.training.prediction import write_predictions
 from lorabench.training.record import (
     RecordKeeper,
@@ -184,7 +184,7 @@ def finish_test(job: Job, folder: Path) -> dict[str, Any] | None:
         return None
     logits = predict(job, job.inputs.collators["test"])
     if rows.labels is not None:
-        return score_split(job, logits, rows.labels).to_json()
+        return {**score_split(job, logits, rows.labels).to_json(), **score_split_classes(job, logits, rows.labels)}
     path = folder / TEST_PREDICTIONS_FILE
     setting.ranks.on_main(lambda: write_predictions(path, rows.ids, setting.data.labels, logits))
     return None

@@ -74,6 +74,8 @@ def test_counts_that_may_be_left_out_are_fine_without_a_value() -> None:
         ("lora", "lora_dropout", [0.0, 0.99], [1.0, 1.5, math.nan]),
         ("model", "base_dropout", [None, 0.0, 0.99], [1.0, 1.5, math.nan]),
         ("optim", "seed", [0, 2**40], [-1]),
+        ("data", "split_seed", [0, 2**40], [-1]),
+        ("data", "validation_share", [1e-9, 0.5, 0.99], [0.0, 1.0, 20.0, math.nan, math.inf]),
         ("run", "gpu_memory_limit", [None, 0.5, 80.0], [0.0, -1.0, math.nan, math.inf]),
     ],
 )
