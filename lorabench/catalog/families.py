@@ -19,20 +19,34 @@ class TokenizerMarks:
     Attributes:
         tokens: role -> mark, in the order of their ids, from 0 on.
         template: a row, with `$A` for its text.
+        pair: a row of two texts, `$A` and `$B`, where it is not one row after the other; `:1` is the token type of
+            what is before it, where that is not 0.
     """
 
     tokens: Mapping[str, str]
     template: str
+    pair: str | None = None
+
+    @property
+    def pair_template(self) -> str:
+        """A row of two texts."""
+        return self.pair or f"{self.template} {self.template.replace('$A', '$B')}"
 
 
 BERT_MARKS = TokenizerMarks(
-    {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}, "[CLS] $A [SEP]"
+    {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+    "[CLS] $A [SEP]",
+    "[CLS] $A [SEP] $B:1 [SEP]:1",
 )
 # RoBERTa derives positions from the pad id, so the order is its own.
 ROBERTA_MARKS = TokenizerMarks(
-    {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, "<s> $A </s>"
+    {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "<s> $A </s>",
+    "<s> $A </s> </s> $B </s>",
 )
-LLAMA_MARKS = TokenizerMarks({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A")
+LLAMA_MARKS = TokenizerMarks(
+    {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A", "<s> $A <s> $B"
+)
 
 
 def plain_layer(shape: Mapping[str, Any]) -> int:

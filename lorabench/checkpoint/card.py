@@ -2,19 +2,37 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
+from lorabench.config.template import Template
+
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows become what the model reads.
+
+    Attributes:
+        max_length: tokens that rows are cut to.
+        pair: rows are two texts.
+        template: rows are columns, joined by it.
+    """
+
+    max_length: int
+    pair: bool = False
+    template: Template | None = None
 
 
 def model_card(
     base: str,
     labels: tuple[str, ...],
     pad_token_id: int,
-    max_length: int,
+    reading: Reading,
     facts: Mapping[str, Any],
     quantization: "BitsAndBytesConfig | None" = None,
 ) -> str:
@@ -22,6 +40,7 @@ def model_card(
 
     Args:
         base: what PEFT loads the base model from.
+        reading: how the run read its rows.
         facts: shown as a list.
         quantization: how the base model was quantised; None: it was not.
     """
@@ -51,11 +70,32 @@ The base model is loaded from `{base}`; elsewhere, change `base_model_name_or_pa
 model.eval()
 
 labels = {list(labels)!r}
-texts = ["the first text", "another"]
-inputs = tokenizer(texts, truncation=True, max_length={max_length}, padding=True, return_tensors="pt").to(model.device)
+{_input_code(reading)}
+inputs = inputs.to(model.device)
 probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
 ```
 """
+
+
+def _input_code(reading: Reading) -> str:
+    """From texts to what the model reads, as the run had it."""
+    arguments = f'truncation=True, max_length={reading.max_length}, padding=True, return_tensors="pt"'
+    if reading.pair:
+        return f"""texts, seconds = ["the first text", "another"], ["what goes with it", "what goes with the other"]
+inputs = tokenizer(texts, seconds, {arguments})"""
+    if reading.template is None:
+        return f"""texts = ["the first text", "another"]
+inputs = tokenizer(texts, {arguments})"""
+    columns = dict.fromkeys(reading.template.columns)
+    rows = [dict.fromkeys(columns, "a text"), dict.fromkeys(columns, "")]
+    rows[1][reading.template.columns[-1]] = "another"
+    literals = iter(reading.template.literals)
+    parts = [repr(next(literals)), *(part for name in reading.template.columns
+                                     for part in (f"row[{name!r}]", repr(next(literals))))]  # fmt: skip
+    joined = ", ".join(part for part in parts if part != "''")
+    return f"""rows = {rows!r}  # what is missing is ""
+texts = ["".join([{joined}]) for row in rows]
+inputs = tokenizer(texts, {arguments})"""
 
 
 def _reload_code(arguments: str) -> str:

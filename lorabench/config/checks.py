@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig
+from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
 
 
@@ -43,6 +44,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(source_issues(config.data))
+    issues.extend(text_issues(config.data))
     issues.extend(quantization_issues(config))
     if config.run.output_dir is None or (not launching and looks_into_output_dir()):
         issues.extend(output_dir_issues(config.run.output_dir, config.run.resume))
@@ -122,6 +124,23 @@ def batch_issues(optim: OptimConfig, world_size: int, rows: int) -> list[str]:
         f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x {world_size} "
         f"rank(s) = {effective} rows per step: more than the {rows} training rows"
     ]
+
+
+def text_issues(data: DataConfig) -> list[str]:
+    """What is wrong with how rows become texts, whatever the columns."""
+    if data.template is None:
+        return []
+    flag, preset = f"--template {data.template!r}", task_preset(data.task)
+    issues = IssueList()
+    try:
+        parse_template(data.template)
+    except ValueError as error:
+        issues.add(f'{flag}: {error}; expected names of columns in braces, as in "{{keyword}}: {{text}}"')
+    issues.check(preset.row_text.columns is None, f"{flag}: task {data.task} joins columns of its own")
+    usual = preset.settings.get("text_column", DataConfig().text_column)
+    if data.text_column != usual:
+        issues.add(f"{flag}: --text-column {data.text_column} names the text, too; expected one of the two")
+    return list(issues)
 
 
 def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:

@@ -12,7 +12,7 @@ from lorabench.catalog.tasks import CUSTOM_TASK, TASKS, task_preset
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig
 
 # Whoever names one of these brings data of their own.
-OWN_DATA_FLAGS = ("train_file", "text_column", "label_column")
+OWN_DATA_FLAGS = ("train_file", "text_column", "template", "label_column")
 
 
 def unknown_names(model: str, task: str) -> list[str]:

@@ -62,6 +62,7 @@ class Flags(TypedDict, total=False):
     split_seed: int
     drop_duplicates: bool
     text_column: str
+    template: str | None
     label_column: str
     numeric_classes: bool
     positive_label: str | None

@@ -112,7 +112,9 @@ class DataConfig:
     drop_duplicates: bool = False
     """Take out of the training rows those whose text stands in validation or test, and repeated ones."""
     text_column: str = "text"
-    """Column with the text."""
+    """Column with the text; two with a comma between them are read as a pair, as the model's tokenizer joins one."""
+    template: str | None = None
+    """Joins columns into one text, as in "{keyword}: {text}"; `{{` and `}}` are braces. In place of --text-column."""
     label_column: str = "label"
     """Column with the label; strings or whole numbers, any number of classes."""
     numeric_classes: bool = False

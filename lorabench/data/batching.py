@@ -6,17 +6,18 @@ pass, without communication) and gives a run a position to resume from.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lorabench.data.task import Rows
+from lorabench.data.tokenizer import stubborn_marks
 from lorabench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,15 @@ class TokenizedRows:
         input_ids: token ids per row, special tokens included.
         labels: class indices; zeros for unlabelled rows.
         cut_rows: how many rows lost tokens to `--max-length`.
+        token_types: the type of each token, where rows have several, as those of two texts do in some models.
+        unread: rows of which the tokenizer leaves nothing but its own marks.
     """
 
     input_ids: list[list[int]]
     labels: list[int]
     cut_rows: int
+    token_types: list[list[int]] | None = None
+    unread: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -41,44 +46,127 @@ class TokenizedRows:
         """Tokens per row."""
         return [len(ids) for ids in self.input_ids]
 
+    def select(self, rows: Sequence[int]) -> "TokenizedRows":
+        """The rows at `rows`, in that order; none of them counts as cut."""
+        types = None if self.token_types is None else [self.token_types[row] for row in rows]
+        return TokenizedRows([self.input_ids[row] for row in rows], [self.labels[row] for row in rows], 0, types)
+
 
 def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, origin: str) -> TokenizedRows:
     """Token ids of every row, at most `max_length` each.
 
-    A row that is too long loses the last tokens of its cuttable part (for plain texts that is the whole text, which
-    equals right truncation); special tokens always stay.
+    A row that is too long loses tokens of its cuttable part at the end, or at its beginning if that is where the
+    tokenizer cuts; for plain texts, whose every part may be cut, that is the tokenizer's own truncation. Of a pair the
+    tokenizer cuts the longer text first. Special tokens always stay.
 
     Raises:
-        ConfigError: a row is longer than `max_length` without its cuttable part; the tokenizer gives no offsets.
+        ConfigError: a row is longer than `max_length` without its cuttable part, or without any text; it has no token
+            at all, or marks of the tokenizer within its text; the tokenizer gives no offsets.
     """
     if not tokenizer.is_fast:
         raise ConfigError(f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer")
-    encoded = tokenizer(
-        rows.texts, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False,
-        return_token_type_ids=False, truncation=False, padding=False, verbose=False,
+    marks = tokenizer.num_special_tokens_to_add(pair=rows.pairs is not None)
+    if max_length <= marks:
+        raise ConfigError(
+            f"--max-length {max_length}: the tokenizer's own marks take {marks} tokens of each row; expected at least "
+            f"{marks + 1}"
+        )
+    encoded = _encode(tokenizer, rows.texts, rows.pairs, truncation=False)
+    _check_marks_in_texts(encoded, rows, tokenizer, origin)
+    _check_any_token(encoded, rows, origin)
+    long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
+    cut: dict[int, dict[str, Sequence[int]]] = {}
+    if rows.pairs is None:
+        kept = _keep_of_singles(encoded, rows, long, max_length, tokenizer.truncation_side == "left", origin)
+        cut = {i: {name: [values[i][k] for k in kept[i]] for name, values in _columns(encoded)} for i in long}
+    elif long:
+        few = rows.select(long)
+        shorter = _encode(tokenizer, few.texts, few.pairs, truncation="longest_first", max_length=max_length)
+        cut = {i: {name: values[k] for name, values in _columns(shorter)} for k, i in enumerate(long)}
+    columns = {
+        name: [list(cut[i][name] if i in cut else row) for i, row in enumerate(values)]
+        for name, values in _columns(encoded)
+    }
+    types = columns.get("token_type_ids", [])
+    return TokenizedRows(
+        columns["input_ids"],
+        rows.labels or [0] * len(rows),
+        len(long),
+        types if any(map(any, types)) else None,
+        [i for i, special in enumerate(encoded["special_tokens_mask"]) if all(special)],
+    )
+
+
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], pairs: list[str] | None, **truncation: Any
+) -> "BatchEncoding":
+    return tokenizer(
+        texts, pairs, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False,
+        return_token_type_ids="token_type_ids" in tokenizer.model_input_names, padding=False, verbose=False,
+        **truncation,
     )  # fmt: skip
-    input_ids: list[list[int]] = []
-    cut_rows = 0
-    hopeless: dict[str, int] = {}
-    for i, ids in enumerate(encoded["input_ids"]):
-        excess = len(ids) - max_length
-        if excess > 0:
-            cut_rows += 1
-            dropped = _cuttable_tokens(
-                encoded["offset_mapping"][i], encoded["special_tokens_mask"][i], rows.cuttable[i]
-            )
-            if len(dropped) < excess:
-                hopeless[rows.ids[i]] = len(ids) - len(dropped)
-            gone = set(dropped[len(dropped) - excess :])
-            ids = [token for position, token in enumerate(ids) if position not in gone]
-        input_ids.append(list(ids))
+
+
+def _columns(encoded: "BatchEncoding") -> Iterator[tuple[str, Sequence[Sequence[int]]]]:
+    """What the model may read of encoded rows: name -> rows of numbers."""
+    return ((name, encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded)
+
+
+def _check_marks_in_texts(
+    encoded: "BatchEncoding", rows: Rows, tokenizer: "PreTrainedTokenizerBase", origin: str
+) -> None:
+    """Refuse texts of which the tokenizer makes its own marks: a row would seem to end where it does not."""
+    stubborn = stubborn_marks(tokenizer)
+    found = set(stubborn.values())
+    if not found:
+        return
+    bad = {
+        rows.ids[i]: {token for token, mark in zip(ids, encoded["special_tokens_mask"][i], strict=True) if not mark}
+        for i, ids in enumerate(encoded["input_ids"])
+    }
+    bad = {name: tokens & found for name, tokens in bad.items() if tokens & found}
+    if bad:
+        named = ", ".join(repr(mark) for mark, index in stubborn.items() if index in set().union(*bad.values()))
+        raise ConfigError(
+            f"{origin}: {_name_rows(list(bad))} with {named} in the text, of which this model's tokenizer makes its "
+            "own mark; expected texts without it"
+        )
+
+
+def _check_any_token(encoded: "BatchEncoding", rows: Rows, origin: str) -> None:
+    """Refuse rows without a single token, as of texts that a tokenizer without marks leaves nothing of."""
+    bad = [rows.ids[i] for i, ids in enumerate(encoded["input_ids"]) if not ids]
+    if bad:
+        raise ConfigError(
+            f"{origin}: {_name_rows(bad)} of which the tokenizer makes no token; expected a text in each"
+        )
+
+
+def _name_rows(ids: Sequence[str]) -> str:
+    """`2 rows (id a, b)`, at most five named."""
+    return f"{len(ids)} row{'s' if len(ids) > 1 else ''} (id {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})"
+
+
+def _keep_of_singles(
+    encoded: "BatchEncoding", rows: Rows, long: Sequence[int], max_length: int, from_front: bool, origin: str
+) -> dict[int, list[int]]:
+    """Positions of the tokens that stay of each row in `long`."""
+    kept, hopeless = {}, {}
+    for i in long:
+        count = len(encoded["input_ids"][i])
+        excess = count - max_length
+        dropped = _cuttable_tokens(encoded["offset_mapping"][i], encoded["special_tokens_mask"][i], rows.cuttable[i])
+        if len(dropped) < excess:
+            hopeless[rows.ids[i]] = count - len(dropped)
+        gone = set(dropped[:excess] if from_front else dropped[len(dropped) - excess :])
+        kept[i] = [position for position in range(count) if position not in gone]
     if hopeless:
         named = ", ".join(list(hopeless)[:5]) + (", ..." if len(hopeless) > 5 else "")
         raise ConfigError(
             f"--max-length {max_length}: {len(hopeless)} of {origin} (id {named}) are longer even without the part "
             f"that may be cut; expected at least {max(hopeless.values())}, or a file without them"
         )
-    return TokenizedRows(input_ids, rows.labels or [0] * len(rows), cut_rows)
+    return kept
 
 
 def _cuttable_tokens(offsets: Sequence[tuple[int, int]], special: Sequence[int], span: tuple[int, int]) -> list[int]:
@@ -200,6 +288,7 @@ class Batch:
         weights: [rows] float32, the class weight of each row; 0 for stand-ins.
         rows: row indices of the real rows.
         tokens: tokens of the real rows, padding excluded.
+        token_types: [rows, tokens] int64, 0 on padding; None where all are 0.
     """
 
     input_ids: torch.Tensor
@@ -208,14 +297,24 @@ class Batch:
     weights: torch.Tensor
     rows: list[int]
     tokens: int
+    token_types: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What the model is called with."""
+        types = () if self.token_types is None else (self.token_types,)
+        return (self.input_ids, self.attention_mask, *types)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; from pinned memory the copies do not block."""
         if device.type == "cpu":
             return self
-        tensors = (self.input_ids, self.attention_mask, self.labels, self.weights)
-        moved = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-        return Batch(*moved, rows=self.rows, tokens=self.tokens)
+        moved = {
+            field.name: tensor.pin_memory().to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(tensor := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -234,23 +333,27 @@ class PaddedCollator:
 
     def __call__(self, micro_batch: MicroBatch) -> Batch:
         ids = [self.data.input_ids[row] for row in micro_batch.rows]
-        longest = max(map(len, ids))
-        input_ids = torch.full((len(ids), longest), self.pad_token_id)
-        attention_mask = torch.zeros((len(ids), longest), dtype=torch.long)
-        for i, tokens in enumerate(ids):
-            input_ids[i, : len(tokens)] = torch.tensor(tokens)
-            attention_mask[i, : len(tokens)] = 1
+        types = None if self.data.token_types is None else [self.data.token_types[row] for row in micro_batch.rows]
         labels = [self.data.labels[row] for row in micro_batch.rows]
         weights = [self.class_weights[label] if i < micro_batch.real else 0.0 for i, label in enumerate(labels)]
         return Batch(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
+            input_ids=_padded(ids, self.pad_token_id),
+            attention_mask=_padded([[1] * len(tokens) for tokens in ids], 0),
             labels=torch.tensor(labels),
             weights=torch.tensor(weights, dtype=torch.float32),
             rows=micro_batch.rows[: micro_batch.real],
             tokens=sum(map(len, ids[: micro_batch.real])),
+            token_types=None if types is None else _padded(types, 0),
         )
 
     def total_weight(self, window: Window) -> float:
         """Sum of the class weights of a window's rows over all ranks: the loss's denominator."""
         return sum(self.class_weights[self.data.labels[row]] for row in window.rows)
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    """Rows of numbers as [rows, longest] int64, filled up on the right."""
+    padded = torch.full((len(rows), max(map(len, rows))), filler)
+    for row, numbers in zip(padded, rows, strict=True):
+        row[: len(numbers)] = torch.tensor(numbers)
+    return padded

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
+from lorabench.data.texts import describe_rows
 from lorabench.errors import ConfigError, IssueList
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
@@ -181,12 +182,6 @@ def _appearance(name: str) -> Hashable:
 def _listed(items: Sequence[str]) -> str:
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
-
-
-def describe_rows(indices: Sequence[int]) -> str:
-    """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
-    named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
-    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"
 
 
 def _is_number(text: str) -> bool:

@@ -1,5 +1,6 @@
 """A task's rows: where they come from, how they split, which classes they have and what those weigh."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,14 @@ from lorabench.data.findings import Findings, absent_classes, rare_classes
 from lorabench.data.labels import (
     class_weights,
     count_classes,
-    describe_rows,
     label_names,
     label_remarks,
     positive_index,
     read_labels,
 )
+from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
+from lorabench.data.texts import describe_rows, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
 
 _ID_COLUMNS = ("id", "id_string")
@@ -31,15 +33,17 @@ class Rows:
 
     Attributes:
         ids: the file's `id` or `id_string`, else the row's number from 0.
-        texts: what the model reads.
+        texts: what the model reads, or the first of two texts.
         labels: class indices; None for an unlabelled test file.
-        cuttable: per row, the range of characters that truncation may take from.
+        cuttable: per row, the range of characters that truncation may take from; of pairs the tokenizer decides.
+        pairs: the second texts; None where rows have one.
     """
 
     ids: list[str]
     texts: list[str]
     labels: list[int] | None
     cuttable: list[tuple[int, int]]
+    pairs: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,12 +55,15 @@ class Rows:
             texts=[self.texts[i] for i in indices],
             labels=None if self.labels is None else [self.labels[i] for i in indices],
             cuttable=[self.cuttable[i] for i in indices],
+            pairs=None if self.pairs is None else [self.pairs[i] for i in indices],
         )
 
     @property
     def contents(self) -> list[tuple[str, ...]]:
         """All that is read of each row, to compare rows by."""
-        return [(text,) for text in self.texts]
+        return (
+            [(text,) for text in self.texts] if self.pairs is None else list(zip(self.texts, self.pairs, strict=True))
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     if "validation" in tables:
         check_split_flags(config, tables["validation"].origin)
     issues = IssueList()
-    texts = {split: _texts(table, config, preset, issues) for split, table in tables.items()}
+    texts = {split: _rows(table, config, preset, issues, remarks) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
     issues.raise_if_any()
 
@@ -154,42 +161,54 @@ def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
         ConfigError: the file cannot be read, lacks the text column or has rows without a text.
     """
     issues = IssueList()
-    rows = _texts(read_table(flag, path, file_format(config)), config, task_preset(config.task), issues)
+    rows = _rows(read_table(flag, path, file_format(config)), config, task_preset(config.task), issues, [])
     issues.raise_if_any()
     return rows
 
 
-def text_rows(texts: Sequence[str]) -> Rows:
+def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = False) -> Rows:
     """Texts that stand in no file, as they are.
 
+    Args:
+        texts: a text for each row, or its two.
+        paired: rows have two texts.
+
     Raises:
-        ConfigError: some are no texts, or empty.
+        ConfigError: some are no texts, or empty, or not two where two are expected.
     """
-    bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    width = 2 if paired else 1
+    rows: list[tuple[Any, ...]] = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in texts]
+    bad = [
+        i
+        for i, row in enumerate(rows)
+        if len(row) != width or not all(isinstance(text, str) and not is_blank(text) for text in row)
+    ]
     if bad:
-        raise ConfigError(f"texts: {describe_rows(bad)} without a text; expected texts")
-    return Rows([str(i) for i in range(len(texts))], list(texts), None, [(0, len(text)) for text in texts])
+        expected = "expected pairs of texts: the run reads two columns" if paired else "expected texts"
+        raise ConfigError(f"texts: {describe_rows(bad)} without a {'pair' if paired else 'text'}; {expected}")
+    first = [str(row[0]) for row in rows]
+    pairs = [str(row[-1]) for row in rows] if paired else None
+    return Rows([str(i) for i in range(len(rows))], first, None, [(0, len(text)) for text in first], pairs)
 
 
-def _texts(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList) -> Rows:
+def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueList, remarks: list[str]) -> Rows:
     """Texts and ids of a table, unlabelled yet; issues for missing columns and empty texts."""
-    columns, row_text = table.columns, preset.row_text
-    needed = row_text.columns or (config.text_column,)
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        flag = "" if row_text.columns else " (--text-column)"
-        issues.add(f"{table.origin}: no column {', '.join(missing)!r}{flag}; {list_columns(columns)}")
+    found = read_texts(table.origin, table.columns, config, preset, issues)
+    if found is None:
         return Rows([], [], None, [])
-    joined = [row_text.join(*row) for row in zip(*(columns[name] for name in needed), strict=True)]
-    bad = [i for i, text in enumerate(joined) if text is None]
-    texts = [text[0] if text else "" for text in joined]
-    cuttable = [text[1] if text else (0, 0) for text in joined]
-    if bad:
-        expectation = row_text.expectation.format(column=config.text_column)
-        issues.add(f"{table.origin}: {describe_rows(bad)} without a text; {expectation}")
-    id_column = next((name for name in _ID_COLUMNS if name in columns), None)
-    ids = [str(value) for value in columns[id_column]] if id_column else [str(i) for i in range(len(texts))]
-    return Rows(ids, texts, None, cuttable)
+    if found.blank:
+        issues.add(f"{table.origin}: {describe_rows(found.blank)} without a text; {found.expectation}")
+    remarks += [
+        f"{table.origin}: {count} rows without a value in column {name!r}, which the template leaves out"
+        for name, count in found.filled.items()
+    ]
+    return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
+
+
+def row_ids(columns: Columns, count: int) -> list[str]:
+    """What a table calls its rows, else their numbers from 0."""
+    name = next((name for name in _ID_COLUMNS if name in columns), None)
+    return [str(value) for value in columns[name]] if name else [str(i) for i in range(count)]
 
 
 def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList) -> list[str] | None:
@@ -231,7 +250,7 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
             f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
             f"{', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}"
         )
-    return Rows(rows.ids, rows.texts, [index.get(label, -1) for label in raw], rows.cuttable)
+    return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 
 
 def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: DataConfig) -> Rows:

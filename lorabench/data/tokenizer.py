@@ -1,4 +1,8 @@
-"""The model's tokenizer, or a stand-in trained on the task's own texts where a shape-only run has none."""
+"""The model's tokenizer, or a stand-in trained on the task's own texts where a shape-only run has none.
+
+It differs from what the model came with in three settings, which it is saved with: rows are padded on the right, marks
+such as `</s>` are text where they stand in a text, and it gives token types where the model has them.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,32 +38,86 @@ def load_tokenizer(
     # A preset's shape is known here, so a run with random weights has no reason to ask the Hub.
     shape_only = config.weights == "random" and config.model in MODELS
     try:
-        tokenizer = _from_pretrained(config, source, add_prefix_space, local_only=shape_only)
+        tokenizer = _from_pretrained(
+            config, source, add_prefix_space, local_only=shape_only, model_input_names=_input_names(model_config)
+        )
+        _check_vocabulary(tokenizer)
     except (OSError, ValueError, ImportError) as error:
         if not shape_only:
-            raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}") from None
+            raise ConfigError(f"--model {config.model}: no tokenizer to be had: {explain_hub_error(error)}") from None
         tokenizer = train_stand_in(texts, model_config.model_type, min(STAND_IN_VOCABULARY, model_config.vocab_size))
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"--model {config.model}: its {type(tokenizer).__name__} has no fast version, which tells where tokens "
+            "stand in a text; expected a model with a tokenizer.json"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(f"--model {config.model}: its tokenizer has neither a pad nor an end-of-text token")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
+    _check_pad(config, model_config, pad_id(tokenizer))
     return tokenizer
 
 
 def _from_pretrained(
-    config: ModelConfig, source: str, add_prefix_space: bool, local_only: bool
+    config: ModelConfig, source: str, add_prefix_space: bool, local_only: bool, model_input_names: list[str]
 ) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     arguments: dict[str, Any] = {"add_prefix_space": True} if add_prefix_space else {}
+    # What is said here, and not set later, is saved with the tokenizer.
     return AutoTokenizer.from_pretrained(
         source,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         local_files_only=local_only,
+        padding_side="right",
+        split_special_tokens=True,
+        model_input_names=model_input_names,
         **arguments,
     )
+
+
+def _input_names(model_config: "PretrainedConfig") -> list[str]:
+    """What a call of the tokenizer gives; token types where the model tells at least two apart.
+
+    A model with one type has no row for the second, and one without any may take them for something else.
+    """
+    types = ["token_type_ids"] if (getattr(model_config, "type_vocab_size", None) or 0) > 1 else []
+    return ["input_ids", *types, "attention_mask"]
+
+
+def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse the tokenizer that transformers makes of a configuration alone: it knows marks, and no word.
+
+    Raises:
+        ValueError: says what is missing.
+    """
+    if tokenizer.is_fast and set(tokenizer.get_vocab()) <= marks_of(tokenizer).keys():
+        raise ValueError(
+            f"its files hold no vocabulary, only {len(tokenizer)} marks; expected a tokenizer.json beside its "
+            "config.json"
+        )
+
+
+def _check_pad(config: ModelConfig, model_config: "PretrainedConfig", pad: int) -> None:
+    """Refuse a model that would read padding on the right as part of its rows, or count positions by it anew.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if getattr(model_config, "summary_type", None) == "last":
+        raise ConfigError(
+            f"--model {config.model}: type {model_config.model_type!r} reads a row at its last position, where "
+            "shorter rows have padding; not supported"
+        )
+    family, own = family_of(model_config.model_type), getattr(model_config, "pad_token_id", None)
+    if family is not None and family.counts_from_pad and own not in (None, pad):
+        raise ConfigError(
+            f"--model {config.model}: its tokenizer pads with token {pad}, and the model counts positions from its "
+            f"own pad token, {own}; expected a tokenizer that belongs to the model"
+        )
 
 
 def train_stand_in(texts: Sequence[str], model_type: str, vocabulary: int) -> "PreTrainedTokenizerBase":
@@ -84,9 +142,11 @@ def train_stand_in(texts: Sequence[str], model_type: str, vocabulary: int) -> "P
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=marks.template, special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in marks.tokens.values()]
+        single=marks.template,
+        pair=marks.pair_template,
+        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in marks.tokens.values()],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks.tokens)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **marks.tokens)
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -94,3 +154,25 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     if not isinstance(tokenizer.pad_token_id, int):
         raise TypeError(f"expected one pad id, found {tokenizer.pad_token_id!r}")
     return tokenizer.pad_token_id
+
+
+def marks_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """The tokenizer's special tokens, named ones and others: text -> id."""
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**added, **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
+
+
+def stubborn_marks(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Special tokens that the tokenizer finds in texts although it is told that they are text there: text -> id.
+
+    Unigram models have them among their pieces. What stands for an unknown word is none of them.
+    """
+    if not tokenizer.split_special_tokens:
+        return {}
+    marks = marks_of(tokenizer)
+    marks.pop(str(tokenizer.unk_token), None)
+    return {
+        mark: index
+        for mark, index in marks.items()
+        if index in tokenizer(mark, add_special_tokens=False, verbose=False)["input_ids"]
+    }

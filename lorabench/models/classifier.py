@@ -12,7 +12,7 @@ from torch import nn
 
 
 class SequenceClassifier(nn.Module):
-    """A PEFT-adapted transformers classifier: (input_ids, attention_mask) -> logits in float32.
+    """A PEFT-adapted transformers classifier: (input_ids, attention_mask[, token_type_ids]) -> logits in float32.
 
     Decoders are pooled at the last token of the attention mask, not at the last token that differs from the pad id:
     with pad = eos the latter picks another token for rows that end in eos.
@@ -36,12 +36,17 @@ class SequenceClassifier(nn.Module):
         base: Any = self.adapted.get_base_model()
         return getattr(base, base.base_model_prefix)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits [rows, classes] of input_ids and attention_mask, both [rows, tokens]."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits [rows, classes] of input_ids, attention_mask and types, all [rows, tokens]; None: all types are 0."""
         base: Any = self.adapted.get_base_model()
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
         if not self.pools_last_token:
-            return base(input_ids=input_ids, attention_mask=attention_mask).logits.float()
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+            return base(**inputs).logits.float()
+        hidden = self.body(**inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         return base.score(hidden[rows, last_token(attention_mask)]).float()
 

@@ -58,7 +58,7 @@ def build_execution(
         ConfigError: `captured` was asked for, and the model cannot be.
     """
     config, ranks = setting.config, setting.ranks
-    packed = pack_or_reason(setting, classifier, longest_text)
+    packed = pack_or_reason(setting, classifier, longest_text, data.data.token_types is not None)
     if not isinstance(packed, PackedClassifier):
         gradients = setting.strategy.gradients(prepared, optimizer, config.optim.max_grad_norm, ranks)
         on_oom = config.run.on_oom
@@ -67,8 +67,13 @@ def build_execution(
     return _build_captured(setting, packed, optimizer, data, plan, steps), how
 
 
-def pack_or_reason(setting: Setting, classifier: SequenceClassifier, longest_text: int) -> PackedClassifier | str:
+def pack_or_reason(
+    setting: Setting, classifier: SequenceClassifier, longest_text: int, token_types: bool
+) -> PackedClassifier | str:
     """The classifier over packs, for captured steps, or why steps run eagerly. A collective call.
+
+    Args:
+        token_types: rows have token types, as pairs do in some models.
 
     Raises:
         ConfigError: `captured` was asked for, and the model cannot be.
@@ -78,7 +83,7 @@ def pack_or_reason(setting: Setting, classifier: SequenceClassifier, longest_tex
         return "as asked for"
     obstacle = capture_obstacle(setting)
     autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
-    packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast, longest_text))
+    packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast, longest_text, token_types))
     if asked == "captured" and not isinstance(packed, PackedClassifier):
         raise ConfigError(f"--execution captured: {packed}; expected auto or eager")
     return packed
@@ -131,15 +136,21 @@ def _build_captured(
 
 
 def choose_forward(
-    classifier: SequenceClassifier, device: torch.device, autocast: torch.dtype | None, longest_text: int, packs: bool
+    classifier: SequenceClassifier,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    longest_text: int,
+    packs: bool,
+    token_types: bool = False,
 ) -> Forward:
     """How a finished model computes logits: over packs where that is wanted and the model allows it, else padded.
 
     Args:
         autocast: dtype of the computation; None for the weights' own.
         longest_text: tokens of the longest text.
+        token_types: rows have token types.
     """
-    packed = try_packing(classifier, autocast, longest_text) if packs else None
+    packed = try_packing(classifier, autocast, longest_text, token_types) if packs else None
     if isinstance(packed, PackedClassifier):
         return PackedForward(packed, device)
     return PaddedForward(classifier, device, autocast)

@@ -118,21 +118,25 @@ class PackedClassifier:
 
     def _logits(self, pack: Pack, attention_mask: Any) -> torch.Tensor:
         if self._pools_last:
+            types = {} if pack.token_types is None else {"token_type_ids": pack.token_types}
             hidden = self._body(
                 input_ids=pack.input_ids,
                 position_ids=pack.positions,
                 attention_mask=attention_mask,
                 use_cache=False,
+                **types,
             ).last_hidden_state
             return self._base.score(hidden[0, pack.last]).float()
-        types = {"token_type_ids": torch.zeros_like(pack.input_ids)} if self._takes_types else {}
+        types = pack.token_types
+        if types is None and self._takes_types:
+            types = torch.zeros_like(pack.input_ids)
         self._first = pack.first
         try:
             return self._base(
                 input_ids=pack.input_ids,
                 position_ids=pack.positions + self._first_position,
                 attention_mask=attention_mask,
-                **types,
+                **({} if types is None else {"token_type_ids": types}),
             ).logits.float()
         finally:
             self._first = None
@@ -182,12 +186,19 @@ class PackedForward:
 
 
 def try_packing(
-    classifier: SequenceClassifier, autocast: torch.dtype | None = None, longest_text: int = attention.TILES[-1]
+    classifier: SequenceClassifier,
+    autocast: torch.dtype | None = None,
+    longest_text: int = attention.TILES[-1],
+    token_types: bool = False,
 ) -> PackedClassifier | str:
     """The classifier over packs, or in a few words why its architecture allows none.
 
     It is tried on a few tiny texts: in one pack and each alone, they must get the same logits. A model that needs more
     than attention within texts computes is tried under a mask.
+
+    Args:
+        autocast: see `PackedClassifier`, as `longest_text`.
+        token_types: the model will be given token types, so it is tried with some.
 
     Raises:
         RuntimeError: memory ran out, which says nothing about the architecture (see `meters.is_out_of_memory`).
@@ -204,10 +215,10 @@ def try_packing(
     classifier.eval()
     obstacle = "not tried yet"
     try:
-        obstacle = _obstacle(packed)
+        obstacle = _obstacle(packed, token_types)
         if obstacle and packed.tile:
             packed.tile = 0
-            obstacle = _obstacle(packed)
+            obstacle = _obstacle(packed, token_types)
     finally:
         classifier.train(was_training)
         if obstacle:
@@ -222,15 +233,16 @@ def _refusal(base: nn.Module, error: Exception) -> str:
     return f"{type(base).__name__} takes no packs ({type(error).__name__}: {error})"
 
 
-def _obstacle(packed: PackedClassifier) -> str:
+def _obstacle(packed: PackedClassifier, token_types: bool) -> str:
     """Why the model cannot be packed; empty if it can."""
     base: Any = packed.classifier.adapted.get_base_model()
     try:
-        difference = _probe(packed)
+        difference = _probe(packed, token_types)
     except Exception as error:
         return _refusal(base, error)
     if not difference <= _TOLERANCES[packed.autocast or base.dtype]:
-        return f"{type(base).__name__} gives a packed text other logits (by {difference:.2g} of the largest)"
+        kind = "pair" if token_types else "text"
+        return f"{type(base).__name__} gives a packed {kind} other logits (by {difference:.2g} of the largest)"
     return ""
 
 
@@ -245,28 +257,30 @@ def _first_position(body: Any) -> int:
 
 
 class _ProbeRows:
-    """A few rows of arbitrary tokens."""
+    """A few rows of arbitrary tokens; with types, those of their second half are another one."""
 
-    def __init__(self, lengths: Sequence[int], vocabulary: int, pad_token_id: int) -> None:
+    def __init__(self, lengths: Sequence[int], vocabulary: int, pad_token_id: int, token_types: bool) -> None:
         ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(length)] for i, length in enumerate(lengths)]
         # RoBERTa's own positions, which the padded pass uses, skip tokens that look like padding.
         ids = [[token if token != pad_token_id else (token + 1) % vocabulary for token in row] for row in ids]
-        self.data = TokenizedRows(ids, [0] * len(ids), cut_rows=0)
+        types = [[int(2 * j > length) for j in range(length)] for length in lengths] if token_types else None
+        self.data = TokenizedRows(ids, [0] * len(ids), cut_rows=0, token_types=types)
         self.class_weights = (1.0,)
         self.pad_token_id = pad_token_id
 
 
 @torch.no_grad()
-def _probe(packed: PackedClassifier) -> float:
+def _probe(packed: PackedClassifier, token_types: bool) -> float:
     """Largest difference between logits of packed texts and of the same texts alone, relative to the largest logit."""
     classifier = packed.classifier
     device = next(classifier.parameters()).device
-    rows = _ProbeRows(_PROBE_LENGTHS, classifier.config.vocab_size, classifier.config.pad_token_id or 0)
+    rows = _ProbeRows(_PROBE_LENGTHS, classifier.config.vocab_size, classifier.config.pad_token_id or 0, token_types)
     pack = make_pack(rows, range(len(rows.data)), 24, len(rows.data) + 1).to(device)
     together = packed(pack)[: len(rows.data)]
     alone = []
-    for ids in rows.data.input_ids:
+    for i, ids in enumerate(rows.data.input_ids):
         row = torch.tensor([ids], device=device)
-        alone.append(classifier(row, torch.ones_like(row)))
+        types = [torch.tensor([rows.data.token_types[i]], device=device)] if rows.data.token_types else []
+        alone.append(classifier(row, torch.ones_like(row), *types))
     expected = torch.cat(alone)
     return ((together - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()

@@ -5,7 +5,7 @@ computes for each what it would compute for it alone. Fixed lengths let one CUDA
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +42,7 @@ class Pack:
         rows: row indices of the real texts; they come first.
         tokens: tokens of the real texts, padding excluded.
         longest: no text has more tokens.
+        token_types: [1, tokens] int64, 0 on padding; None where all are 0.
     """
 
     input_ids: torch.Tensor
@@ -54,13 +55,12 @@ class Pack:
     rows: list[int]
     tokens: int
     longest: int
+    token_types: torch.Tensor | None = None
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All tensors, in the order of the fields."""
-        return (
-            self.input_ids, self.positions, self.segments, self.first, self.last, self.labels, self.weights
-        )  # fmt: skip
+        """All tensors that there are, in the order of the fields."""
+        return tuple(self._named_tensors().values())
 
     @property
     def length(self) -> int:
@@ -69,21 +69,23 @@ class Pack:
 
     def pinned(self) -> "Pack":
         """The pack in pinned memory, from where copies to a GPU do not block."""
-        return self._replaced([tensor.pin_memory() for tensor in self.tensors])
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._named_tensors().items()})
 
     def to(self, device: torch.device) -> "Pack":
         """The pack on `device`; the copies do not block."""
         if device.type == "cpu":
             return self
-        return self._replaced([tensor.to(device, non_blocking=True) for tensor in self.pinned().tensors])
+        pinned = self.pinned()._named_tensors()
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()})
 
     def copy_(self, source: "Pack") -> None:
         """Take over the tensors of `source`, a pack of the same shape."""
         for target, tensor in zip(self.tensors, source.tensors, strict=True):
             target.copy_(tensor, non_blocking=True)
 
-    def _replaced(self, tensors: Sequence[torch.Tensor]) -> "Pack":
-        return Pack(*tensors, rows=self.rows, tokens=self.tokens, longest=self.longest)
+    def _named_tensors(self) -> dict[str, torch.Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 class RowSource(Protocol):
@@ -119,6 +121,7 @@ def make_pack(
     total = sum(len(source.data.input_ids[row]) for row in rows)
     length = int(_round_up(total, MASK_ALIGNMENT)) if length is None else length
     ids = np.full(length, source.pad_token_id, dtype=np.int64)
+    types = None if source.data.token_types is None else np.zeros(length, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     segments = np.full(length, texts, dtype=np.int64)
     ends = np.cumsum([len(source.data.input_ids[row]) for row in rows])
@@ -127,6 +130,8 @@ def make_pack(
     start = 0
     for i, (row, end) in enumerate(zip(rows, ends.tolist(), strict=True)):
         ids[start:end] = source.data.input_ids[row]
+        if types is not None and source.data.token_types is not None:
+            types[start:end] = source.data.token_types[row]
         positions[start:end] = np.arange(end - start)
         segments[start:end] = i
         first[i], last[i] = start, end - 1
@@ -139,6 +144,7 @@ def make_pack(
         rows=list(rows[:real]),
         tokens=sum(len(source.data.input_ids[row]) for row in rows[:real]),
         longest=max(len(source.data.input_ids[row]) for row in rows) if longest is None else longest,
+        token_types=None if types is None else torch.from_numpy(types[None]),
     )
 
 

@@ -21,7 +21,7 @@ class EagerExecution:
     """Runs steps over padded batches.
 
     Args:
-        model: prepared classifier, (input_ids, attention_mask) -> logits.
+        model: prepared classifier, (input_ids, attention_mask[, token_type_ids]) -> logits.
         gradients: the strategy's side.
         data: makes batches of training rows.
         plan: deals a window's rows to ranks and micro-batches.
@@ -114,7 +114,7 @@ class EagerExecution:
             passes.counts.add(rows=len(batch.rows), tokens=batch.tokens, padded_tokens=batch.input_ids.numel())
             on_device = batch.to(device)
             with self._gradients.forward_context(last):
-                logits = self._model(on_device.input_ids, on_device.attention_mask)
+                logits = self._model(*on_device.inputs)
                 losses = self._loss.of_rows(logits, on_device.labels, on_device.weights)
                 loss = losses.sum() / total_weight
                 self._gradients.backward(loss, last)

@@ -39,7 +39,7 @@ class PaddedForward:
     """Rows of a batch, padded to the longest.
 
     Args:
-        model: (input_ids, attention_mask) -> logits.
+        model: (input_ids, attention_mask[, token_type_ids]) -> logits.
         autocast: dtype of the computation; None where the model sees to that itself.
     """
 
@@ -54,9 +54,9 @@ class PaddedForward:
     def logits(self, data: PaddedCollator, micro_batch: MicroBatch) -> torch.Tensor:
         batch = data(micro_batch).to(self._device)
         if self._autocast is None:
-            return self.model(batch.input_ids, batch.attention_mask)
+            return self.model(*batch.inputs)
         with torch.autocast(self._device.type, dtype=self._autocast):
-            return self.model(batch.input_ids, batch.attention_mask)
+            return self.model(*batch.inputs)
 
 
 def predict_logits(

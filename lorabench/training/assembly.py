@@ -9,6 +9,7 @@ import torch
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import RunConfig
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
+from lorabench.data.reading import check_read, remarks_on
 from lorabench.data.tokenizer import load_tokenizer, pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError
@@ -37,12 +38,14 @@ class Inputs:
 
     Attributes:
         weights: parameters of base model and head.
+        remarks: what the user is told of how the tokenizer reads the rows, a sentence each.
     """
 
     model_config: "PretrainedConfig"
     tokenizer: "PreTrainedTokenizerBase"
     collators: dict[str, PaddedCollator]
     weights: WeightCount
+    remarks: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> dict[str, TokenizedRows]:
@@ -79,7 +82,10 @@ def prepare_inputs(setting: Setting) -> Inputs:
         for split, rows in data.splits().items()
     }
     check_vocabulary(config, model_config, collators)
-    return Inputs(model_config, tokenizer, collators, weights)
+    tokens = {split: collator.data for split, collator in collators.items()}
+    check_read(data.splits(), tokens)
+    remarks = remarks_on(data.splits(), tokens, tokenizer, model_config.model_type)
+    return Inputs(model_config, tokenizer, collators, weights, tuple(remarks))
 
 
 def check_vocabulary(

@@ -8,9 +8,10 @@ import torch
 
 from lorabench.catalog.metrics import metrics_in
 from lorabench.checkpoint import adapter as checkpoint
-from lorabench.checkpoint.card import model_card
+from lorabench.checkpoint.card import Reading, model_card
 from lorabench.config.defaults import is_synthetic
-from lorabench.data.batching import PaddedCollator, TokenizedRows, longest_first
+from lorabench.config.template import parse_template
+from lorabench.data.batching import PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
@@ -156,10 +157,7 @@ class BestAdapter:
         collator = self._inputs.collators["validation"]
         count = RELOAD_BATCHES * self._setting.config.optim.eval_batch_size * self._setting.ranks.world_size
         rows = longest_first(collator.data.lengths)[:count]
-        data = TokenizedRows(
-            [collator.data.input_ids[row] for row in rows], [collator.data.labels[row] for row in rows], cut_rows=0
-        )
-        return rows, PaddedCollator(data, collator.class_weights, collator.pad_token_id)
+        return rows, PaddedCollator(collator.data.select(rows), collator.class_weights, collator.pad_token_id)
 
     def _card(self, record: Record) -> str:
         config, data = self._setting.config, self._setting.data
@@ -175,11 +173,12 @@ class BestAdapter:
             "rows are cut at": f"{config.data.max_length} tokens",
         }
         base: Any = self._built.classifier.adapted.get_base_model()
+        template = None if config.data.template is None else parse_template(config.data.template)
         return model_card(
             model_source(config.model),
             data.labels,
             pad_id(self._inputs.tokenizer),
-            config.data.max_length,
+            Reading(config.data.max_length, data.train.pairs is not None, template),
             facts,
             quantization=getattr(base.config, "quantization_config", None),
         )

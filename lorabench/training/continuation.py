@@ -180,8 +180,10 @@ class Continuation:
 
 
 def fingerprint(rows: TokenizedRows) -> str:
-    """Hash of tokenized rows: the same tokens and labels, in the same order."""
+    """Hash of tokenized rows: the same tokens, types and labels, in the same order."""
     digest = hashlib.sha256()
     for ids, label in zip(rows.input_ids, rows.labels, strict=True):
         digest.update(f"{label}:{','.join(map(str, ids))}\n".encode())
+    for types in rows.token_types or ():
+        digest.update(f"{','.join(map(str, types))}\n".encode())
     return digest.hexdigest()

@@ -99,7 +99,8 @@ class Predictor:
         tokens = tokenize(rows, self._tokenizer, self._run.config.data.max_length, origin)
         data = PaddedCollator(tokens, (1.0,) * len(self._run.labels), pad_id(self._tokenizer))
         packs = self._device.type == "cuda" and self._run.packs
-        forward = choose_forward(self._classifier, self._device, self._autocast, max(tokens.lengths), packs)
+        types = tokens.token_types is not None
+        forward = choose_forward(self._classifier, self._device, self._autocast, max(tokens.lengths), packs, types)
         return predict_logits(forward, data, batch_size, Ranks(self._device), may_halve=True)
 
 

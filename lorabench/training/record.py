@@ -132,7 +132,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
             "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
             "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
             "sources": {split: dict(source) for split, source in data.sources.items()},
-            "remarks": list(data.remarks),
+            "remarks": [*data.remarks, *inputs.remarks],
         },
         "before": None,
         "best": None,

@@ -3,6 +3,7 @@
 `python -m pytest tests/gpu/test_gpu_captured.py`; skipped without a GPU. Models are small and made here.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +231,24 @@ def test_a_graph_replays_what_it_captured(family: str, compiled: bool, models: d
     found = graphs.run(pack)
     assert (found - expected).abs().max() < 3e-2 * expected.abs().max()
     assert (passes.flat.buffer - gradient).norm() < 5e-2 * gradient.norm()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_graph_of_pairs_replays_their_token_types(compiled: bool, tmp_path: Path) -> None:
+    shape = {**SHAPES["roberta"], "type_vocab_size": 2, "initializer_range": 0.1, "pad_token_id": 0}
+    AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **shape)).save_pretrained(tmp_path)
+    passes, rows, classifier = make_passes(tmp_path, dropout=0.0)
+    classifier.eval()
+    types = [[int(2 * j > len(ids)) for j in range(len(ids))] for ids in rows.data.input_ids]
+    paired = dataclasses.replace(rows, data=dataclasses.replace(rows.data, token_types=types))
+    packs = [make_pack(rows_of, range(8), 384, 10, longest=64) for rows_of in (rows, paired)]
+    single, expected = (passes.run(pack.to(torch.device("cuda"))).clone() for pack in packs)
+    assert (single - expected).abs().max() > 3e-2 * expected.abs().max()
+    passes.compiled = compiled
+    graphs = GraphedPasses(passes)
+    graphs.run(make_pack(paired, range(4, 12), 384, 10, longest=64))
+    found = graphs.run(packs[1])
+    assert (found - expected).abs().max() < 3e-2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("checkpointed", [0, 3])

@@ -4,11 +4,11 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lorabench.checkpoint.card import model_card
+from lorabench.checkpoint.card import Reading, model_card
 
 
 def test_the_card_names_base_classes_and_the_exact_call() -> None:
-    card = model_card("owner/base", ("no", "yes", "maybe"), 7, 128, {"task": "mine"})
+    card = model_card("owner/base", ("no", "yes", "maybe"), 7, Reading(128), {"task": "mine"})
     assert "base_model: owner/base" in card
     assert "0 = no, 1 = yes, 2 = maybe" in card and "- task: mine" in card
     assert "num_labels=3, pad_token_id=7" in card
@@ -40,4 +40,4 @@ def test_no_name_of_a_base_breaks_the_metadata(base: str) -> None:
 
 
 def card_of(base: str) -> str:
-    return model_card(base, ("no", "yes"), 7, 128, {"task": "mine"})
+    return model_card(base, ("no", "yes"), 7, Reading(128), {"task": "mine"})

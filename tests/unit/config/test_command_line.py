@@ -47,6 +47,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--split-seed": (["7"], "data", 7),
     "--drop-duplicates": ([], "data", True),
     "--text-column": (["body"], "data", "body"),
+    "--template": (["{a}: {b}"], "data", "{a}: {b}"),
     "--label-column": (["class"], "data", "class"),
     "--numeric-classes": ([], "data", True),
     "--positive-label": (["yes"], "data", "yes"),

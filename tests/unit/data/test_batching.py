@@ -1,12 +1,15 @@
 """An optimizer step has the same rows on any layout; nothing is lost, repeated or cut where it must not be."""
 
+import copy
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from lorabench.data.batching import (
     Batch,
@@ -356,6 +359,114 @@ def test_rows_that_do_not_fit_without_their_context_are_refused(
     )
     with pytest.raises(ConfigError, match=rf"3 of --train-file x \(id {', '.join(rows.ids)}\) are longer"):
         tokenize(rows, tokenizer, 5, "--train-file x")
+
+
+# --- pairs
+
+SENTENCES = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
+
+
+def paired(pairs: list[tuple[str, str]]) -> Rows:
+    texts, others = [first for first, _ in pairs], [second for _, second in pairs]
+    return replace(plain(texts), pairs=others)
+
+
+@with_fixtures
+@given(
+    pairs=st.lists(st.tuples(SENTENCES, SENTENCES), min_size=1, max_size=4),
+    max_length=st.integers(5, 40),
+    name=st.sampled_from(["minilm", "bert", "roberta", "llama"]),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_pairs_are_the_tokenizers_own_cut_from_the_longer(
+    tokenizers: "dict[str, PreTrainedTokenizerBase]",
+    pairs: list[tuple[str, str]],
+    max_length: int,
+    name: str,
+    side: str,
+) -> None:
+    tokenizer, rows = copy.deepcopy(tokenizers[name]), paired(pairs)
+    tokenizer.truncation_side = side
+    full = tokenizer(rows.texts, rows.pairs, truncation=False, padding=False)
+    expected = tokenizer(
+        rows.texts, rows.pairs, truncation="longest_first", max_length=max_length, padding=False,
+        return_token_type_ids=True,
+    )  # fmt: skip
+    tokenized = tokenize(rows, tokenizer, max_length, "file")
+    assert tokenized.input_ids == expected["input_ids"]
+    assert tokenized.token_types == (expected["token_type_ids"] if name == "minilm" else None)
+    assert tokenized.cut_rows == sum(len(ids) > max_length for ids in full["input_ids"])
+
+
+def test_of_two_texts_the_longer_is_cut_first_and_marks_stay(
+    tokenizers: "dict[str, PreTrainedTokenizerBase]",
+) -> None:
+    rows = paired([("flood " * 20, "fire fire"), ("fire", "flood " * 20), ("flood " * 20, "fire " * 20)])
+    tokenized = tokenize(rows, tokenizers["minilm"], 13, "file")
+    flood, fire = 7186, 2543
+    assert tokenized.input_ids == [
+        [101, *[flood] * 8, 102, fire, fire, 102],
+        [101, fire, 102, *[flood] * 9, 102],
+        [101, *[flood] * 5, 102, *[fire] * 5, 102],
+    ]
+    assert tokenized.token_types is not None
+    assert [types.index(1) for types in tokenized.token_types] == [10, 3, 7]
+    assert (tokenized.cut_rows, tokenized.lengths) == (3, [13, 13, 13])
+    assert tokenized.select([1]).token_types == [tokenized.token_types[1]]
+
+
+def test_single_texts_have_no_token_types(tokenizers: "dict[str, PreTrainedTokenizerBase]") -> None:
+    """All would be 0, which is what a model takes that is given none."""
+    assert "token_type_ids" in tokenizers["minilm"].model_input_names
+    assert tokenize(plain(["a b", "c"]), tokenizers["minilm"], 8, "file").token_types is None
+
+
+def test_token_types_are_padded_with_zero() -> None:
+    data = TokenizedRows([[5, 6, 7], [8]], [0, 1], 0, token_types=[[0, 1, 1], [1]])
+    batch = PaddedCollator(data, (1.0, 1.0), pad_token_id=9)(MicroBatch([1, 0], 2))
+    assert batch.token_types is not None and batch.token_types.tolist() == [[1, 0, 0], [0, 1, 1]]
+    assert [tensor.tolist() for tensor in batch.inputs] == [
+        [[8, 9, 9], [5, 6, 7]], [[1, 0, 0], [1, 1, 1]], [[1, 0, 0], [0, 1, 1]]
+    ]  # fmt: skip
+
+
+# --- a tokenizer's own settings
+
+
+@with_fixtures
+@given(
+    words=st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join),
+    max_length=st.integers(3, 20),
+    name=st.sampled_from(["minilm", "bert", "roberta", "llama"]),
+)
+def test_a_tokenizer_that_cuts_at_the_front_is_followed(
+    tokenizers: "dict[str, PreTrainedTokenizerBase]", words: str, max_length: int, name: str
+) -> None:
+    tokenizer = copy.deepcopy(tokenizers[name])
+    tokenizer.truncation_side = "left"
+    expected = tokenizer(words, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    assert tokenize(plain([words]), tokenizer, max_length, "file").input_ids == [expected]
+
+
+def test_rows_need_room_for_more_than_marks(tokenizers: "dict[str, PreTrainedTokenizerBase]") -> None:
+    for rows, marks in ((plain(["flood fire"]), 2), (paired([("flood", "fire")]), 3)):
+        with pytest.raises(ConfigError) as raised:
+            tokenize(rows, tokenizers["minilm"], marks, "file")
+        assert str(raised.value) == (
+            f"--max-length {marks}: the tokenizer's own marks take {marks} tokens of each row; expected at least "
+            f"{marks + 1}"
+        )
+        assert tokenize(rows, tokenizers["minilm"], marks + 1, "file").lengths == [marks + 1]
+
+
+def test_a_row_without_any_token_is_refused_and_one_with_marks_only_is_named(
+    tokenizers: "dict[str, PreTrainedTokenizerBase]",
+) -> None:
+    assert tokenize(plain(["a", "\x00", "b"]), tokenizers["minilm"], 8, "file").unread == [1]
+    bare = copy.deepcopy(tokenizers["minilm"])
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    with pytest.raises(ConfigError, match=r"^file: 1 row \(id 1\) of which the tokenizer makes no token; expected"):
+        tokenize(plain(["a", "\x00", "b"]), bare, 8, "file")
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:

@@ -156,7 +156,7 @@ def test_empty_texts_are_refused_with_their_rows(tmp_path: Path) -> None:
 
 def test_texts_that_are_no_texts_are_refused(tmp_path: Path) -> None:
     (issue,) = issues(custom(tmp_path, {"text": [1, 2], "label": ["a", "b"]}, suffix=".parquet"))
-    assert "2 rows (1, 2) without a text" in issue
+    assert "2 rows (1, 2) with a number or a date in column 'text'; expected texts" in issue
 
 
 def test_many_rows_are_counted_and_five_are_named() -> None:

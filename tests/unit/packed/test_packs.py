@@ -1,5 +1,6 @@
 """Packs: every text once, whole, with its own positions and class weight, in few lengths."""
 
+import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -65,6 +66,19 @@ def test_a_copy_takes_over_every_tensor() -> None:
     target.copy_(other)
     for mine, theirs in zip(target.tensors, other.tensors, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_token_types_follow_their_texts_and_are_no_tensor_where_there_are_none() -> None:
+    plain = source([3, 2, 4])
+    types = [[0, 0, 1], [1, 1], [0, 1, 1, 1]]
+    rows = dataclasses.replace(plain, data=dataclasses.replace(plain.data, token_types=types))
+    pack, without = make_pack(rows, [2, 0], 10, 3), make_pack(plain, [2, 0], 10, 3)
+    assert pack.token_types is not None and without.token_types is None
+    assert pack.token_types.tolist() == [[0, 1, 1, 1, 0, 0, 1, 0, 0, 0]]
+    assert len(pack.tensors) == len(without.tensors) + 1
+    other = make_pack(rows, [1, 2], 10, 3)
+    other.copy_(pack)
+    assert other.token_types is not None and torch.equal(other.token_types, pack.token_types)
 
 
 @given(

@@ -16,6 +16,7 @@ def keeper_of(task: str, synthetic: bool) -> Any:
         "task": task, "synthetic": synthetic, "rows": {"train": 8, "validation": 2}, "labels": ["no", "yes"],
         "class_weights": None, "cut_rows": {"train": 0}, "held_out": False, "rows_in_train": {},
         "conflicting_labels": {"texts": 0, "rows": 0}, "dropped": None, "absent_classes": {}, "rare_classes": {},
+        "remarks": [],
     }  # fmt: skip
     model = {"name": "minilm", "weights": "pretrained", "quantize": "none", "source": "a package"}
     record = dict(config=config, data=data, model=model, world_size=1, strategy="single", precision="fp32")
@@ -72,3 +73,11 @@ def test_what_is_said_of_the_rows_stands_below_their_numbers() -> None:
     lines = opening_lines(keeper, "the CPU")
     assert lines[1].startswith("task ")
     assert lines[2] == "split      20 % of the rows held out for validation, stratified, seed 42"
+
+
+def test_every_remark_on_the_rows_is_said_and_so_are_rows_that_were_cut() -> None:
+    keeper = keeper_of("custom", synthetic=False)
+    keeper.record["data"].update(remarks=["3 rows are odd", "so are 2 others"], cut_rows={"train": 4, "test": 0})
+    lines = opening_lines(keeper, "the CPU")
+    assert lines[-2:] == ["note       3 rows are odd", "note       so are 2 others"]
+    assert "cut        4 train rows to 512 tokens" in lines

@@ -1,0 +1,178 @@
+"""Columns of a table -> what the model reads of each row: one text, or two that its tokenizer joins."""
+
+import datetime
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Number
+from typing import Any
+
+from lorabench.catalog.tasks import CuttableText, TaskPreset
+from lorabench.config.run_config import DataConfig
+from lorabench.config.template import parse_template
+from lorabench.data.file_format import list_columns
+from lorabench.errors import IssueList
+
+# Unicode's separators, controls, and characters that only format others, as the zero-width space.
+_INVISIBLE = ("Z", "Cc", "Cf")
+_NUMBER = "a number or a date"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the model reads of a table's rows, in columns of equal length.
+
+    Attributes:
+        texts: the text of each row, or the first of its two; empty where it is blank.
+        pairs: the second texts; None where rows have one.
+        cuttable: per row, the range of characters of a single text that truncation may take from.
+        blank: rows in which a text is missing or has nothing to be seen.
+        filled: column of a template -> how many rows lack its value, and have nothing in its place.
+        expectation: what a blank row was expected to have.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    cuttable: list[tuple[int, int]]
+    blank: list[int] = field(default_factory=list)
+    filled: Mapping[str, int] = field(default_factory=dict)
+    expectation: str = ""
+
+
+def read_texts(
+    origin: str, columns: Mapping[str, Sequence[Any]], config: DataConfig, preset: TaskPreset, issues: IssueList
+) -> Texts | None:
+    """The texts of a table's rows, by the run's columns or template. Used wherever rows are read.
+
+    Args:
+        origin: names the table in messages.
+        columns: column name -> values, all of one length.
+        config: names the column, the two columns, or the template.
+        preset: the task, which may join columns of its own.
+        issues: takes what is wrong: columns that are not there, values that are no texts.
+
+    Returns:
+        None where there is an issue.
+    """
+    names, flag = _needed(config, preset, columns)
+    missing = [name for name in dict.fromkeys(names) if name not in columns]
+    if missing:
+        named = f" ({flag})" if flag else ""
+        issues.add(f"{origin}: no column {', '.join(missing)!r}{named}; {list_columns(columns)}")
+        return None
+    if preset.row_text.columns:
+        return _joined_by_task([columns[name] for name in names], preset)
+    if config.template is None and len(names) > 2:
+        issues.add(f"{origin}: {flag}: expected one column, or two for a pair; --template joins more into one text")
+        return None
+    if config.template is None and len(set(names)) < len(names):
+        issues.add(f"{origin}: {flag}: the same column twice; expected two columns")
+        return None
+    # A column of numbers alone is hardly the text that was meant; beside other columns numbers say something.
+    numbers = config.template is not None
+    read = {name: _column_texts(origin, name, columns[name], numbers, issues) for name in dict.fromkeys(names)}
+    known = {name: values for name, values in read.items() if values is not None}
+    if len(known) < len(read):
+        return None
+    if config.template is not None:
+        return _filled_template(config.template, known)
+    first, *second = known.items()
+    return _pairs(first, *second) if second else _singles(*first, preset)
+
+
+def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that `--text-column` names: one whose own name has commas, or those between the commas."""
+    if text_column in columns or "," not in text_column:
+        return (text_column,)
+    return tuple(name if name in columns else name.strip() for name in text_column.split(","))
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in a text can be seen."""
+    return all(unicodedata.category(character).startswith(_INVISIBLE) for character in text)
+
+
+def describe_rows(indices: Sequence[int]) -> str:
+    """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
+    named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
+    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"
+
+
+def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """The names of the columns that are read, and the flag that names them; empty for those of a task."""
+    if preset.row_text.columns:
+        return preset.row_text.columns, ""
+    if config.template is not None:
+        return parse_template(config.template).columns, f"--template {config.template!r}"
+    names = text_columns(config.text_column, columns)
+    return names, "--text-column" if len(names) == 1 else f"--text-column {config.text_column}"
+
+
+def _column_texts(origin: str, name: str, values: Sequence[Any], numbers: bool, issues: IssueList) -> list[str] | None:
+    """A column's values as texts, empty where they are missing or blank; None, and an issue, for what is no text.
+
+    Args:
+        numbers: whether numbers, dates and the like are read as their text.
+    """
+    kinds = {i: kind for i, value in enumerate(values) if (kind := _odd_kind(value, numbers)) is not None}
+    if kinds:
+        found = " and ".join(sorted(set(kinds.values())))
+        hint = f"; --template '{{{name}}}' reads them as texts" if set(kinds.values()) == {_NUMBER} else ""
+        issues.add(f"{origin}: {describe_rows(list(kinds))} with {found} in column {name!r}; expected texts{hint}")
+        return None
+    texts = ["" if _is_missing(value) else str(value) for value in values]
+    return ["" if is_blank(text) else text for text in texts]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _odd_kind(value: Any, numbers: bool) -> str | None:
+    """What a value is that cannot be read as a text; None for one that can, or is missing."""
+    if isinstance(value, str) or _is_missing(value):
+        return None
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, bytes):
+        return "bytes"
+    if isinstance(value, (Number, datetime.date, datetime.time, datetime.timedelta)):
+        return None if numbers else _NUMBER
+    return "a list"
+
+
+def _joined_by_task(columns: Sequence[Sequence[Any]], preset: TaskPreset) -> Texts:
+    joined = [preset.row_text.join(*row) for row in zip(*columns, strict=True)]
+    return _cuttable_texts(joined, preset.row_text.expectation)
+
+
+def _singles(name: str, values: Sequence[str], preset: TaskPreset) -> Texts:
+    joined = [preset.row_text.join(value) for value in values]
+    return _cuttable_texts(joined, preset.row_text.expectation.format(column=name))
+
+
+def _cuttable_texts(joined: Sequence[CuttableText | None], expectation: str) -> Texts:
+    blank = [i for i, text in enumerate(joined) if text is None]
+    found = [text or ("", (0, 0)) for text in joined]
+    return Texts([text for text, _ in found], None, [span for _, span in found], blank, expectation=expectation)
+
+
+def _pairs(first: tuple[str, list[str]], second: tuple[str, list[str]]) -> Texts:
+    (name, texts), (other, pairs) = first, second
+    blank = [i for i, both in enumerate(zip(texts, pairs, strict=True)) if not all(both)]
+    spans = [(0, len(text)) for text in texts]
+    return Texts(texts, pairs, spans, blank, expectation=f"expected a text in each of columns {name!r} and {other!r}")
+
+
+def _filled_template(text: str, columns: Mapping[str, Sequence[str]]) -> Texts:
+    """Rows by a template; one without any value is blank, whatever the template has around them."""
+    template = parse_template(text)
+    rows = list(zip(*(columns[name] for name in template.columns), strict=True))
+    texts = [template.fill(row) if any(row) else "" for row in rows]
+    blank = [i for i, row in enumerate(rows) if not any(row)]
+    counts = {name: sum(not value for value in values) - len(blank) for name, values in columns.items()}
+    filled = {name: count for name, count in counts.items() if count}
+    names = ", ".join(map(repr, columns))
+    expectation = f"expected a text in column{'s' if len(columns) > 1 else ''} {names}"
+    return Texts(texts, None, [(0, len(text)) for text in texts], blank, filled, expectation)

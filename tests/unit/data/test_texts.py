@@ -1,0 +1,203 @@
+"""Which columns become what the model reads: one text, a pair, or a template; and what is no text."""
+
+import datetime
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorabench.catalog.tasks import task_preset
+from lorabench.config.checks import find_issues
+from lorabench.config.run_config import DataConfig, RunConfig
+from lorabench.data.task import load_rows, load_task, text_rows
+from lorabench.data.texts import Texts, is_blank, read_texts
+from lorabench.errors import ConfigError, IssueList
+
+COLUMNS = {"premise": ["a b", "c"], "hypothesis": ["d", "e f"], "keyword": ["x", None], "label": ["0", "1"]}
+
+
+def read(columns: dict[str, list[Any]] = COLUMNS, **settings: Any) -> tuple[Texts | None, list[str]]:
+    issues = IssueList()
+    config = DataConfig(task=settings.pop("task", "custom"), **settings)
+    return read_texts("rows.csv", columns, config, task_preset(config.task), issues), list(issues)
+
+
+def texts_of(columns: dict[str, list[Any]] = COLUMNS, **settings: Any) -> Texts:
+    found, issues = read(columns, **settings)
+    assert found is not None and not issues
+    return found
+
+
+def issue_of(columns: dict[str, list[Any]] = COLUMNS, **settings: Any) -> str:
+    found, issues = read(columns, **settings)
+    (issue,) = issues
+    assert found is None
+    return issue
+
+
+# --- columns
+
+
+def test_one_column_is_one_text_and_two_are_a_pair() -> None:
+    single = texts_of(text_column="premise")
+    assert (single.texts, single.pairs, single.cuttable) == (["a b", "c"], None, [(0, 3), (0, 1)])
+    for written in ("premise,hypothesis", "premise, hypothesis", " premise ,hypothesis "):
+        pair = texts_of(text_column=written)
+        assert (pair.texts, pair.pairs, pair.blank) == (["a b", "c"], ["d", "e f"], [])
+    assert texts_of(text_column="hypothesis,premise").texts == ["d", "e f"]
+
+
+def test_a_column_whose_own_name_has_a_comma_is_that_column() -> None:
+    columns = {"premise,hypothesis": ["whole"], "premise": ["p"], "hypothesis": ["h"]}
+    found = texts_of(columns, text_column="premise,hypothesis")
+    assert (found.texts, found.pairs) == (["whole"], None)
+
+
+def test_columns_that_cannot_be_read_are_refused_with_what_helps() -> None:
+    assert issue_of(text_column="text") == (
+        "rows.csv: no column 'text' (--text-column); the columns are premise, hypothesis, keyword, label"
+    )
+    assert issue_of(text_column="premise,reply").startswith(
+        "rows.csv: no column 'reply' (--text-column premise,reply); the columns are premise, "
+    )
+    assert issue_of(text_column="premise,hypothesis,keyword") == (
+        "rows.csv: --text-column premise,hypothesis,keyword: expected one column, or two for a pair; --template joins "
+        "more into one text"
+    )
+    assert (
+        issue_of(text_column="premise,premise")
+        == "rows.csv: --text-column premise,premise: the same column twice; expected two columns"
+    )
+    assert "no column 'word' (--template '{word}: {premise}')" in issue_of(template="{word}: {premise}")
+
+
+# --- values
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (["a"], "a list"), (("a",), "a list"), ({"a": 1}, "an object"), (b"a", "bytes"),
+        (5, "a number or a date"), (0.5, "a number or a date"), (True, "a number or a date"),
+        (datetime.date(2020, 1, 2), "a number or a date"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_refused_naming_the_row(value: Any, kind: str) -> None:
+    columns = {"text": ["a", value, "b"], "other": ["a", "b", "c"]}
+    for settings in ({}, {"text_column": "text,other"}):
+        issue = issue_of(columns, **settings)
+        assert issue.startswith(f"rows.csv: 1 row (2) with {kind} in column 'text'; expected texts")
+        assert ("--template '{text}'" in issue) == (kind == "a number or a date")
+    if kind != "a number or a date":
+        assert f"1 row (2) with {kind} in column 'text'" in issue_of(columns, template="{text}")
+
+
+def test_a_template_reads_numbers_and_dates_as_their_texts() -> None:
+    columns = {"price": [5, 2.5, None, math.nan], "day": [datetime.date(2020, 1, 2), "x", "y", "z"]}
+    found = texts_of(columns, template="{day}: {price} {{EUR}}")
+    assert found.texts == ["2020-01-02: 5 {EUR}", "x: 2.5 {EUR}", "y:  {EUR}", "z:  {EUR}"]
+    assert (found.blank, found.filled) == ([], {"price": 2})
+
+
+def test_missing_values_of_a_template_are_empty_and_counted_and_rows_without_any_are_blank() -> None:
+    columns = {"a": ["x", None, " ", ""], "b": ["y", "z", None, "\u200b"]}
+    found = texts_of(columns, template="{a} | {b} | {a}")
+    assert found.texts == ["x | y | x", " | z | ", "", ""]
+    assert (found.blank, found.filled) == ([2, 3], {"a": 1})
+    assert found.expectation == "expected a text in columns 'a', 'b'"
+
+
+@pytest.mark.parametrize("blank", [None, math.nan, "", " ", "\t\n", "\u200b", "\ufeff \u00a0", "\x00"])
+def test_a_text_in_which_nothing_is_to_be_seen_is_blank(blank: Any) -> None:
+    columns = {"text": ["a", blank], "other": [blank, "b"]}
+    assert texts_of(columns).blank == [1]
+    assert texts_of(columns, text_column="text,other").blank == [0, 1]
+
+
+@given(st.text())
+def test_texts_that_the_standard_library_calls_blank_are_blank(text: str) -> None:
+    assert not text.isspace() or is_blank(text)
+    assert not is_blank(text + "a")
+
+
+def test_texts_of_a_task_are_joined_as_ever() -> None:
+    columns = {"context": ["c"], "question": ["q"], "answers": [["a", "b"]], "label": [0]}
+    assert texts_of(columns, task="reclor").texts == ["Context: c Question: q Option A: a Option B: b"]
+
+
+# --- a run's rows
+
+
+def custom(path: Path, columns: dict[str, list[Any]], **settings: Any) -> DataConfig:
+    return DataConfig(task="custom", train_file=tiny.write_csv(path / "train.csv", columns), **settings)
+
+
+def test_training_and_prediction_read_the_same_rows(tmp_path: Path) -> None:
+    count = 20
+    columns: dict[str, list[Any]] = {
+        "a": tiny.texts(count),
+        "b": tiny.texts(count, 1),
+        "label": tiny.labels(count),
+        "id": [f"r{i}" for i in range(count)],
+    }
+    for settings in ({"text_column": "a,b"}, {"template": "{a}: {b}"}):
+        config = custom(tmp_path, columns, **settings)
+        data = load_task(config, 42)
+        rows = load_rows("--input", tmp_path / "train.csv", config)
+        assert (rows.pairs is None) == ("template" in settings)
+        both = {
+            name: content
+            for part in (data.train, data.validation)
+            for name, content in zip(part.ids, part.contents, strict=True)
+        }
+        assert both == dict(zip(rows.ids, rows.contents, strict=True))
+        assert rows.contents[3] == (
+            (columns["a"][3], columns["b"][3]) if rows.pairs else (f"{columns['a'][3]}: {columns['b'][3]}",)
+        )
+        assert rows.select([4, 2]).contents == [rows.contents[4], rows.contents[2]]
+
+
+def test_a_row_without_one_of_its_two_texts_is_named(tmp_path: Path) -> None:
+    columns = {"a": ["x", "", "y"], "b": ["u", "v", " "], "label": ["0", "1", "0"]}
+    with pytest.raises(ConfigError) as raised:
+        load_task(custom(tmp_path, columns, text_column="a,b"), 42)
+    assert str(raised.value).endswith("2 rows (2, 3) without a text; expected a text in each of columns 'a' and 'b'")
+
+
+def test_what_a_template_leaves_out_is_said(tmp_path: Path) -> None:
+    columns = {"a": ["x", "", "y", "z"] * 5, "b": ["u", "v", "w", "t"] * 5, "label": ["0", "1"] * 10}
+    data = load_task(custom(tmp_path, columns, template="{a} {b}"), 42)
+    (remark,) = data.remarks
+    assert remark.endswith("train.csv: 5 rows without a value in column 'a', which the template leaves out")
+
+
+def test_texts_from_python_are_pairs_where_the_run_reads_two_columns() -> None:
+    assert text_rows([("a", "b"), ("c", "d")], paired=True).contents == [("a", "b"), ("c", "d")]
+    assert text_rows(["a", "b"]).contents == [("a",), ("b",)]
+    assert text_rows([], paired=True).pairs == []
+    for wrong, paired in (["ab", ("a",), ("a", ""), ("a", 1)], True), ([("a", "b"), "", None, "\u200b"], False):
+        with pytest.raises(ConfigError, match=r"texts: 4 rows \(1, 2, 3, 4\) without a"):
+            text_rows(wrong, paired)
+
+
+# --- flags
+
+
+def issues_of(**settings: Any) -> list[str]:
+    return find_issues(RunConfig(data=DataConfig(**settings)))
+
+
+def test_a_template_that_is_none_is_refused_before_any_file_is_read() -> None:
+    assert issues_of(task="custom", template="{a}: {b}") == []
+    assert issues_of(task="custom", template="{a") == [
+        "--template '{a': a { without its partner at character 1; expected names of columns in braces, as in "
+        '"{keyword}: {text}"'
+    ]
+    assert issues_of(task="reclor", template="{a}") == ["--template '{a}': task reclor joins columns of its own"]
+    assert issues_of(task="custom", template="{a}", text_column="a,b") == [
+        "--template '{a}': --text-column a,b names the text, too; expected one of the two"
+    ]
