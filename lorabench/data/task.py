@@ -12,7 +12,7 @@ from lorabench.config.run_config import DataConfig
 from lorabench.data.labels import class_weights, count_classes, label_names, label_text, positive_index
 from lorabench.data.readers import Columns, read_columns
 from lorabench.data.sources import Table, load_tables
-from lorabench.data.texts import describe_rows, is_blank, read_texts
+from lorabench.data.texts import count_rows, describe_rows, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
 
 # The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
@@ -174,7 +174,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
     if found.blank:
         issues.add(f"{table.origin}: {describe_rows(found.blank)} without a text; {found.expectation}")
     remarks += [
-        f"{table.origin}: {count} rows without a value in column {name!r}, which the template leaves out"
+        f"{table.origin}: {count_rows(count)} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
