@@ -21,7 +21,7 @@ from lorabench.data.labels import (
 )
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
-from lorabench.data.texts import describe_rows, is_blank, read_texts
+from lorabench.data.texts import count_rows, describe_rows, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
 
 _ID_COLUMNS = ("id", "id_string")
@@ -199,7 +199,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
     if found.blank:
         issues.add(f"{table.origin}: {describe_rows(found.blank)} without a text; {found.expectation}")
     remarks += [
-        f"{table.origin}: {count} rows without a value in column {name!r}, which the template leaves out"
+        f"{table.origin}: {count_rows(count)} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)

@@ -96,7 +96,12 @@ def is_blank(text: str) -> bool:
 def describe_rows(indices: Sequence[int]) -> str:
     """`3 rows (1, 5, 9)`, counted from 1, at most five named."""
     named = ", ".join(str(i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
-    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"
+    return f"{count_rows(len(indices))} ({named})"
+
+
+def count_rows(count: int) -> str:
+    """`1 row`, `3 rows`."""
+    return f"{count} row{'s' if count != 1 else ''}"
 
 
 def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

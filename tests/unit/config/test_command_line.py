@@ -10,6 +10,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config import command_line as arguments
 from lorabench.config.command_line import parse_run_config, report_config_error, take_flags
+from lorabench.config.keywords import build_run_config
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
@@ -228,6 +229,8 @@ def test_both_spellings_choose_the_preset_and_the_last_one_wins(words: list[str]
 def test_naming_columns_without_a_task_selects_custom() -> None:
     assert parse_run_config(["--text-column", "body"]).data.task == "custom"
     assert parse_run_config(["--label_column=kind"]).data.task == "custom"
+    assert parse_run_config(["--template", "{title}: {body}"]).data.task == "custom"
+    assert build_run_config({"template": "{title}: {body}"}).data.task == "custom"
     both = parse_run_config(["--label-column", "kind"]).data
     assert (both.text_column, both.label_column) == ("text", "kind")
     named = parse_run_config(["--label-column", "kind", "--task", "disaster-tweets"]).data
