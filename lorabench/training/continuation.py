@@ -37,7 +37,8 @@ _SCALARS = (
     *("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "skipped_in_a_row"),
     "out_of_memory",
 )
-_EXPECTED = frozenset({*_SCALARS, "effective_batch", "train_rows", "wall_seconds", "ranks"})
+# All that a checkpoint says beside its format.
+EXPECTED = frozenset({*_SCALARS, "effective_batch", "train_rows", "wall_seconds", "ranks"})
 
 
 def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
@@ -84,7 +85,7 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
     savepoint = read_newest_savepoint(folder)
     if savepoint is None:
         return None, issues
-    if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= _EXPECTED:
+    if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= EXPECTED:
         return None, [*issues, f"--resume: the checkpoints in {folder} are another version's; resume with that one"]
     effective = setting.config.optim.effective_batch(setting.ranks.world_size)
     before = savepoint.progress["effective_batch"]
