@@ -1,10 +1,11 @@
 """The `lorabench` command: `lorabench train|predict|table|models`; `--help` after any of them."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -17,6 +18,7 @@ from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import (
     EXIT_BAD_INPUT,
+    EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
     EXIT_RUN_FAILED,
     ConfigError,
@@ -24,8 +26,11 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.files import is_no_space
+from lorabench.harmless import printable
+from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
-from lorabench.results.report import OutputFormat, table_command
+from lorabench.results.report import OutputFormat, TableForm, table_command
 from lorabench.training.prediction import PREDICT_BATCH_SIZE
 from lorabench.training.start import start
 
@@ -56,11 +61,20 @@ class TableOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of them."""
     format: OutputFormat = "terminal"
-    """How to print."""
+    """How to print. `csv` and `json` hold plain numbers, one in a column, with the unit in the column's name."""
     output: Path | None = None
-    """Write to a file instead."""
+    """Write to a new file instead."""
+    overwrite: bool = False
+    """Let --output replace a file; never one of a run's own."""
     reported: bool = False
     """Add the figures that were reported for the original experiments."""
+    sort: str | None = None
+    """Order by a column, as f1, train_seconds, memory_gb, model or run: any of --format csv."""
+    descending: bool = False
+    """The largest first."""
+    where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="COLUMN=VALUE")] = ()
+    """Only runs with this value in a column, as model=minilm or status=completed; `*` stands for any letters. Several
+    --where must all hold."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -72,11 +86,11 @@ def train(arguments: Sequence[str]) -> int:
         return report_config_error(error, PROGRAM)
     except RunError as error:
         if is_first_on_host() or isinstance(error, RankError):
-            print(f"{PROGRAM}: failed: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{PROGRAM}: failed: {error}", keep="\n"), file=sys.stderr, flush=True)
         return EXIT_RUN_FAILED
     except RunInterrupted as error:
         if is_first_on_host():
-            print(f"{PROGRAM}: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{PROGRAM}: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         if is_first_on_host():
@@ -103,7 +117,8 @@ def table(arguments: Sequence[str]) -> int:
     options = parse(TableOptions, arguments, "lorabench table")
     if not options.runs:
         raise ConfigError("expected at least one run folder, as in: lorabench table runs/")
-    table_command(options.runs, options.format, options.output, options.reported)
+    form = {field.name: getattr(options, field.name) for field in fields(TableForm)}
+    table_command(options.runs, TableForm(**form))
     return 0
 
 
@@ -173,13 +188,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(text if asked_for_help else f"lorabench: error: unknown command {name!r}\n{text}", file=sys.stdout)
         return 0 if asked_for_help else EXIT_BAD_INPUT
+    if command is not train:  # which loads its libraries first, and says then that it can be interrupted
+        raise_again()
     try:
-        return command(words[1:])
+        code = command(words[1:])
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         return report_config_error(error, f"lorabench {name}")
     except RunError as error:
-        print(f"lorabench {name}: failed: {error}", file=sys.stderr)
+        print(printable(f"lorabench {name}: failed: {error}", keep="\n"), file=sys.stderr)
         return EXIT_RUN_FAILED
+    except KeyboardInterrupt:
+        print(f"lorabench {name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        return _report_lost_output(error, name)
+
+
+def _report_lost_output(error: OSError, name: str) -> int:
+    """Standard output that nobody reads, or that a full disk does not take; other errors go on."""
+    if error.filename is not None or not (isinstance(error, BrokenPipeError) or is_no_space(error)):
+        raise error
+    # What is left in the buffer would be tried once more at the end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # as `| head` does
+        return EXIT_BROKEN_PIPE
+    print(f"lorabench {name}: failed: standard output: {error.strerror}", file=sys.stderr)
+    return EXIT_RUN_FAILED
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 A launcher (`accelerate launch`, `torchrun`) replaces the code of the training process by its own non-zero one.
 """
 
+import signal
 from collections.abc import Iterable, Iterator
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class ConfigError(Exception):
@@ -44,10 +46,12 @@ class RunInterrupted(Exception):
 
     Args:
         signal_number: the signal; the process's exit code is 128 more.
+        then: how far it has come, and how it goes on.
     """
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
+    def __init__(self, signal_number: int, then: str = "") -> None:
+        by_hand = " (Ctrl-C)" if signal_number == signal.SIGINT else ""
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}{by_hand}{then}")
         self.signal_number = signal_number
 
     @property

@@ -6,29 +6,60 @@ What is new is written under another name beside the old, synced, and renamed.
 import errno
 import os
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from lorabench.units import GB
 
 # Some file systems refuse to sync a folder; the file itself is synced and in place by then.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_TRIAL_BYTES = 1_000_000
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, may_exist: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; it becomes `path` when the block ends well.
 
-    Whatever fails before that, the previous file stays whole and the temporary one is removed.
+    Whatever fails before that, the previous file stays whole and the temporary one is removed. The new file has the
+    mode of the one that it replaces.
+
+    Args:
+        may_exist: whether `path` may be there; if not, it is never replaced, even where it has appeared meanwhile.
+
+    Raises:
+        FileExistsError: `path` is there and may not.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Without the file's own name, which may be as long as a name can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        if may_exist and path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         sync_path(temporary)
-        os.replace(temporary, path)
+        if may_exist:
+            os.replace(temporary, path)
+        else:
+            _move_to_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def _move_to_new(source: Path, target: Path) -> None:
+    """Rename a file to a name that is free. Raises `FileExistsError` if it is not."""
+    try:
+        os.link(source, target)  # unlike a rename, it replaces nothing
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.replace(source, target)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -75,3 +106,49 @@ def _sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
+
+
+def full_disk(error: BaseException, folder: Path, needed_bytes: int | None = None) -> str | None:
+    """`disk full, no space left (2.31 GB needed, 0.40 GB free)` where a write failed for that; else None.
+
+    Libraries have errors of their own for it (torch, safetensors, tokenizers), so that the folder is asked once more.
+    To be called while what was written in part is still there.
+
+    Args:
+        folder: where it was written to.
+        needed_bytes: what was to be written, if that is known; what is not known is left out.
+    """
+    if not is_no_space(error) and not is_full(folder):
+        return None
+    facts = [] if needed_bytes is None else [f"{_size(needed_bytes)} needed"]
+    with suppress(OSError):
+        facts.append(f"{_size(shutil.disk_usage(folder).free)} free")
+    return "disk full, no space left" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def is_no_space(error: BaseException) -> bool:
+    """Whether the system says that space is lacking, or the user's share of it."""
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a folder does not take a megabyte more."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_TRIAL_BYTES))
+            file.flush()
+    except OSError as error:
+        return is_no_space(error)
+    return False
+
+
+def share_mode(folder: Path, model: Path) -> None:
+    """Give every file below `folder` the mode of one that was made by the umask: some libraries have their own."""
+    mode = stat.S_IMODE(model.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.2f} GB" if count >= GB / 100 else f"{count / 1000:,.0f} kB"

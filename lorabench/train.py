@@ -19,6 +19,9 @@ class _Callable(ModuleType):
 
 
 if __name__ == "__main__":
+    from lorabench.interrupts import leave_at_once
+
+    leave_at_once("lorabench train")
     from lorabench.cli import train as train_command
 
     sys.exit(train_command(sys.argv[1:]))

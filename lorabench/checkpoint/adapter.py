@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorabench.distributed.training_state import split_like, whole_tensor
-from lorabench.errors import RunError
-from lorabench.files import swap_in, sync_path
-from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
+from lorabench.errors import RunError, first_line
+from lorabench.files import full_disk, share_mode, swap_in, sync_path
+from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_STAGING, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ def save_adapter(
         RunError: the disk does not take it.
     """
     target = run_dir / ADAPTER_FOLDER
-    staging = run_dir / f".{ADAPTER_FOLDER}.writing"
+    staging = run_dir / ADAPTER_STAGING
     retired = run_dir / PREVIOUS_ADAPTER
     try:
         shutil.rmtree(staging, ignore_errors=True)
@@ -70,14 +70,20 @@ def save_adapter(
         settings.inference_mode = True
         settings.save_pretrained(str(staging))
         tokenizer.save_pretrained(str(staging))
-        (staging / "README.md").write_text(card, encoding="utf-8")
+        readme = staging / "README.md"
+        readme.write_text(card, encoding="utf-8")
+        share_mode(staging, readme)  # safetensors makes its file readable for its owner alone
         for path in staging.rglob("*"):
             sync_path(path)
         swap_in(staging, target, retired)
         sync_path(run_dir)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+    except Exception as error:  # of a full disk, tokenizers says no more than that, safetensors has its own error
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        reason = full_disk(error, run_dir, needed)
         shutil.rmtree(staging, ignore_errors=True)
-        raise RunError(f"the adapter could not be saved in {target}: {error}") from error
+        if reason is None and not isinstance(error, OSError | SafetensorError):
+            raise
+        raise RunError(f"the adapter could not be saved in {target}: {reason or first_line(error)}") from error
     shutil.rmtree(retired, ignore_errors=True)
     return target
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCardData
 
 from lorabench.config.template import Template
+from lorabench.harmless import markdown, printable
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -44,8 +45,8 @@ def model_card(
         facts: shown as a list.
         quantization: how the base model was quantised; None: it was not.
     """
-    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    names = ", ".join(f"{i} = {name}" for i, name in enumerate(labels))
+    listed = "\n".join(f"- {markdown(name)}: {markdown(str(value))}" for name, value in facts.items())
+    names = ", ".join(f"{i} = {markdown(name)}" for i, name in enumerate(labels))
     arguments = f"num_labels={len(labels)}, pad_token_id={pad_token_id}"
     code = _reload_code(arguments) if quantization is None else _reload_4bit_code(arguments, quantization)
     # The library quotes what YAML would take for its own, as `: ` and ` #` in a path.
@@ -63,13 +64,13 @@ def model_card(
 
 All arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
 Pad on the right. While the base model loads, its head is reported missing: that is as it should be, it is in here.
-The base model is loaded from `{base}`; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
+The base model is loaded from {markdown(base)}; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
 
 ```python
 {code}
 model.eval()
 
-labels = {list(labels)!r}
+labels = {_python_list(labels)}
 {_input_code(reading)}
 inputs = inputs.to(model.device)
 probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
@@ -96,6 +97,11 @@ inputs = tokenizer(texts, {arguments})"""
     return f"""rows = {rows!r}  # what is missing is ""
 texts = ["".join([{joined}]) for row in rows]
 inputs = tokenizer(texts, {arguments})"""
+
+
+def _python_list(labels: tuple[str, ...]) -> str:
+    """A list of Python in one line of a fence: what no terminal shows is written as an escape."""
+    return "[" + ", ".join(ascii(label) if printable(label) != label else repr(label) for label in labels) + "]"
 
 
 def _reload_code(arguments: str) -> str:

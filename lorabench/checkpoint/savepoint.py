@@ -9,6 +9,7 @@ tells. One of the same step that was there before is set aside meanwhile, and re
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -19,10 +20,12 @@ from typing import Any
 import torch
 
 from lorabench.errors import RunError, first_line
-from lorabench.files import swap_in, sync_path
+from lorabench.files import full_disk, swap_in, sync_path
+from lorabench.harmless import printable
+from lorabench.results.run_folder import CHECKPOINTS_FOLDER
 
-FOLDER = "checkpoints"
 _STATE, _PROGRESS, _MANIFEST = "state.pt", "progress.json", "manifest.json"
+_PLACE_IN_TORCH = re.compile(r"^\[enforce fail at [^\]]*\][\s.]*")
 _PREFIX, _STAGING, _REPLACED = "step-", ".writing-", ".replaced-"
 
 
@@ -45,7 +48,7 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
     Raises:
         RunError: the disk does not take it; earlier savepoints are as they were.
     """
-    parent = run_dir / FOLDER
+    parent = run_dir / CHECKPOINTS_FOLDER
     target = parent / f"{_PREFIX}{step:08d}"
     staging = parent / f"{_STAGING}{step:08d}"
     try:
@@ -63,8 +66,10 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
         swap_in(staging, target, parent / f"{_REPLACED}{step:08d}")
         sync_path(parent)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        full = full_disk(error, parent, _state_bytes(savepoint.state))
+        reason = full or _PLACE_IN_TORCH.sub("", first_line(error))
         shutil.rmtree(staging, ignore_errors=True)
-        raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {error}") from error
+        raise RunError(f"the checkpoint of step {step} could not be saved in {parent}: {reason}") from error
     found = _folders(run_dir)
     # Those of later steps are damaged: a run that goes on has gone back behind them.
     newest = [folder for folder in found if folder.name.startswith(_PREFIX) and folder.name <= target.name]
@@ -78,26 +83,44 @@ def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
     for folder in _folders(run_dir):
         try:
             return _read(folder)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
-            warnings.warn(f"{folder}: damaged ({first_line(error)}), going back to the one before", stacklevel=2)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            message = f"{folder}: damaged ({first_line(error)}), going back to the one before"
+            warnings.warn(printable(message), stacklevel=2)
     return None
 
 
 def _folders(run_dir: Path) -> list[Path]:
     """Savepoints, the newest first, each before one of its step that it was to replace."""
-    parent = run_dir / FOLDER
+    parent = run_dir / CHECKPOINTS_FOLDER
     found = (*parent.glob(f"{_PREFIX}*"), *parent.glob(f"{_REPLACED}*"))
     return sorted(found, key=lambda folder: (folder.name.rpartition("-")[2], folder.name), reverse=True)
 
 
 def _read(folder: Path) -> Savepoint:
     """A savepoint as it was written. Raises one of several errors if it is not."""
-    manifest: Mapping[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    manifest = _object((folder / _MANIFEST).read_text(encoding="utf-8"))
     for name in (_STATE, _PROGRESS):
         if manifest[name] != _fingerprint(folder / name):
             raise ValueError(f"{name} is not what was written")
     state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    return Savepoint(state, json.loads((folder / _PROGRESS).read_text(encoding="utf-8")))
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE} holds no state")
+    return Savepoint(state, _object((folder / _PROGRESS).read_text(encoding="utf-8")))
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return value
+
+
+def _state_bytes(state: Any) -> int:
+    """What the tensors of a state take on disk."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_state_bytes, values))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -2,12 +2,23 @@
 
 import math
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig
 from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
+from lorabench.files import full_disk
+
+RESULTS = Path("runs")
+"""Where runs that name no folder make theirs."""
+LOCK_FILE = ".lock"
+"""Of the process that a run's folder belongs to; one that was left there is no result."""
+LARGEST_SEED = 2**63 - 1
+# What a new folder has to take: a run writes at least its record, and an adapter.
+_TRIAL_BYTES = 1_000_000
 
 
 def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
@@ -31,7 +42,8 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     for flag, value in {"lora-dropout": config.lora.lora_dropout, "base-dropout": config.model.base_dropout}.items():
         if value is not None:
             issues.check(0 <= value < 1, f"--{flag} {value}: expected a number of at least 0 and below 1")
-    issues.check(config.optim.seed >= 0, f"--seed {config.optim.seed}: expected a whole number of at least 0")
+    seed = config.optim.seed
+    issues.check(0 <= seed <= LARGEST_SEED, f"--seed {seed}: expected a whole number from 0 to {LARGEST_SEED}")
     issues.extend(split_issues(config.data))
     targets = config.lora.lora_targets
     issues.check(
@@ -46,8 +58,11 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     issues.extend(source_issues(config.data))
     issues.extend(text_issues(config.data))
     issues.extend(quantization_issues(config))
-    if config.run.output_dir is None or (not launching and looks_into_output_dir()):
-        issues.extend(output_dir_issues(config.run.output_dir, config.run.resume))
+    variables = launch_variable_issues()
+    issues.extend(variables)
+    folder, resume = config.run.output_dir, config.run.resume
+    if (resume and folder is None) or (not launching and not variables and looks_into_output_dir()):
+        issues.extend(output_dir_issues(folder, resume))
     return list(issues)
 
 
@@ -145,18 +160,76 @@ def text_issues(data: DataConfig) -> list[str]:
 
 def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
     """What is wrong with the folder of the results, as this process sees it."""
-    if folder is None:
-        return ["--resume: expected --output-dir with the folder of the run that is to go on"] if resume else []
-    if resume:
-        has_run = (folder / "run.json").is_file()
-        return [] if has_run else [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-    if not os.path.exists(folder):
-        return []
-    if not folder.is_dir():
-        return [f"--output-dir {folder}: expected a folder, found a file"]
-    if any(folder.iterdir()):
-        return [f"--output-dir {folder}: in use; expected a new or empty folder, or --resume to go on"]
+    if folder is None and resume:
+        return ["--resume: expected --output-dir with the folder of the run that is to go on"]
+    try:
+        if folder is None:
+            found = _new_folder_issues(RESULTS / "MODEL-TASK-TIME")
+            return [f"{issue}, or --output-dir with another one" for issue in found]
+        if resume:
+            has_run = (folder / "run.json").is_file()
+            absent = [f"--output-dir {folder}: no run.json there, so no run to --resume"]
+            return _files_issues(folder, folder) if has_run else absent
+        return _new_folder_issues(folder)
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into; a null byte
+        return [f"--output-dir {folder}: {_reason(error)}; expected a folder that can be written to"]
+
+
+def _new_folder_issues(folder: Path) -> list[str]:
+    """What keeps a folder from becoming that of a new run. Raises `OSError` where even looking fails."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    else:
+        if not os.path.exists(folder):
+            return [f"--output-dir {folder}: a symbolic link that leads nowhere; expected a folder"]
+        if not folder.is_dir():
+            return [f"--output-dir {folder}: expected a folder, found a file"]
+        if any(path.name != LOCK_FILE for path in folder.iterdir()):
+            return [f"--output-dir {folder}: in use; expected a new or empty folder, or --resume to go on"]
+    place = folder.resolve()
+    for parent in place.parents:
+        if os.path.lexists(parent / "run.json"):
+            return [f"--output-dir {folder}: inside the folder of the run in {parent}; expected a folder of its own"]
+    nearest = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
+    if not nearest.is_dir():
+        return [f"--output-dir {folder}: {nearest} is a file; expected a folder"]
+    return _files_issues(folder, nearest)
+
+
+def _files_issues(folder: Path, nearest: Path) -> list[str]:
+    """Whether the nearest folder that is there takes a file: tried, for there are many ways to say no."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(bytes(_TRIAL_BYTES))
+            file.flush()
+    except OSError as error:
+        reason = full_disk(error, nearest) or f"{nearest} takes no files ({_reason(error)})"
+        return [f"--output-dir {folder}: {reason}; expected a folder that can be written to"]
     return []
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def launch_variable_issues(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What is wrong with the numbers by which a launcher tells a process its place."""
+    least = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}
+    found, issues = {}, IssueList()
+    for name, at_least in least.items():
+        value = environment.get(name)
+        if not value:
+            continue
+        found[name] = int(value) if value.isdecimal() else -1
+        expected = f"expected a whole number of at least {at_least}, as launchers set it, or no such variable"
+        issues.check(found[name] >= at_least, f"{name}={value} in the environment: {expected}")
+    if not list(issues):
+        for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+            rank, ranks = found.get(name, 0), found.get(size)
+            issues.check(ranks is None or rank < ranks, f"{name}={rank}: expected a number below {size}={ranks}")
+    return list(issues)
 
 
 def looks_into_output_dir() -> bool:

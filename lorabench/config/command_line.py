@@ -17,6 +17,7 @@ from lorabench.config.checks import find_issues
 from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_defaults, resolve_names, unknown_names
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
+from lorabench.harmless import printable
 
 PROGRAM = "lorabench train"
 _EXAMPLE = "accelerate launch -m lorabench.train --model llama3-8b --task disaster-tweets"
@@ -130,5 +131,5 @@ def is_first_on_host() -> bool:
 def report_config_error(error: ConfigError, prog: str) -> int:
     """Print the message once per machine on stderr. Returns the exit code."""
     if is_first_on_host():
-        print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
+        print(printable(f"{prog}: error: {error}", keep="\n"), file=sys.stderr, flush=True)
     return EXIT_BAD_INPUT

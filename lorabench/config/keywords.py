@@ -2,10 +2,9 @@
 
 import difflib
 import numbers
-import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 from lorabench.config.command_line import check_run_config
 from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_defaults, resolve_names
@@ -25,6 +24,7 @@ from lorabench.config.run_config import (
     Tracker,
     Weights,
 )
+from lorabench.config.values import convert
 from lorabench.errors import IssueList
 
 
@@ -113,7 +113,7 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
         if name == "positive_label" and isinstance(value, numbers.Real):
             value = str(value)  # the name of a class may be a number
         try:
-            values[name] = _convert(value, hints[name])
+            values[name] = convert(value, hints[name])
         except TypeError as error:
             issues.add(f"{name}={value!r}: expected {error}")
     issues.raise_if_any()
@@ -128,37 +128,3 @@ def flag_types() -> dict[str, Any]:
     """The type of each flag, in the order of the configuration."""
     sections = get_type_hints(RunConfig).values()
     return {name: hint for section in sections for name, hint in get_type_hints(section).items()}
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """The value as the configuration holds it, numbers of other libraries (numpy) as Python's.
-
-    Raises:
-        TypeError: what was expected.
-    """
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        if get_origin(option) is Literal:
-            if value in get_args(option) and isinstance(value, str):
-                return value
-        elif option is Path:
-            if isinstance(value, str | Path):
-                return Path(value)
-        elif option is float:
-            if isinstance(value, numbers.Real) and not isinstance(value, bool):
-                return float(value)
-        elif option is int:
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-                return int(value)
-        elif type(value) is option:
-            return value
-    raise TypeError(" or ".join(_describe(options)))
-
-
-def _describe(options: tuple[Any, ...]) -> Iterator[str]:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
-    for option in options:
-        if get_origin(option) is Literal:
-            yield from map(repr, get_args(option))
-        else:
-            yield "None" if option is type(None) else names[option]

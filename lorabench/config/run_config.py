@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from lorabench.catalog.metrics import metrics_in
 from lorabench.catalog.settings import Checkpointing, Quantization, SplitMethod
 from lorabench.catalog.trackers import TRACKERS
+from lorabench.config.values import convert
 
 Weights = Literal["pretrained", "random"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -216,16 +217,24 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "RunConfig":
-        """Inverse of `to_json`. Raises `TypeError` on unknown or missing sections and unknown fields."""
+        """Inverse of `to_json`.
+
+        Raises:
+            TypeError: unknown or missing sections, unknown fields, a value of another type.
+        """
         names = {section.name for section in dataclasses.fields(cls)}
         if set(data) != names:
             raise TypeError(f"sections {', '.join(sorted(data))}; expected {', '.join(sorted(names))}")
+        if not all(isinstance(data[name], dict) for name in names):
+            raise TypeError("expected an object for each section")
         sections = {}
         for name, section_type in get_type_hints(cls).items():
             hints = get_type_hints(section_type)
-            values = {
-                key: Path(value) if value is not None and hints.get(key) == Path | None else value
-                for key, value in data[name].items()
-            }
+            values = {}
+            for key, value in data[name].items():
+                try:
+                    values[key] = convert(value, hints[key]) if key in hints else value
+                except (TypeError, OverflowError) as error:
+                    raise TypeError(f"{name}.{key} = {value!r}: expected {error}") from None
             sections[name] = section_type(**values)
         return cls(**sections)

@@ -41,7 +41,8 @@ def _read_environment() -> LaunchRequest:
     def is_set(name: str) -> bool:
         return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
-    size = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
+    told = os.environ.get("WORLD_SIZE")
+    size = int(told) if told else None
     sharding = "fsdp" if is_set("ACCELERATE_USE_FSDP") else None
     engine = "deepspeed" if is_set("ACCELERATE_USE_DEEPSPEED") else sharding
     return LaunchRequest("", size, engine, is_set("ACCELERATE_USE_CPU"))

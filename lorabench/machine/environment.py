@@ -4,11 +4,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from lorabench import __version__
+from lorabench.harmless import without_secrets
 from lorabench.machine.gpus import driver_version
 from lorabench.machine.launcher_process import find_launcher
 
@@ -31,8 +33,19 @@ def environment() -> dict[str, Any]:
         "driver": driver_version(),
         "cuda": cuda,
         "git_commit": _git_commit(Path(__file__).parent),
-        "launch_command": find_launcher() or [sys.executable, *sys.orig_argv[1:]],
+        "launch_command": _without_secrets(find_launcher() or [sys.executable, *sys.orig_argv[1:]]),
     }
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line as it may be published."""
+    shown = []
+    for before, word in zip(("", *words), words, strict=False):
+        # A value stands after its flag, or behind a `=` in the same word.
+        is_value = before.startswith("-") and "=" not in before and not word.startswith("-")
+        start = f"{before}=" if is_value else ""
+        shown.append(without_secrets(start + word).removeprefix(start))
+    return shown
 
 
 def _version(package: str) -> str | None:

@@ -5,6 +5,7 @@ lorabench table runs/ --format markdown --reported
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -13,43 +14,63 @@ from rich.console import Console
 
 from lorabench.catalog.metrics import metrics_in
 from lorabench.errors import ConfigError, IssueList
-from lorabench.files import write_text_atomic
+from lorabench.harmless import printable
 from lorabench.results.class_table import class_lines, meaning_line
+from lorabench.results.figures import (
+    PHASES,
+    Figures,
+    data_name,
+    device_of,
+    order,
+    rank_memory,
+    ranks_of,
+    run_figures,
+    select,
+    to_csv,
+    to_json,
+)
+from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.ownership import present_status
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
 from lorabench.results.table import (
+    REPORTED_FIGURES,
     UNKNOWN,
     TableRow,
     render_terminal,
-    to_csv,
     to_html,
     to_markdown,
     to_text,
     with_reported,
 )
 
-OutputFormat = Literal["terminal", "markdown", "csv", "html"]
-PHASES = ("load", "train", "eval")
+OutputFormat = Literal["terminal", "markdown", "csv", "json", "html"]
 
-_FORMS: Mapping[OutputFormat, Callable[[Sequence[TableRow]], str]] = {
+_FORMS: Mapping[str, Callable[[Sequence[TableRow]], str]] = {
     "terminal": to_text,
     "markdown": to_markdown,
-    "csv": to_csv,
     "html": to_html,
 }
 
 
-def table_row(run: Mapping[str, Any]) -> TableRow:
-    """One run's record -> one row; what the record does not hold is "n/a"."""
+def table_row(run: Mapping[str, Any], name: str = "") -> TableRow:
+    """One run's record -> one row; what the record does not hold is "n/a".
+
+    Args:
+        name: of the run, to tell it from others.
+    """
     task = str(lookup(run, "data", "task") or lookup(run, "config", "data", "task") or UNKNOWN)
     random = lookup(run, "model", "weights") == "random"
     percent = number_at(run, "model", "trainable_percent")
     return TableRow(
-        model=str(lookup(run, "model", "name") or lookup(run, "config", "model", "model") or UNKNOWN),
-        task=f"{task} (synthetic)" if lookup(run, "data", "synthetic") else task,
-        strategy=str(lookup(run, "strategy") or UNKNOWN),
-        f1=_f1_cell(run),
+        run=_shown(name),
+        model=_shown(str(lookup(run, "model", "name") or lookup(run, "config", "model", "model") or UNKNOWN)),
+        task=_shown(f"{task} (synthetic)" if lookup(run, "data", "synthetic") else task),
+        data=_shown(data_name(run) or "the task's"),
+        strategy=_shown(str(lookup(run, "strategy") or UNKNOWN)),
+        seed=_count(number_at(run, "config", "optim", "seed")).replace(",", ""),
+        f1=_shown(_f1_cell(run)),
         training_time=format_seconds(number_at(run, "train_seconds")),
-        memory=tuple(_rank_memory(index, entry) for index, entry in enumerate(_ranks(run))),
+        memory=tuple(f"{label}: {format_gb(gigabytes)}" for label, gigabytes in rank_memory(run)),
         trainable=UNKNOWN if percent is None else f"{three_digits(percent)} %",
         source="random weights" if random else "measured",
     )
@@ -87,7 +108,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         elif (path / RUN_FILE).is_file():
             files = [path / RUN_FILE]
         else:
-            files = sorted(path.rglob(RUN_FILE))
+            files = sorted(file for file in path.rglob(RUN_FILE) if file.is_file() or file.is_symlink())
             expected = f"expected a run's output folder, its {RUN_FILE}, or a folder that holds runs"
             issues.check(bool(files), f"{path}: {'no run in it' if path.is_dir() else 'no such folder'}; {expected}")
         for file in files:
@@ -96,38 +117,95 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def table_command(paths: Sequence[Path], output_format: OutputFormat, output: Path | None, reported: bool) -> None:
-    """Print the table of all runs below `paths`, or write it to `output`.
+@dataclass(frozen=True, kw_only=True)
+class TableForm:
+    """Which runs, in which order and form.
+
+    Attributes:
+        format: `terminal` writes plain text of 120 columns into a file.
+        output: a file to write instead of printing.
+        overwrite: whether `output` may replace a file.
+        reported: also list the figures published for the original experiments.
+        sort: a column of `run_figures`; None leaves runs as they were found.
+        where: conditions, see `figures.select`.
+    """
+
+    format: OutputFormat = "terminal"
+    output: Path | None = None
+    overwrite: bool = False
+    reported: bool = False
+    sort: str | None = None
+    descending: bool = False
+    where: tuple[str, ...] = ()
+
+
+def table_command(paths: Sequence[Path], form: TableForm) -> None:
+    """Print the table of all runs below `paths`, or write it to a file.
+
+    A record that cannot be read is left out, and named in one line on stderr.
 
     Args:
         paths: see `find_runs`.
-        output_format: `terminal` writes plain text of 120 columns where `output` is a file.
-        reported: also list the figures published for the original experiments.
 
     Raises:
-        ConfigError: no run found, a record that cannot be read, or an `output` that cannot be written.
+        ConfigError: no run found, or none whose record can be read, or that fulfils the conditions; no such column; an
+            output that cannot be written.
+        RunError: the output could not be written after all.
     """
-    issues, rows = IssueList(), []
-    for file in find_runs(paths):
-        try:
-            rows.append(table_row(read_run(file)))
-        except ConfigError as error:
-            issues.extend(error.issues)
-    issues.raise_if_any()
-    if reported:
-        rows = with_reported(rows)
-    if output_format == "terminal" and output is None:
+    issues = [] if form.output is None else output_issues(form.output, form.overwrite)
+    if issues:
+        raise ConfigError(issues)
+    runs = _chosen(_read_all(find_runs(paths)), form)
+    rows = with_reported([row for row, _ in runs]) if form.reported else [row for row, _ in runs]
+    figures = [figures for _, figures in runs]
+    if form.reported:
+        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
+    if form.format == "terminal" and form.output is None:
         render_terminal(rows, Console())
         return
-    text = _FORMS[output_format](rows)
-    if output is None:
+    text = {"csv": to_csv, "json": to_json}[form.format](figures) if form.format in ("csv", "json") else ""
+    text = text or _FORMS[form.format](rows)
+    if form.output is None:
         sys.stdout.write(text)
         return
-    try:
-        write_text_atomic(output, text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--output {output}: {reason}; expected a file that can be written") from None
+    with writing_output(form.output, form.overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _read_all(files: Sequence[Path]) -> list[tuple[TableRow, Figures]]:
+    """Row and figures of each run whose record can be read. Raises `ConfigError` where there is none."""
+    runs, issues = [], []
+    names = _run_names([file.parent for file in files])
+    for file, name in zip(files, names, strict=True):
+        try:
+            record = read_run(file)
+        except ConfigError as error:
+            issues += error.issues
+            continue
+        status = present_status(file.parent, record)
+        runs.append((table_row({**record, "status": status}, name), run_figures(record, name, status)))
+    if not runs:
+        raise ConfigError(issues)
+    for issue in issues:
+        print(printable(f"lorabench table: left out: {issue}"), file=sys.stderr)
+    return runs
+
+
+def _run_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or their paths where a name stands for several."""
+    names = [folder.resolve().name for folder in folders]
+    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+
+
+def _chosen(runs: list[tuple[TableRow, Figures]], form: TableForm) -> list[tuple[TableRow, Figures]]:
+    """The runs that are asked for, in the order that is."""
+    kept = select([figures for _, figures in runs], form.where)
+    chosen = [run for run, keep in zip(runs, kept, strict=True) if keep]
+    if not chosen:
+        raise ConfigError(f"--where {' '.join(form.where)}: none of {len(runs)} runs is so")
+    if form.sort is None:
+        return chosen
+    return [chosen[place] for place in order([figures for _, figures in chosen], form.sort, form.descending)]
 
 
 def summary_lines(run: Mapping[str, Any]) -> list[str]:
@@ -150,7 +228,8 @@ def summary_lines(run: Mapping[str, Any]) -> list[str]:
         f" {_rate(number_at(run, 'tokens_per_second'))} tokens/s without padding;"
         f" padding {UNKNOWN if padding is None else f'{padding:.1f} %'}",
     ]
-    return lines + [_memory_line(index, entry) for index, entry in enumerate(_ranks(run))]
+    lines += [_memory_line(index, entry) for index, entry in enumerate(ranks_of(run))]
+    return [printable(line) for line in lines]
 
 
 def _score_lines(run: Mapping[str, Any]) -> list[str]:
@@ -177,7 +256,7 @@ def _best_epoch_line(run: Mapping[str, Any]) -> str:
 
 
 def _memory_line(index: int, entry: Mapping[str, Any]) -> str:
-    label, figure = _device(index, entry)
+    label, figure = device_of(index, entry)
     kind = "resident" if figure == "rss_gb" else "reserved"
     phases = ", ".join(f"{phase} {format_gb(number_at(entry, 'phases', phase, figure))}" for phase in PHASES)
     where = ", ".join(str(entry[key]) for key in ("host", "device_name") if entry.get(key))
@@ -191,25 +270,9 @@ def _f1_cell(run: Mapping[str, Any]) -> str:
     return UNKNOWN if lookup(run, "model", "weights") == "random" else _score(lookup(run, "best"), "f1")
 
 
-def _ranks(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    entries = lookup(run, "memory")
-    return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
-
-
-def _device(index: int, entry: Mapping[str, Any]) -> tuple[str, str]:
-    """A rank's label, and which figure is its memory. Ranks are numbered: device names repeat on every host."""
-    on_cpu = str(entry.get("device", "")).startswith("cpu")
-    rank = number_at(entry, "rank")
-    number = int(index if rank is None else rank) + 1
-    return (f"CPU{number}", "rss_gb") if on_cpu else (f"GPU{number}", "reserved_gb")
-
-
-def _rank_memory(index: int, entry: Mapping[str, Any]) -> str:
-    label, figure = _device(index, entry)
-    figures = [number_at(entry, "phases", phase, figure) for phase in PHASES if lookup(entry, "phases", phase)]
-    known = [value for value in figures if value is not None]
-    # The largest of some phases could be too low where another phase's figure is missing.
-    return f"{label}: {format_gb(max(known) if known and len(known) == len(figures) else None)}"
+def _shown(text: str) -> str:
+    """A text of the record in one line that controls no terminal."""
+    return printable(" ".join(text.split()))
 
 
 def format_gb(gigabytes: float | None) -> str:

@@ -6,22 +6,33 @@ Memory figures are in GB of 10^9 bytes, times in seconds. A figure that could no
 import json
 import math
 import numbers
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorabench import __version__
+from lorabench.catalog.trackers import TRACKERS
 from lorabench.errors import ConfigError
 from lorabench.files import write_text_atomic
+from lorabench.results.record_types import wrong_types
 
 SCHEMA_VERSION = 1
 """Raised when a reader of `run.json` would misunderstand a record of the version before."""
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+TEST_PREDICTIONS_FILE = "test_predictions.csv"
+CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
 """Where the adapter is while a better one takes its place."""
+ADAPTER_STAGING = f".{ADAPTER_FOLDER}.writing"
+OWN_NAMES = frozenset(
+    {RUN_FILE, METRICS_FILE, CURVES_FILE, TEST_PREDICTIONS_FILE, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
+)
+"""Files and folders that a run writes into its folder, beside some whose names begin with a dot."""
 
 
 def write_json_atomic(path: Path, data: Mapping[str, Any]) -> None:
@@ -40,16 +51,19 @@ def read_run(path: Path) -> dict[str, Any]:
         path: a run's output folder, or its `run.json`.
 
     Raises:
-        ConfigError: missing, unreadable, no record of a run, or written by a newer version.
+        ConfigError: missing, unreadable, no record of a run, with values of other types than a run writes, or written
+            by a newer version.
     """
     file = path / RUN_FILE if path.is_dir() else path
     try:
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{file}: no regular file; expected the JSON record of a run")
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected a run's output folder or its {RUN_FILE}; there is no {file}") from None
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for lists in lists in lists
         raise ConfigError(f"{file}: expected the JSON record of a run ({error})") from None
     version = record.get("schema_version") if isinstance(record, dict) else None
     if isinstance(version, bool) or not isinstance(version, int):
@@ -59,6 +73,9 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{file}: schema_version {version} is newer than this lorabench {__version__} reads"
             f" (expected at most {SCHEMA_VERSION}): upgrade lorabench"
         )
+    wrong = next(wrong_types(record), None)
+    if wrong is not None:
+        raise ConfigError(f"{file}: not a record that a run has written: {wrong}")
     return record
 
 
@@ -72,14 +89,45 @@ def lookup(record: Any, *keys: str) -> Any:
 def number_at(record: Any, *keys: str) -> float | None:
     """`lookup` of a finite number; None for anything else."""
     value = lookup(record, *keys)
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float can be
+        known = False
     return value if known else None
 
 
 def find_adapter(run_dir: Path) -> Path | None:
-    """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none."""
+    """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none.
+
+    Raises:
+        ConfigError: it holds links to what is outside the run's folder.
+    """
     candidates = (run_dir / ADAPTER_FOLDER, run_dir / PREVIOUS_ADAPTER)
-    return next((folder for folder in candidates if (folder / ADAPTER_WEIGHTS).is_file()), None)
+    found = next((folder for folder in candidates if (folder / ADAPTER_WEIGHTS).is_file()), None)
+    if found is not None:
+        check_inside(run_dir, (found.name,))
+    return found
+
+
+def check_inside(run_dir: Path, names: Iterable[str]) -> None:
+    """Refuse files of a run that are links out of its folder, or no files at all: it may come from anybody.
+
+    Args:
+        names: files and folders in the run's folder, with all that is in them; one that is not there is no matter.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    inside = run_dir.resolve()
+    for name in names:
+        found = (
+            Path(folder) / entry for folder, *both in os.walk(run_dir / name) for entries in both for entry in entries
+        )
+        for path in (run_dir / name, *found):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise ConfigError(f"{path}: a link out of the run's folder, which is not followed")
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigError(f"{path}: no regular file, as a run writes")
 
 
 class MetricsLog:
@@ -139,7 +187,9 @@ def cut_metrics(path: Path, last_step: int, evaluated: Collection[int]) -> None:
         kept = [
             record
             for record in read_metrics(path)
-            if record["step"] <= last_step and (record["event"] != "eval" or record["step"] in evaluated)
+            if (step := number_at(record, "step")) is not None
+            and step <= last_step
+            and (record.get("event") != "eval" or step in evaluated)
         ]
         write_text_atomic(path, "".join(_to_json(record) + "\n" for record in kept))
 
@@ -168,7 +218,7 @@ def _plain(value: Any) -> Any:
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -1,9 +1,7 @@
-"""The table's rows as text, and its four forms: terminal, Markdown, CSV, HTML."""
+"""The table's rows as text, and its forms for readers: terminal, Markdown, HTML."""
 
-import csv
 import html
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,15 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorabench.harmless import markdown
+
 Source = Literal["measured", "random weights", "reported"]
 
 UNKNOWN = "n/a"
 COLUMNS = ("Model", "Task", "Strategy", "F1", "Training time", "Memory", "Trainable")
 
-_ROOMY_WIDTH = 100
 _LONGEST_WHOLE_WORD = 16
-_RIGHT_ALIGNED = ("F1", "Training time", "Trainable")
-_MARKDOWN_SPECIAL = re.compile(r"[\\`*~|\[\]]")
+_SHORTEST_NAME = 8
+_RIGHT_ALIGNED = ("Seed", "F1", "Training time", "Trainable")
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222}"
     "table{border-collapse:collapse}th,td{padding:.4rem .9rem;text-align:left;border-bottom:1px solid #ddd}"
@@ -41,12 +40,35 @@ class TableRow:
     training_time: str
     memory: tuple[str, ...]
     trainable: str
+    run: str = ""
+    data: str = ""
+    seed: str = ""
     source: Source = "measured"
 
-    def cells(self, memory_separator: str = " ") -> tuple[str, ...]:
-        """The cells in the order of `COLUMNS`."""
+    def cells(self, memory_separator: str = " ", names: Sequence[str] = COLUMNS) -> tuple[str, ...]:
+        """The cells of some columns."""
         memory = memory_separator.join(self.memory) or UNKNOWN
-        return self.model, self.task, self.strategy, self.f1, self.training_time, memory, self.trainable
+        cells = {
+            **{"Run": self.run, "Model": self.model, "Task": self.task, "Data": self.data, "Strategy": self.strategy},
+            **{"Seed": self.seed, "F1": self.f1, "Training time": self.training_time, "Memory": memory},
+            "Trainable": self.trainable,
+        }
+        return tuple(cells[name] for name in names)
+
+
+def shown_columns(rows: Sequence[TableRow]) -> tuple[str, ...]:
+    """`COLUMNS`, and what tells runs apart: their names where there are several, data and seed where they differ.
+
+    Reported rows have none of these.
+    """
+    ours = [row for row in rows if row.source != "reported"]
+    more = {
+        "Run": len(ours) > 1 and any(row.run for row in ours),
+        "Data": len({row.data for row in ours}) > 1,
+        "Seed": len({row.seed for row in ours}) > 1,
+    }
+    every = ("Run", "Model", "Task", "Data", "Strategy", "Seed", *COLUMNS[3:])
+    return tuple(name for name in every if more.get(name, True))
 
 
 def _reported(model: str, f1: str, training_time: str, memory: tuple[str, ...], trainable: str) -> TableRow:
@@ -70,6 +92,24 @@ REPORTED = (
 """The published table of the original experiments; its texts speak of one 48 GB card, its memory column of two."""
 
 
+def _numbers(row: TableRow) -> dict[str, str | float]:
+    """A reported row as columns of `figures.run_figures`."""
+    memory = {}
+    for entry in row.memory:
+        label, gigabytes = entry.removesuffix(" GB").split(": ")
+        memory[f"memory_gb_{label.lower()}"] = float(gigabytes)
+    model = row.model.removesuffix(" (reported)")
+    return {
+        **{"run": "(reported)", "status": "reported", "model": model, "task": row.task, "strategy": row.strategy},
+        **{"f1": float(row.f1), "train_seconds": float(row.training_time.split()[0])},
+        **{"memory_gb": max(memory.values()), **memory, "trainable_percent": float(row.trainable.split()[0])},
+    }
+
+
+REPORTED_FIGURES = {row.model: _numbers(row) for row in REPORTED}
+"""The same as plain numbers, by the rows' models."""
+
+
 def with_reported(rows: Sequence[TableRow]) -> list[TableRow]:
     """Our rows with the reported ones: each after our last row of the same model, the others at the end."""
     mixed = list(rows)
@@ -84,11 +124,19 @@ def footnotes(rows: Sequence[TableRow]) -> list[str]:
     notes = [
         "F1: best epoch, validation rows; of the positive class for two classes, macro average for more."
         " Training time: without evaluation and saving.",
-        "Memory: peak memory reserved by PyTorch's allocator, per GPU; the largest of load, train and eval."
-        " GB = 10^9 bytes.",
     ]
-    if any(entry.startswith("CPU") for row in rows for entry in row.memory):
-        notes.append("CPU memory: largest resident memory of the process.")
+    entries = [entry for row in rows for entry in row.memory]
+    if any(entry.startswith("GPU") for entry in entries):
+        notes.append(
+            "Memory: peak memory reserved by PyTorch's allocator, per GPU; the largest of load, train and eval."
+            " GB = 10^9 bytes."
+        )
+    if any(entry.startswith("CPU") for entry in entries):
+        notes.append("CPU memory: largest resident memory of the process. GB = 10^9 bytes.")
+    if any(row.f1 == "died" for row in rows):
+        notes.append(
+            "died: the record says running, but no process holds the run; --resume goes on from its last checkpoint."
+        )
     if any(row.source == "random weights" for row in rows):
         notes.append("F1 n/a: random weights of the real shape; time and memory are real, scores mean nothing.")
     if any(row.source == "reported" for row in rows):
@@ -101,19 +149,21 @@ def footnotes(rows: Sequence[TableRow]) -> list[str]:
 
 def render_terminal(rows: Sequence[TableRow], console: Console) -> None:
     """Print the table and its footnotes; texts are never taken for rich's markup."""
-    cells = [row.cells(memory_separator="\n") for row in rows]
-    roomy = console.width >= _ROOMY_WIDTH
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0) if roomy else 0)
-    for place, name in enumerate(COLUMNS):
-        texts = [name, *(line[place] for line in cells)]
-        # A GPU's figure stays on one line.
-        words = [word for text in texts for word in (text.splitlines() if name == "Memory" else text.split())]
+    names = shown_columns(rows)
+    cells = [row.cells(memory_separator="\n", names=names) for row in rows]
+    texts = [[name, *(line[place] for line in cells)] for place, name in enumerate(names)]
+    lines = [max(len(line) for text in column for line in text.splitlines() or [""]) for column in texts]
+    # Where lines do not fit, columns as wide as their longest word break them between words only.
+    fits = sum(lines) + 2 * (len(names) - 1) <= console.width
+    widths = lines if fits else _word_widths(names, texts, console.width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0) if fits else 0)
+    for name, width in zip(names, widths, strict=True):
         table.add_column(
             name,
             justify="right" if name in _RIGHT_ALIGNED else "left",
             overflow="fold",
-            # Where room is short, columns as wide as their longest word break lines between words only.
-            max_width=None if roomy else min(max(map(len, words)), _LONGEST_WHOLE_WORD),
+            max_width=width,
+            no_wrap=name in ("Seed", "F1", "Memory") and len(names) > len(COLUMNS),  # names give way first
         )
     for row, line in zip(rows, cells, strict=True):
         style = "dim" if row.source == "reported" else ""
@@ -123,27 +173,31 @@ def render_terminal(rows: Sequence[TableRow], console: Console) -> None:
         console.print(Text(note, style="dim"))
 
 
+def _word_widths(names: Sequence[str], texts: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The longest word of each column; a GPU's figure counts as one, and names of runs take the room that is left."""
+    widths = []
+    for name, column in zip(names, texts, strict=True):
+        words = [word for text in column for word in (text.splitlines() if name == "Memory" else text.split())]
+        widths.append(min(max(map(len, words)), _LONGEST_WHOLE_WORD))
+    if names[0] == "Run":
+        widths[0] = max(_SHORTEST_NAME, width - sum(widths[1:]) - (len(names) - 1))
+    return widths
+
+
 def to_markdown(rows: Sequence[TableRow]) -> str:
     """A GitHub table with footnotes below."""
-    rule = ["---:" if name in _RIGHT_ALIGNED else "---" for name in COLUMNS]
-    lines = [COLUMNS, rule, *([_markdown(cell) for cell in row.cells()] for row in rows)]
+    names = shown_columns(rows)
+    rule = ["---:" if name in _RIGHT_ALIGNED else "---" for name in names]
+    lines = [names, rule, *([markdown(cell) for cell in row.cells(names=names)] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return table + "\n" + "".join(f"- {_markdown(note)}\n" for note in footnotes(rows))
-
-
-def to_csv(rows: Sequence[TableRow]) -> str:
-    """Comma-separated with a header line, no footnotes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(row.cells() for row in rows)
-    return text.getvalue()
+    return table + "\n" + "".join(f"- {markdown(note)}\n" for note in footnotes(rows))
 
 
 def to_html(rows: Sequence[TableRow]) -> str:
     """One self-contained page: no script, nothing loaded from elsewhere."""
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    body = "".join(f"<tr>{''.join(map(_html_cell, row.cells(chr(10))))}</tr>\n" for row in rows)
+    names = shown_columns(rows)
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(map(_html_cell, row.cells(chr(10), names)))}</tr>\n" for row in rows)
     notes = "".join(f"<li>{html.escape(note)}</li>\n" for note in footnotes(rows))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>lorabench</title>\n'
@@ -163,9 +217,3 @@ def to_text(rows: Sequence[TableRow], width: int = 120) -> str:
 
 def _html_cell(text: str) -> str:
     return f"<td>{html.escape(text).replace(chr(10), '<br>')}</td>"
-
-
-def _markdown(text: str) -> str:
-    """Escape what would start markup or end the cell; a line break would end the row."""
-    marked = _MARKDOWN_SPECIAL.sub(r"\\\g<0>", html.escape(text, quote=False))
-    return " ".join(marked.split())

@@ -7,18 +7,17 @@ from typing import Any
 from rich.console import Console
 
 from lorabench.catalog.tasks import task_preset
+from lorabench.harmless import printable
 from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
-from lorabench.results.run_folder import METRICS_FILE, read_metrics
+from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
 from lorabench.results.table import render_terminal
 from lorabench.training.data_notes import data_lines
 from lorabench.training.record import RecordKeeper
 
-CURVES_FILE = "curves.png"
 # Classes whose weights are named one by one.
 NAMED_WEIGHTS = 20
-TEST_PREDICTIONS_FILE = "test_predictions.csv"
 
 
 def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
@@ -55,7 +54,9 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     preset = task_preset(data["task"])
     # What is said of the embedded rows is not true of the user's own in place of them.
     says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])
-    return lines if says_nothing else [*lines, f"note       {preset.note}"]
+    if not says_nothing:
+        lines.append(f"note       {preset.note}")
+    return [printable(line) for line in lines]
 
 
 def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -96,4 +97,4 @@ def show_results(keeper: RecordKeeper) -> None:
     if record["model"]["weights"] == "random":
         print("random weights: no adapter was saved, since it would fit no real model")
     names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
-    print("\n".join(f"wrote {folder / name}" for name in names if (folder / name).exists()), flush=True)
+    print("\n".join(printable(f"wrote {folder / name}") for name in names if (folder / name).exists()), flush=True)

@@ -12,9 +12,9 @@ from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, wri
 from lorabench.config.changes import recorded_changes
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, RunError, first_line
 from lorabench.machine.meters import MemoryMonitor, Throughput
-from lorabench.results.run_folder import read_run
+from lorabench.results.run_folder import ADAPTER_STAGING, OWN_NAMES, PREVIOUS_ADAPTER, check_inside, read_run
 from lorabench.step.execution import RandomState
 from lorabench.training.assembly import Built, Inputs
 from lorabench.training.best import BestAdapter
@@ -27,6 +27,8 @@ _SCALARS = (
     *("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "skipped_in_a_row"),
     "out_of_memory",
 )
+# All that a checkpoint says beside its format.
+EXPECTED = frozenset({*_SCALARS, "effective_batch", "train_rows", "wall_seconds", "ranks"})
 
 
 def find_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> Savepoint | None:
@@ -47,6 +49,8 @@ def find_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> Savepoint 
 def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Savepoint | None, list[str]]:
     """The checkpoint, and what keeps this launch from going on from it."""
     try:
+        # What is in there is read, and written to.
+        check_inside(folder, (*OWN_NAMES, PREVIOUS_ADAPTER, ADAPTER_STAGING))
         known = read_run(folder)
     except ConfigError as error:
         return None, list(error.issues)
@@ -57,7 +61,7 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
     savepoint = read_newest_savepoint(folder)
     if savepoint is None:
         return None, issues
-    if savepoint.progress.get("format") != STATE_FORMAT:
+    if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= EXPECTED:
         return None, [*issues, f"--resume: the checkpoints in {folder} are another version's; resume with that one"]
     effective = setting.config.optim.effective_batch(setting.ranks.world_size)
     before = savepoint.progress["effective_batch"]
@@ -129,7 +133,18 @@ class Continuation:
         )  # fmt: skip
 
     def restore(self, savepoint: Savepoint) -> None:
-        """Put back a checkpoint, and empty it. A collective call; nothing random may be drawn until the next step."""
+        """Put back a checkpoint, and empty it. A collective call; nothing random may be drawn until the next step.
+
+        Raises:
+            RunError: it does not hold what a run of this version saves.
+        """
+        try:
+            self._restore(savepoint)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise RunError(f"the checkpoint does not hold what a run of this version saves ({what})") from error
+
+    def _restore(self, savepoint: Savepoint) -> None:
         known, state = savepoint.progress, savepoint.state
         setting, built = self._setting, self._built
         setting.strategy.write_state(built.classifier, built.optimizer, state["training"])

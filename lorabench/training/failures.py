@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.distributed.setting import Setting
-from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
+from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted, first_line
+from lorabench.files import full_disk, is_full
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.step.execution import out_of_memory_advice
 from lorabench.training.record import RecordKeeper
@@ -25,11 +26,10 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
     try:
         yield
     except RunInterrupted as error:
-        message = f"{error} after step {keeper.record['steps']}{how_to_go_on(keeper.folder)}"
-        keeper.fail("interrupted", message, every_rank=True)
-        if setting.ranks.is_main:
-            print(message, flush=True)
-        raise
+        then = f" after step {keeper.record['steps']}{how_to_go_on(keeper.folder)}"
+        told = RunInterrupted(error.signal_number, then)
+        keeper.fail("interrupted", str(told), every_rank=True)
+        raise told from error
     except KeyboardInterrupt:
         keeper.fail("interrupted", "interrupted from the keyboard", every_rank=True)
         raise
@@ -43,6 +43,10 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
     except (ConfigError, RunError) as error:
         keeper.fail("failed", str(error), every_rank=True)
         raise
+    except OSError as error:
+        message = _unwritten(error, keeper.folder)
+        keeper.fail("failed", message, every_rank=False)
+        raise RankError(message) from error
     except Exception as error:
         if is_out_of_memory(error):
             phase = "load" if loading else "eval"
@@ -52,6 +56,16 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
             raise RankError(message) from error
         keeper.fail("failed", f"{type(error).__name__}: {error}", every_rank=False)
         raise
+
+
+def _unwritten(error: OSError, folder: Path) -> str:
+    """What a file says that could not be written, or read; without its name where the error has none."""
+    # Standard output may be what is full.
+    if error.filename is None and is_full(folder):
+        return f"{folder}: {full_disk(error, folder)}"
+    where = "" if error.filename is None else f"{error.filename}: "
+    full = None if error.filename is None else full_disk(error, folder)
+    return f"{where}{full or error.strerror or first_line(error)}"
 
 
 def how_to_go_on(folder: Path) -> str:

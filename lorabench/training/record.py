@@ -10,7 +10,9 @@ from typing import Any, Literal
 from lorabench.config.defaults import is_synthetic
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.setting import Setting
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, RankError
+from lorabench.files import full_disk
+from lorabench.harmless import without_secrets
 from lorabench.machine.environment import environment
 from lorabench.machine.meters import MemoryMonitor
 from lorabench.models.description import model_source
@@ -39,7 +41,10 @@ class RecordKeeper:
         self._rank = rank
         self._began = began
         self._seconds_before = 0.0
-        self.update()
+        try:
+            self.update()
+        except OSError as error:
+            raise RankError(f"{folder / RUN_FILE}: {full_disk(error, folder) or error.strerror}") from error
 
     def update(self, **values: Any) -> None:
         """Set fields and write the record."""
@@ -56,8 +61,16 @@ class RecordKeeper:
         self._seconds_before += seconds
 
     def complete(self) -> None:
-        """The run went through."""
-        self.update(status="completed")
+        """The run went through.
+
+        Raises:
+            RankError: the disk is full; the record goes on to say `running`.
+        """
+        try:
+            self.update(status="completed")
+        except OSError as error:
+            reason = full_disk(error, self.folder) or error.strerror
+            raise RankError(f"{self.folder / RUN_FILE}: {reason}; the run was complete") from error
 
     def fail(self, status: Literal["failed", "interrupted"], error: str, every_rank: bool) -> None:
         """The run ended before its time.
@@ -78,11 +91,11 @@ class RecordKeeper:
     def _write_failure(self, status: str, error: str, every_rank: bool) -> None:
         if self._rank == 0:
             cause = self._cause_of_another_rank(every_rank)
-            self.update(status=status, error=error if cause is None else cause)
+            self.update(status=status, error=without_secrets(error if cause is None else cause))
         elif not every_rank and (self.folder / RUN_FILE).exists():
             known = read_run(self.folder / RUN_FILE)
             if known["status"] == "running":
-                known.update(status=status, error=f"rank {self._rank}: {error}")
+                known.update(status=status, error=without_secrets(f"rank {self._rank}: {error}"))
                 write_json_atomic(self.folder / RUN_FILE, known)
 
     def _cause_of_another_rank(self, every_rank: bool) -> str | None:

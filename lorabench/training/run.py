@@ -1,7 +1,6 @@
 """One run: prepare, train, check what was saved, report. `execute` is its table of contents."""
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.checkpoint.savepoint import Savepoint
-from lorabench.config.checks import output_dir_issues
+from lorabench.config.checks import RESULTS, output_dir_issues
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.distributed.setting import Setting, enter_launch
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch
 from lorabench.packed.choice import check_execution
-from lorabench.results.run_folder import METRICS_FILE, MetricsLog, cut_metrics, read_run
+from lorabench.results.ownership import Ownership
+from lorabench.results.run_folder import METRICS_FILE, TEST_PREDICTIONS_FILE, MetricsLog, cut_metrics, read_run
 from lorabench.results.tracking import (
     Fanout,
     MetricsSink,
@@ -26,7 +26,7 @@ from lorabench.results.tracking import (
     memory_record,
     open_tracker,
 )
-from lorabench.training.announcement import TEST_PREDICTIONS_FILE, draw, opening_lines, show_results
+from lorabench.training.announcement import draw, opening_lines, show_results
 from lorabench.training.assembly import Built, Inputs, build, prepare_inputs
 from lorabench.training.best import BestAdapter
 from lorabench.training.continuation import Continuation, find_savepoint
@@ -44,12 +44,18 @@ from lorabench.training.record import (
 )
 from lorabench.training.signals import StopSignal
 
+# Letters of model and task in a folder's name; names have at most 255 bytes.
+_LONGEST_NAME = 150
 
-def execute(config: RunConfig, data: TaskData, began: float | None = None) -> tuple[Path, dict[str, Any]]:
+
+def execute(
+    config: RunConfig, data: TaskData, began: float | None, ownership: Ownership
+) -> tuple[Path, dict[str, Any]]:
     """Run to the end; every rank calls this. Returns the folder with the results, and the record.
 
     Args:
-        began: when the run began, in seconds since the epoch; by default with its process.
+        began: when the run began, in seconds since the epoch; None for when its process did.
+        ownership: takes the lock of the run's folder on the first rank; the caller gives it back.
 
     Raises:
         ConfigError: launch, model or data do not allow the run; nothing has been written.
@@ -59,7 +65,7 @@ def execute(config: RunConfig, data: TaskData, began: float | None = None) -> tu
     check_execution(setting)
     ranks = setting.ranks
     inputs = ranks.together(lambda: prepare_inputs(setting))
-    folder = create_folder(setting)
+    folder = create_folder(setting, ownership)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
     keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint), setting.began)
     if ranks.is_main:
@@ -134,8 +140,8 @@ def evaluated_steps(savepoint: Savepoint | None) -> set[int]:
     return before | {record["step"] for record in savepoint.progress["history"]}
 
 
-def create_folder(setting: Setting) -> Path:
-    """The output folder, named and made by the first rank. A collective call.
+def create_folder(setting: Setting, ownership: Ownership) -> Path:
+    """The output folder, named and made by the first rank, which holds its lock from here on. A collective call.
 
     Raises:
         ConfigError: it cannot be made, or is in use, or has no run to go on with; on every rank.
@@ -146,19 +152,29 @@ def create_folder(setting: Setting) -> Path:
     if folder is None:
         name = f"{Path(config.model.model).name}-{Path(config.data.task).name}"
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-        folder = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}-{stamp}"
+        folder = RESULTS / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:_LONGEST_NAME]}-{stamp}"
     if setting.ranks.is_main:
-        try:
-            problems = output_dir_issues(folder, config.run.resume)
-            if not problems:
-                folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()  # a folder that exists may still refuse files
-        except OSError as error:
-            problems = [f"--output-dir {folder}: {error.strerror or error}"]
+        problems = _take_folder(folder, config.run.resume, ownership)
     folder, problems = setting.ranks.from_main((folder, problems))
     if problems:
         raise ConfigError(problems)
     return folder
+
+
+def _take_folder(folder: Path, resume: bool, ownership: Ownership) -> list[str]:
+    """Make the folder and take its lock. Returns what is wrong with it."""
+    problems = output_dir_issues(folder, resume)
+    if problems:
+        return problems
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ownership.take(folder)
+    except OSError as error:
+        return [f"--output-dir {folder}: {error.strerror or error}"]
+    except ConfigError as error:
+        return list(error.issues)
+    # Once more: a run that held the lock until now has left its results.
+    return output_dir_issues(folder, resume)
 
 
 @contextmanager

@@ -1,15 +1,20 @@
 """The way into a run: from a configuration to its end, for the command line and for Python alike."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.models import MODELS
-from lorabench.config.run_config import ModelConfig, RunConfig
+from lorabench.config.checks import looks_into_output_dir
+from lorabench.config.run_config import ModelConfig, RunConfig, RunOptions
 from lorabench.data.task import load_task
+from lorabench.interrupts import raise_again
 from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
+from lorabench.results.ownership import Ownership
 from lorabench.training.refusals import refuse_early
 
 
@@ -28,20 +33,40 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
         RunInterrupted: a signal asked it to stop; a checkpoint has been saved.
     """
     began = time.time() if in_process else None
-    check_driver()
-    if needs_hub(config.model):
-        prefer_cache_if_unreachable()
-    data = load_task(config.data, config.optim.seed)
-    refuse_early(config, data)
-    # Heavy imports, only for input that is known to be good.
-    from lorabench.distributed.accelerator import leave_launch
-    from lorabench.training.run import execute
+    with owning(config.run) as ownership:
+        check_driver()
+        if needs_hub(config.model):
+            prefer_cache_if_unreachable()
+        data = load_task(config.data, config.optim.seed)
+        refuse_early(config, data)
+        # Heavy imports, only for input that is known to be good.
+        from lorabench.distributed.accelerator import leave_launch
+        from lorabench.training.run import execute
 
+        raise_again()
+        try:
+            return execute(config, data, began, ownership)
+        finally:
+            if in_process:
+                leave_launch()
+
+
+@contextmanager
+def owning(options: RunOptions) -> Iterator[Ownership]:
+    """The lock of the run's folder, given back at the end.
+
+    A run that goes on takes it here, before anything is loaded; that of a new run is taken when its folder is made.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    ownership = Ownership()
     try:
-        return execute(config, data, began)
+        if options.resume and options.output_dir is not None and looks_into_output_dir():
+            ownership.take(options.output_dir)
+        yield ownership
     finally:
-        if in_process:
-            leave_launch()
+        ownership.release()
 
 
 def needs_hub(config: ModelConfig) -> bool:

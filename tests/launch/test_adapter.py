@@ -229,7 +229,7 @@ def test_a_save_that_fails_fails_the_run_and_keeps_the_previous_adapter(
     )
     assert tiny.train_in_process(flags) == 1
     record = read_json(run / "run.json")
-    assert record["status"] == "failed" and "No space left on device" in record["error"]
+    assert record["status"] == "failed" and "disk full, no space left" in record["error"]
     checkpoint.check_saved(run / "adapter", saves[0])
 
 

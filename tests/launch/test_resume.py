@@ -87,11 +87,11 @@ def test_a_run_stopped_within_an_epoch_goes_on_as_if_nothing_had_happened(
     run_dir = tmp_path / "run"
     ended = resuming.run(flags, At("step", 24, number))
     assert ended.code == 128 + number, ended
-    assert f"{number.name}: stopping" in ended.stderr and f"stopped by signal {int(number)}" in ended.stderr
+    assert f"{number.name}: stopping" in ended.stderr and f"stopped by {number.name}" in ended.stderr
     assert "Traceback" not in ended.stderr
     first = record(run_dir)
     assert (first["status"], first["steps"]) == ("interrupted", 24)
-    assert first["error"].startswith(f"stopped by signal {int(number)} ")
+    assert first["error"].startswith(f"stopped by {number.name} ")
     assert "step 24" in first["error"] and first["error"].endswith("--resume goes on")
     assert [item["step"] for item in first["history"]] == [EPOCH]
     assert checkpoints(run_dir) == ["step-00000019", "step-00000024"]
@@ -370,7 +370,7 @@ def snapshot(run_dir: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(path.relative_to(run_dir)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(run_dir.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"  # who asked has held it
     }
 
 
@@ -473,7 +473,7 @@ def test_a_full_disk_ends_the_run_with_one_error_and_nothing_is_lost(
     os.kill(running.processes[0].pid or 0, signal.SIGCONT)
     ended = running.end()
     assert ended.code == 1, ended
-    assert "No space left" in ended.stderr or "could not be saved" in ended.stderr, ended
+    assert "disk full, no space left" in ended.stderr, ended
     assert "Traceback" not in ended.stderr, ended
     assert json.loads((run_dir / "run.json").read_text())["status"] in ("failed", "running")
     assert kept.items() <= snapshot(run_dir / "checkpoints").items()

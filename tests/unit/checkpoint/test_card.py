@@ -1,5 +1,8 @@
 """The model card: metadata that reads back whatever the base model is called, and a call that is exact."""
 
+import ast
+import re
+
 from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -37,6 +40,23 @@ def test_no_name_of_a_base_breaks_the_metadata(base: str) -> None:
     card = ModelCard(card_of(base))
     assert card.data.base_model == base and card.data.tags == ["lora", "lorabench"]
     assert card.text.startswith("\n# LoRA classifier\n\n- task: mine\n")
+
+
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1)
+
+
+@given(st.lists(NAMES, min_size=2, max_size=3), NAMES)
+@example(["a\n# Heading", "<script>alert(1)</script>"], "c\n---\n")
+@example(["```\nprint('out of the fence')", "`x`"], "\x1b[2J")
+@example(["it's", 'a "b"'], "[link](https://host)")
+def test_no_class_and_no_fact_becomes_markup_or_code(labels: list[str], task: str) -> None:
+    card = model_card("owner/base", tuple(labels), 7, 128, {"task": task})
+    plain = model_card("owner/base", tuple("x" * len(labels)), 7, 128, {"task": "mine"})
+    assert len(card.split("\n")) == len(plain.split("\n")), "every name stays in its line"
+    prose, code, _ = card.split("\n```")
+    assert "<" not in prose and not re.search("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]", card)
+    (line,) = [line for line in code.split("\n") if line.startswith("labels = ")]
+    assert ast.literal_eval(line.removeprefix("labels = ")) == labels
 
 
 def card_of(base: str) -> str:

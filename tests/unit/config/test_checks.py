@@ -1,7 +1,9 @@
 """Every wrong value is named with its flag, all at once."""
 
 import dataclasses
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -192,3 +194,85 @@ def test_a_part_of_a_data_set_is_named_only_where_there_is_one(name: str) -> Non
 def test_a_file_and_a_split_are_not_both_named(split: str) -> None:
     (issue,) = data_issues(task="owner/data", **{f"{split}_split": "x", f"{split}_file": Path("a.csv")})
     assert issue == f"--{split}-split x: --{split}-file names the rows, too; expected one of the two"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**30])
+def test_a_seed_that_no_generator_takes_is_an_issue(seed: int) -> None:
+    (issue,) = find_issues(changed("optim", seed=seed))
+    assert issue == f"--seed {seed}: expected a whole number from 0 to {2**63 - 1}"
+    assert find_issues(changed("optim", seed=2**63 - 1)) == []
+
+
+def folder_issue(folder: Path) -> str:
+    (issue,) = find_issues(changed("run", output_dir=folder))
+    assert issue.startswith(f"--output-dir {folder}: ")
+    return issue
+
+
+def test_output_folder_that_can_never_be_is_an_issue(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    (tmp_path / "link").symlink_to("run")
+    assert f"{tmp_path / 'file'} is a file" in folder_issue(tmp_path / "file" / "a" / "b")
+    assert "leads nowhere" in folder_issue(tmp_path / "dangling")
+    assert "too long" in folder_issue(tmp_path / ("x" * 300)).lower()
+    assert "null" in folder_issue(tmp_path / "a\0b")
+    for inside in (tmp_path / "run" / "a", tmp_path / "link" / "a" / "b", tmp_path / "run" / "no" / ".." / "a"):
+        assert f"inside the folder of the run in {tmp_path / 'run'}" in folder_issue(inside)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(errno.EACCES, "takes no files"), (errno.EROFS, "takes no files"), (errno.ENOSPC, "disk full")]
+)
+def test_output_folder_that_takes_no_files_is_an_issue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert said in folder_issue(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path)
+    (issue,) = find_issues(RunConfig())
+    assert issue.startswith("--output-dir runs/MODEL-TASK-TIME: ") and said in issue
+    (tmp_path / "run.json").touch()
+    (issue,) = find_issues(changed("run", output_dir=tmp_path, resume=True))
+    assert said in issue
+
+
+def test_looking_leaves_nothing(tmp_path: Path) -> None:
+    assert find_issues(changed("run", output_dir=tmp_path / "a" / "b")) == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_was_left_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    assert find_issues(changed("run", output_dir=tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc in the environment: expected a whole number of at least 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment: expected a whole number of at least 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK=-1 in the environment: expected a whole number of at least 0"),
+        ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 in the environment"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: expected a number below WORLD_SIZE=2"),
+    ],
+)
+def test_a_launcher_s_number_that_is_none_is_one_issue(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], said: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (issue,) = find_issues(RunConfig())
+    assert issue.startswith(said)
+
+
+def test_a_launcher_s_empty_variables_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    assert find_issues(RunConfig()) == []

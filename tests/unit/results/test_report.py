@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from lorabench import cli
 from lorabench.catalog import metrics
 from lorabench.catalog.metrics import Metric
 from lorabench.errors import ConfigError
 from lorabench.results import report, table
 from lorabench.results.curves import draw_curves, running_mean
-from lorabench.results.report import summary_lines, table_command, table_row
+from lorabench.results.ownership import Ownership
+from lorabench.results.report import TableForm, summary_lines, table_command, table_row
 from lorabench.results.run_folder import SCHEMA_VERSION, write_json_atomic
 from lorabench.results.table import (
     COLUMNS,
@@ -28,7 +32,6 @@ from lorabench.results.table import (
     TableRow,
     footnotes,
     render_terminal,
-    to_csv,
     to_html,
     to_markdown,
 )
@@ -80,6 +83,12 @@ def run_record(**changes: Any) -> dict[str, Any]:
 
 def with_model(**changes: Any) -> dict[str, Any]:
     return run_record(model={**run_record()["model"], **changes})
+
+
+def seeded(seed: int, train_file: str | None = None) -> dict[str, Any]:
+    config = run_record()["config"]
+    data = {**config["data"], "train_file": train_file}
+    return run_record(config={**config, "data": data, "optim": {"epochs": 3, "seed": seed}})
 
 
 def train_events(losses: list[float | None]) -> list[dict[str, Any]]:
@@ -244,14 +253,13 @@ def markdown_cells(line: str) -> list[str]:
 
 
 @given(rows_of_any_text)
-def test_markdown_html_and_csv_keep_every_text(rows: list[TableRow]) -> None:
+def test_markdown_and_html_keep_every_text(rows: list[TableRow]) -> None:
     expected = [list(COLUMNS), *(list(row.cells()) for row in rows)]
     lines = to_markdown(rows).split("\n\n")[0].split("\n")
     assert [markdown_cells(line) for place, line in enumerate(lines) if place != 1] == expected
     page = Cells()
     page.feed(to_html(rows))
     assert page.rows == expected
-    assert list(csv.reader(io.StringIO(to_csv(rows), newline=""))) == expected
 
 
 def test_markdown_escapes_and_aligns() -> None:
@@ -271,8 +279,12 @@ def test_html_escapes_and_loads_nothing() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_terminal_shows_every_figure_on_one_line(width: int) -> None:
-    rows = [table_row(run_record()), *REPORTED]
+@pytest.mark.parametrize("several", [False, True])
+def test_terminal_shows_every_figure_on_one_line(width: int, several: bool) -> None:
+    long_name = "llama3-8b-disaster-tweets-20261127-101112-123"
+    rows = [table_row(run_record(), long_name), *REPORTED]
+    if several:
+        rows[:0] = [table_row(seeded(7), "b")]
     text = table.to_text(rows, width=width)
     assert max(map(len, text.splitlines())) <= width
     for figure in (
@@ -286,6 +298,8 @@ def test_terminal_shows_every_figure_on_one_line(width: int) -> None:
         "2030 s",
     ):
         assert figure in text
+    if several and width < 100:  # eight columns have no room for whole words
+        return
     for word in ("disaster-tweets", "llama3-8b", "roberta-large", "(reported)"):
         assert word in text
 
@@ -332,59 +346,263 @@ def test_table_of_runs_at_any_depth_each_once(tmp_path: Path, capsys: pytest.Cap
     save(tmp_path / "runs" / "a", with_model(name="first"))
     save(tmp_path / "runs" / "sweep" / "trial" / "b", with_model(name="second"))
     other = save(tmp_path / "c", with_model(name="third"))
-    table_command([other / "run.json", tmp_path / "runs", tmp_path / "runs" / "a", other], "csv", None, False)
-    lines = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert [line[0] for line in lines] == ["Model", "third", "first", "second"]
+    table_command([other / "run.json", tmp_path / "runs", tmp_path / "runs" / "a", other], TableForm(format="csv"))
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(line["run"], line["model"]) for line in lines] == [("c", "third"), ("a", "first"), ("b", "second")]
 
 
-@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "html"])
+@pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "json", "html"])
 def test_table_is_printed_or_written_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: report.OutputFormat
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     save(tmp_path / "run", run_record())
     target = tmp_path / "table.txt"
-    table_command([tmp_path], form, None, True)
-    table_command([tmp_path], form, target, True)
+    table_command([tmp_path], TableForm(format=form, reported=True))
+    table_command([tmp_path], TableForm(format=form, output=target, reported=True))
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert printed == target.read_text().splitlines()
-    assert "0.7832" in target.read_text() and "roberta-large (reported)" in target.read_text()
+    assert "0.7832" in target.read_text() and "roberta-large" in target.read_text()
+    assert "(reported)" in target.read_text()
     assert "\x1b" not in target.read_text()
 
 
 def test_command_names_every_problem_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError) as caught:
-        table_command([tmp_path / "empty", tmp_path / "absent"], "csv", None, False)
+        table_command([tmp_path / "empty", tmp_path / "absent"], TableForm())
     assert [issue.split(";")[0] for issue in caught.value.issues] == [
         f"{tmp_path / 'empty'}: no run in it",
         f"{tmp_path / 'absent'}: no such folder",
     ]
     with pytest.raises(ConfigError, match="no runs named"):
-        table_command([], "csv", None, False)
+        table_command([], TableForm())
 
 
-def test_command_names_every_unreadable_record(tmp_path: Path) -> None:
+def test_records_that_cannot_be_read_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path / "a", {"schema_version": SCHEMA_VERSION + 1})
     save(tmp_path / "b", run_record())
     (save(tmp_path / "c", {}) / "run.json").write_text("{")
+    save(tmp_path / "d", run_record(status=["\x1b[2J"]))
+    save(tmp_path / "e\x1b[31m", run_record(train_seconds="long"))
+    table_command([tmp_path], TableForm(format="csv", output=tmp_path / "table.csv"))
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        assert [line["run"] for line in csv.DictReader(file)] == ["b"]
+    printed = capsys.readouterr()
+    assert printed.out == "" and "\x1b" not in printed.err
+    lines = printed.err.splitlines()
+    assert [line.split("run.json")[0][-2] for line in lines] == ["a", "c", "d", "m"]
+    assert lines[2].endswith("not a record that a run has written: status: expected a text")
+    assert all(line.startswith(f"lorabench table: left out: {tmp_path}") for line in lines)
+    shutil.rmtree(tmp_path / "b")
     with pytest.raises(ConfigError) as caught:
-        table_command([tmp_path], "csv", tmp_path / "table.csv", False)
-    assert len(caught.value.issues) == 2
-    assert not (tmp_path / "table.csv").exists()
+        table_command([tmp_path], TableForm(format="csv", output=tmp_path / "other.csv"))
+    assert len(caught.value.issues) == 4
+    assert not (tmp_path / "other.csv").exists()
 
 
-def test_command_says_when_the_output_cannot_be_written(tmp_path: Path) -> None:
+def test_command_replaces_nothing_but_what_it_may(tmp_path: Path) -> None:
+    run = save(tmp_path / "a", run_record())
+    with pytest.raises(ConfigError, match=r"--output .*absent/table\.md: there is no folder"):
+        table_command([tmp_path], TableForm(format="markdown", output=tmp_path / "absent" / "table.md"))
+    table_command([run], TableForm(format="markdown", output=tmp_path / "table.md"))
+    with pytest.raises(ConfigError, match=r"table\.md: exists already; .* --overwrite"):
+        table_command([run], TableForm(format="csv", output=tmp_path / "table.md"))
+    assert (tmp_path / "table.md").read_text().startswith("| Model")
+    table_command([run], TableForm(format="csv", output=tmp_path / "table.md", overwrite=True))
+    assert (tmp_path / "table.md").read_text().startswith("run,")
+    with pytest.raises(ConfigError, match="belongs to the run"):
+        table_command([run], TableForm(output=run / "run.json", overwrite=True))
+
+
+# --- what tells runs apart
+
+
+def header(rows: list[TableRow]) -> list[str]:
+    return markdown_cells(to_markdown(rows).splitlines()[0])
+
+
+def test_one_run_needs_no_name_and_several_do() -> None:
+    assert header([table_row(seeded(1), "a")]) == list(COLUMNS)
+    assert header([table_row(seeded(1), "a"), *REPORTED]) == list(COLUMNS)
+    rows = [table_row(seeded(1), "a"), table_row(seeded(1), "b")]
+    assert header(rows) == ["Run", *COLUMNS]
+    assert markdown_cells(to_markdown(rows).splitlines()[3])[0] == "b"
+
+
+def test_data_and_seed_are_shown_where_they_differ() -> None:
+    rows = [table_row(seeded(1, "/data/a.csv"), "a"), table_row(seeded(2, "/data/a.csv"), "b")]
+    assert header(rows) == ["Run", "Model", "Task", "Strategy", "Seed", *COLUMNS[3:]]
+    rows.append(table_row(seeded(2), "c"))
+    names = ["Run", "Model", "Task", "Data", "Strategy", "Seed", *COLUMNS[3:]]
+    assert header([*rows, *REPORTED]) == names
+    page = Cells()
+    page.feed(to_html(rows))
+    assert page.rows[0] == names
+    assert [row[3] for row in page.rows[1:]] == ["a.csv", "a.csv", "the task's"]
+    assert [row[5] for row in page.rows[1:]] == ["1", "2", "2"]
+
+
+def test_runs_whose_folders_have_one_name_are_shown_by_their_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for parent, name in (("x", "run"), ("y", "run"), ("y", "other")):
+        save(tmp_path / parent / name, run_record())
+    table_command([tmp_path], TableForm(format="json"))
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)] == [
+        *(str(tmp_path / "x" / "run"), "other", str(tmp_path / "y" / "run")),
+    ]
+
+
+def test_a_run_whose_process_is_gone_is_shown_as_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a", run_record(status="running"))
+    before = (tmp_path / "a" / "run.json").read_bytes()
+    table_command([tmp_path], TableForm(format="markdown"))
+    printed = capsys.readouterr().out
+    assert "| died |" in printed and "no process holds the run" in printed
+    assert (tmp_path / "a" / "run.json").read_bytes() == before
+    ownership = Ownership()
+    ownership.take(tmp_path / "a")
+    table_command([tmp_path], TableForm(format="markdown"))
+    assert "| running |" in capsys.readouterr().out
+    ownership.release()
+
+
+# --- plain numbers
+
+
+def listed(paths: list[Path], capsys: pytest.CaptureFixture[str], **form: Any) -> list[dict[str, Any]]:
+    table_command(paths, TableForm(format="json", **form))
+    return json.loads(capsys.readouterr().out)
+
+
+def test_csv_and_json_hold_one_plain_number_in_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "a", seeded(42))
+    (found,) = listed([tmp_path], capsys)
+    expected = {
+        **{"run": "a", "status": "completed", "model": "llama3-8b", "task": "disaster-tweets", "strategy": "DDP"},
+        **{"seed": 42, "f1": 0.78323, "precision": 0.7, "accuracy": 0.79323, "loss": 0.5, "epoch": 2},
+        **{"train_seconds": 538.4, "memory_gb": 29.61, "memory_gb_gpu1": 29.61, "memory_gb_gpu2": 29.49},
+        **{"trainable_parameters": 6_823_936, "trainable_percent": 0.090843, "synthetic": False, "data": None},
+    }
+    assert {name: found[name] for name in expected} == expected
+    table_command([tmp_path], TableForm(format="csv"))
+    (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert list(line) == list(found)
+    for name, value in found.items():
+        assert line[name] == {None: "", False: "false"}.get(value, str(value))
+
+
+def test_reported_figures_are_numbers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "a", run_record())
-    with pytest.raises(ConfigError, match=r"--output .*absent/table\.md: No such file or directory"):
-        table_command([tmp_path], "markdown", tmp_path / "absent" / "table.md", False)
+    (reported,) = [run for run in listed([tmp_path], capsys, reported=True) if run["model"] == "mistral-7b"]
+    assert (reported["run"], reported["f1"], reported["train_seconds"]) == ("(reported)", 0.7364, 2030.0)
+    assert (reported["memory_gb"], reported["memory_gb_gpu2"], reported["trainable_percent"]) == (29.6, 29.5, 0.024)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [with_model(weights="random"), run_record(status="failed"), run_record(status="running"), {"schema_version": 1}],
+)
+def test_scores_that_mean_nothing_are_no_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any]
+) -> None:
+    save(tmp_path / "a", record)
+    (found,) = listed([tmp_path], capsys)
+    assert found["f1"] is None and found["loss"] is None
+
+
+def test_cells_of_csv_are_no_formulas_and_control_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a", with_model(name="=1+1", trainable_percent=-0.5))
+    save(tmp_path / "b", with_model(name="\x1b[2J\n@x"))
+    table_command([tmp_path], TableForm(format="csv"))
+    printed = capsys.readouterr().out
+    first, second = csv.DictReader(io.StringIO(printed))
+    assert (first["model"], first["trainable_percent"], second["model"]) == ("'=1+1", "-0.5", r"\x1b[2J\n@x")
+    for form in ("terminal", "markdown", "html", "json"):
+        table_command([tmp_path], TableForm(format=form))
+        assert "\x1b[2J" not in capsys.readouterr().out
+
+
+# --- order and choice
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Path:
+    """Runs a to d: the last one has not ended."""
+    for name, f1, seconds, seed in (("a", 0.5, 30.0, 10), ("b", 0.9, 4.0, 9), ("c", 0.7, 200.0, 10)):
+        save(tmp_path / name, {**seeded(seed), "best": scores(f1, epoch=1), "train_seconds": seconds})
+    save(tmp_path / "d", {**seeded(11), "status": "failed", "error": "lost", "train_seconds": None})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({}, "abcd"),
+        ({"sort": "f1"}, "acbd"),
+        ({"sort": "F1", "descending": True}, "bcad"),
+        ({"sort": "training time"}, "bacd"),
+        ({"sort": "seed"}, "bacd"),
+        ({"sort": "run", "descending": True}, "dcba"),
+        ({"where": ("seed=10",)}, "ac"),
+        ({"where": ("seed=10.0", "run=[bc]")}, "c"),
+        ({"where": ("status=fail*",)}, "d"),
+        ({"where": ("f1=",)}, "d"),
+        ({"where": ("synthetic=false", "model=LLAMA*")}, ""),
+        ({"where": ("f1=good",)}, ""),
+        ({"where": ("seed=10",), "sort": "train_seconds", "descending": True}, "ca"),
+    ],
+)
+def test_runs_are_ordered_and_chosen_by_columns(
+    four: Path, capsys: pytest.CaptureFixture[str], form: dict[str, Any], expected: str
+) -> None:
+    if not expected:
+        with pytest.raises(ConfigError, match="none of 4 runs is so"):
+            listed([four], capsys, **form)
+        return
+    assert "".join(run["run"] for run in listed([four], capsys, **form)) == expected
+    table_command([four], TableForm(format="markdown", **form))
+    lines = [markdown_cells(line) for line in capsys.readouterr().out.split("\n\n")[0].splitlines()]
+    if len(expected) > 1:
+        assert "".join(line[0] for line in lines[2:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"sort": "quality"}, "--sort quality: no column 'quality'; expected one of run, status, model"),
+        ({"where": ("quality=1",)}, "--where quality=1: no column 'quality'"),
+        ({"where": ("f1",)}, "--where f1: expected COLUMN=VALUE"),
+    ],
+)
+def test_a_column_that_is_not_there_is_said(four: Path, form: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        table_command([four], TableForm(**form))
+    assert str(refused.value).startswith(message)
+
+
+def test_the_command_line_has_all_of_it(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["table", str(four), "--where", "seed=10", "--where", "model=llama*", "--sort", "f1", "--descending"]
+    assert cli.main([*words, "--format", "json"]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)] == ["c", "a"]
+
+
+def test_memory_is_explained_where_it_is_shown() -> None:
+    cpu = table_row(run_record(memory=[rank(0, "cpu", load=1.0)]))
+    assert [note.split(":")[0] for note in footnotes([cpu])] == ["F1", "CPU memory"]
+    assert len(footnotes([table_row(run_record(memory=None))])) == 1
 
 
 def test_the_table_loads_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     save(tmp_path / "a", run_record())
     code = (
-        "import sys; from pathlib import Path; from lorabench.results.report import table_command;"
-        f"table_command([Path({str(tmp_path)!r})], 'terminal', None, True);"
+        "import sys; from pathlib import Path; from lorabench.results.report import TableForm, table_command;"
+        f"table_command([Path({str(tmp_path)!r})], TableForm(reported=True));"
         "print([name for name in ('torch', 'matplotlib', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -226,3 +226,23 @@ def test_a_line_that_the_disk_does_not_take_is_one_error_and_is_cut_off_later(tm
     with MetricsLog(path) as log:
         log.append({"event": "train", "step": 3})
     assert [record["step"] for record in read_metrics(path)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [
+        (["HF_TOKEN=abc", "--task", "https://me:pass@host/x"], ["HF_TOKEN=***", "--task", "https://***@host/x"]),
+        (
+            ["--api-key", "abc", "--password=x", "--model", "minilm"],
+            ["--api-key", "***", "--password=***", "--model", "minilm"],
+        ),
+        (["--model", "in-the-environment"], ["--model", "***"]),
+        (["--task", "a=b", "token"], ["--task", "a=b", "token"]),
+    ],
+)
+def test_no_secret_is_in_the_recorded_command(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], recorded: list[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "in-the-environment")
+    monkeypatch.setattr(environment, "find_launcher", lambda: ["accelerate", "launch", *words])
+    assert environment.environment()["launch_command"] == ["accelerate", "launch", *recorded]

@@ -20,7 +20,13 @@ from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.step.optimizer import build_optimizer, build_schedule
 from lorabench.training import continuation
-from lorabench.training.continuation import STATE_FORMAT, Continuation, find_savepoint, fingerprint
+from lorabench.training.continuation import (
+    EXPECTED,
+    STATE_FORMAT,
+    Continuation,
+    find_savepoint,
+    fingerprint,
+)
 from lorabench.training.job import Progress
 
 CPU = torch.device("cpu")
@@ -103,7 +109,8 @@ def leave_run(
     (folder / "run.json").write_text(
         json.dumps({"schema_version": 1, "status": status, "config": config.to_json()}), encoding="utf-8"
     )
-    facts = {"step": 4, "effective_batch": effective, "train_rows": fingerprint(ROWS), "format": STATE_FORMAT}
+    facts: dict[str, Any] = {**dict.fromkeys(EXPECTED), "step": 4, "format": STATE_FORMAT}
+    facts |= {"effective_batch": effective, "train_rows": fingerprint(ROWS)}
     write_savepoint(folder, 4, Savepoint({}, {**facts, **changes}), keep=2)
 
 
@@ -147,6 +154,27 @@ def test_a_checkpoint_of_another_format_is_refused(version: int | None, tmp_path
     leave_run(tmp_path, RunConfig(), format=version)
     with pytest.raises(ConfigError, match=r"--resume: the checkpoints in .* are another version's"):
         find_savepoint(make_setting(), make_inputs(), tmp_path)
+
+
+@pytest.mark.parametrize("missing", sorted(EXPECTED))
+def test_a_checkpoint_that_lacks_something_is_refused(missing: str, tmp_path: Path) -> None:
+    leave_run(tmp_path, RunConfig())
+    newest = read_newest_savepoint(tmp_path)
+    assert newest is not None
+    del newest.progress[missing]
+    write_savepoint(tmp_path, 5, newest, keep=2)
+    with pytest.raises(ConfigError, match=r"--resume: the checkpoints in .* are another version's"):
+        find_savepoint(make_setting(), make_inputs(), tmp_path)
+
+
+def test_a_run_that_goes_on_writes_through_no_link(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    leave_run(run, RunConfig())
+    (tmp_path / "precious").write_text("kept")
+    (run / "metrics.jsonl").symlink_to("../precious")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: a link out of the run's folder"):
+        find_savepoint(make_setting(), make_inputs(), run)
 
 
 def test_the_other_ranks_take_the_first_ones_word_and_read_no_file(tmp_path: Path) -> None:

@@ -115,4 +115,5 @@ def test_a_signal_right_after_the_first_is_the_same_wish(
 def test_the_exit_code_is_the_shell_s() -> None:
     assert RunInterrupted(signal.SIGTERM).exit_code == 143
     assert RunInterrupted(signal.SIGINT).exit_code == 130
-    assert str(RunInterrupted(signal.SIGTERM)) == "stopped by signal 15"
+    assert str(RunInterrupted(signal.SIGINT, " after step 3")) == "stopped by SIGINT (Ctrl-C) after step 3"
+    assert str(RunInterrupted(signal.SIGTERM)) == "stopped by SIGTERM"

@@ -1,0 +1,94 @@
+"""Files that a user names for a result (`--output`): nothing that was there is lost by it, but by `--overwrite`."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorabench.errors import RunError
+from lorabench.files import full_disk, replacing
+from lorabench.results.run_folder import OWN_NAMES, RUN_FILE
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def output_issues(path: Path, overwrite: bool, flag: str = "--output") -> list[str]:
+    """What keeps `path` from being written, one sentence each; to be asked before anything is computed.
+
+    Refused are: what exists, unless it is a regular file and `overwrite` is on; a symbolic link, a pipe, a device or a
+    folder in any case; a run's own files, there or not; a folder that is missing or takes no files.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:  # a name too long, a file where a folder should be; a null byte
+        return [f"{flag} {path}: {_reason(error)}; expected a file that can be written"]
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "no regular file")
+        return [f"{flag} {path}: {kind}, which is never replaced; expected the name of a file"]
+    run = _owner(path)
+    if run is not None:
+        return [f"{flag} {path}: belongs to the run in {run}, and is never replaced; expected another name"]
+    if found is not None and not overwrite:
+        return [f"{flag} {path}: exists already; expected a new file, or --overwrite to replace it"]
+    if not path.parent.is_dir():
+        return [f"{flag} {path}: there is no folder {path.parent}; expected one to write into"]
+    return _parent_issues(path, flag)
+
+
+@contextmanager
+def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which becomes `path` when the block ends well; else nothing is left.
+
+    Without `overwrite`, a file that has appeared since `output_issues` was asked is not replaced either.
+
+    Raises:
+        RunError: the disk is full, the file has appeared, or it cannot be written for another reason.
+    """
+    try:
+        with replacing(path, may_exist=overwrite) as temporary:
+            yield temporary
+    except FileExistsError:
+        raise RunError(f"{flag} {path}: has appeared meanwhile and is not replaced") from None
+    except OSError as error:
+        reason = full_disk(error, path.parent) or _reason(error)
+        raise RunError(f"{flag} {path}: {reason}; nothing was written") from error
+
+
+def _owner(path: Path) -> Path | None:
+    """The folder of the run that a path belongs to; None for a name that no run uses.
+
+    Names are compared without case, as some file systems do.
+    """
+    whole = path.parent.resolve() / path.name
+    if whole.name.casefold() == RUN_FILE:
+        return path.parent
+    for folder in whole.parents:
+        if os.path.lexists(folder / RUN_FILE):
+            name = whole.relative_to(folder).parts[0].casefold()
+            if name in OWN_NAMES or name.startswith("."):
+                return folder
+    return None
+
+
+def _parent_issues(path: Path, flag: str) -> list[str]:
+    """Whether the folder takes a file: tried, since rights and read-only file systems have many ways to say no."""
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        return [f"{flag} {path}: {path.parent} takes no files ({_reason(error)}); expected a folder that does"]
+    return []
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

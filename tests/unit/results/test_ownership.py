@@ -1,0 +1,179 @@
+"""A run's folder has one owner at a time, and a run whose process is gone is shown so."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from limits import HANG_S
+
+from lorabench.config.run_config import RunOptions
+from lorabench.errors import ConfigError
+from lorabench.results.ownership import Ownership, is_held, last_owner, present_status
+from lorabench.training.start import owning
+
+ROOT = Path(__file__).parents[3]
+HOLDER = """
+import os, sys
+from pathlib import Path
+from lorabench.results.ownership import Ownership
+ownership = Ownership()
+ownership.take(Path(sys.argv[1]))
+if len(sys.argv) > 2 and os.fork() == 0:
+    os.execvp("sleep", ["sleep", "600"])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the folder's lock."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, folder, *more], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        yield holder
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.communicate(timeout=HANG_S)
+
+
+def write_owner(folder: Path, **word: object) -> None:
+    (folder / ".lock").write_text(json.dumps(word))
+
+
+# --- the lock
+
+
+def test_a_folder_that_another_process_holds_is_refused_naming_it(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path) as holder:
+        assert is_held(tmp_path)
+        with pytest.raises(ConfigError) as refused:
+            Ownership().take(tmp_path)
+        who = f"process {holder.pid} on {socket.gethostname()}"
+        assert str(refused.value).startswith(f"--output-dir {tmp_path}: in use by {who}")
+        assert last_owner(tmp_path) is not None, "what was refused must leave the word of the owner"
+
+
+def test_death_frees_the_lock_even_where_a_child_lives_on(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path, "and a child") as holder:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait(timeout=HANG_S)
+        assert not is_held(tmp_path)
+        ownership = Ownership()
+        ownership.take(tmp_path)
+        ownership.release()
+
+
+def test_one_process_owns_a_folder_once_until_it_gives_it_back(tmp_path: Path) -> None:
+    first, second = Ownership(), Ownership()
+    first.take(tmp_path)
+    first.take(tmp_path)
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} "):
+        second.take(tmp_path)
+    first.release()
+    second.take(tmp_path)
+    second.release()
+    second.release()
+    assert not is_held(tmp_path)
+
+
+def test_who_only_asks_does_not_keep_an_owner_away(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    descriptor = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"], pass_fds=[descriptor])
+    os.close(descriptor)
+    ownership = Ownership()
+    ownership.take(tmp_path)
+    ownership.release()
+    process.wait(timeout=HANG_S)
+
+
+def test_a_file_system_without_locks_is_said_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    ownership = Ownership()
+    ownership.take(tmp_path)
+    assert "has no locks" in capsys.readouterr().out
+    owner = last_owner(tmp_path)
+    assert owner is not None and not owner.locked
+    assert (present_status(tmp_path, {"status": "running"}) or "").startswith(f"running on {owner.host}, last seen ")
+    ownership.release()
+
+
+def test_a_lock_file_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to("../precious")
+    with pytest.raises(ConfigError, match="--output-dir"):
+        Ownership().take(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert last_owner(tmp_path / "run") is None and not is_held(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["", "[" * 100_000, "[]", '{"host": 1, "pid": 2}', '{"host": "a"}', "\x00"])
+def test_a_word_of_no_owner_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".lock").write_text(content)
+    assert last_owner(tmp_path) is None
+    os.remove(tmp_path / ".lock")
+    os.mkfifo(tmp_path / ".lock")
+    assert last_owner(tmp_path) is None and not is_held(tmp_path)
+
+
+def test_the_run_that_goes_on_holds_its_folder_before_anything_is_loaded(tmp_path: Path) -> None:
+    options = RunOptions(output_dir=tmp_path, resume=True)
+    with owning(options):
+        assert is_held(tmp_path)
+        with pytest.raises(ConfigError, match="in use by"), owning(options):
+            raise AssertionError("two owners")
+    assert not is_held(tmp_path)
+    with owning(RunOptions(output_dir=tmp_path / "new")):
+        assert not (tmp_path / "new").exists()
+
+
+# --- what a record says, and what is
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "interrupted", None])
+def test_a_run_that_has_ended_is_what_it_says(tmp_path: Path, status: str | None) -> None:
+    assert present_status(tmp_path, {"status": status}) == status
+
+
+def test_a_run_is_running_while_its_process_lives_and_died_after(tmp_path: Path) -> None:
+    record = {"status": "running"}
+    with held_elsewhere(tmp_path):
+        assert present_status(tmp_path, record) == "running"
+    assert present_status(tmp_path, record) == "died"
+    (tmp_path / ".lock").unlink()
+    assert present_status(tmp_path, record) == "died"
+    assert record == {"status": "running"} and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("age", "said"), [(5, "5 s"), (119, "119 s"), (300, "5 min"), (3 * 3600 + 60, "3 h"), (90 * 86400, "90 days")]
+)
+def test_a_run_of_another_machine_is_told_by_its_last_sign_of_life(tmp_path: Path, age: int, said: str) -> None:
+    write_owner(tmp_path, host="elsewhere", pid=1)
+    (tmp_path / "run.json").touch()
+    then = time.time() - age - 0.2
+    for name, older in ((".lock", 99), ("run.json", 0)):
+        os.utime(tmp_path / name, (then - older, then - older))
+    expected = f"running on elsewhere, last seen {said} ago"
+    assert present_status(tmp_path, {"status": "running"}) == expected
