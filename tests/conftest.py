@@ -57,6 +57,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker gets a module's tests, with the launches that they share; not those marked `apart`."""
+    for item in items:
+        if item.config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("apart") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 def pytest_collection_finish() -> None:
     """What the imports have left stays: a test that frees memory need not look through it every time."""
     gc.collect()

@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
 "$(dirname "$VENV_PYTHON")/lint-imports" --no-cache --no-logo
 if [ "$#" -eq 0 ]; then
-    # A worker that is done takes tests from the end of another one's: neighbours share their module's fixtures.
-    set -- -n auto --dist worksteal
+    # Large modules first, each on one worker, with its fixtures; then the tests that stand apart, wherever is room.
+    set -- -n auto --dist loadgroup
 fi
 exec "$VENV_PYTHON" -m pytest "$@"

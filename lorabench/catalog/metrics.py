@@ -32,11 +32,12 @@ class Answers:
     positive: int | None
 
     def averaging(self) -> dict[str, Any]:
-        """Arguments for scikit-learn's scores of single classes: of the positive one, or the mean over all.
+        """Arguments for scikit-learn's scores of classes: of the positive one, or the mean over those that occur.
 
-        A class that is never predicted, or absent, scores 0, as in scikit-learn, without its warning.
+        As scikit-learn does by itself, a class counts in the mean if it is among the right or the predicted ones; what
+        then is a quotient by zero is 0, without its warning.
         """
-        labels = list(range(self.classes)) if self.positive is None else [self.positive]
+        labels = None if self.positive is None else [self.positive]
         return {"labels": labels, "average": "macro", "zero_division": 0.0}
 
 

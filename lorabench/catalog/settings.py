@@ -5,6 +5,7 @@ from typing import Literal, TypedDict
 ComputeDtype = Literal["fp32", "fp16", "bf16"]
 Quantization = Literal["none", "nf4"]
 Checkpointing = Literal["auto", "on", "off"]
+SplitMethod = Literal["random", "stratified"]
 
 
 class Settings(TypedDict, total=False):
@@ -17,6 +18,7 @@ class Settings(TypedDict, total=False):
     text_column: str
     label_column: str
     positive_label: str
+    split: SplitMethod
     max_length: int
     class_weights: str
     epochs: int

@@ -93,7 +93,7 @@ _TASKS: dict[str, TaskPreset] = {
         weigh_all_rows=True,
         score_hub_test=False,
         add_prefix_space=True,
-        settings=Settings(text_column="text", label_column="target"),
+        settings=Settings(text_column="text", label_column="target", split="random"),
     ),
     "reclor": TaskPreset(
         row_text=_RECLOR,
@@ -102,7 +102,7 @@ _TASKS: dict[str, TaskPreset] = {
         settings=Settings(
             label_column="label", lora_r=16, lora_alpha=16, lora_dropout=0.05, lora_targets="all-linear", epochs=3,
             batch_size=2, logging_steps=25, gradient_checkpointing="on", best_metric="loss",
-            quantize="nf4",
+            quantize="nf4", split="random",
         ),
     ),
     "sample": TaskPreset(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorabench.catalog.tasks import task_preset
-from lorabench.config.run_config import DataConfig, RunConfig
+from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig
 from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
 from lorabench.files import full_disk
@@ -44,6 +44,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
             issues.check(0 <= value < 1, f"--{flag} {value}: expected a number of at least 0 and below 1")
     seed = config.optim.seed
     issues.check(0 <= seed <= LARGEST_SEED, f"--seed {seed}: expected a whole number from 0 to {LARGEST_SEED}")
+    issues.extend(split_issues(config.data))
     targets = config.lora.lora_targets
     issues.check(
         all(name.strip() for name in targets.split(",")),
@@ -101,6 +102,15 @@ def is_text_encoding(name: str) -> bool:
         return False
 
 
+def split_issues(data: DataConfig) -> list[str]:
+    """What is wrong with how rows are to be held out."""
+    issues = IssueList()
+    share, seed = data.validation_share, data.split_seed
+    issues.check(0 < share < 1, f"--validation-share {share}: expected a number above 0 and below 1")
+    issues.check(seed >= 0, f"--split-seed {seed}: expected a whole number of at least 0")
+    return list(issues)
+
+
 def quantization_issues(config: RunConfig) -> list[str]:
     """What a 4-bit base model cannot do."""
     issues = IssueList()
@@ -118,6 +128,17 @@ def quantization_issues(config: RunConfig) -> list[str]:
             "train; expected none, or --quantize none",
         )
     return list(issues)
+
+
+def batch_issues(optim: OptimConfig, world_size: int, rows: int) -> list[str]:
+    """What is wrong with an optimizer step over `world_size` ranks, if there are `rows` training rows."""
+    effective = optim.effective_batch(world_size)
+    if effective <= rows:
+        return []
+    return [
+        f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x {world_size} "
+        f"rank(s) = {effective} rows per step: more than the {rows} training rows"
+    ]
 
 
 def text_issues(data: DataConfig) -> list[str]:

@@ -20,6 +20,7 @@ from lorabench.config.run_config import (
     Quantization,
     RunConfig,
     Scheduler,
+    SplitMethod,
     Tracker,
     Weights,
 )
@@ -56,6 +57,10 @@ class Flags(TypedDict, total=False):
     train_split: str | None
     validation_split: str | None
     test_split: str | None
+    validation_share: float
+    split: SplitMethod
+    split_seed: int
+    drop_duplicates: bool
     text_column: str
     template: str | None
     label_column: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from lorabench.catalog.metrics import metrics_in
-from lorabench.catalog.settings import Checkpointing, Quantization
+from lorabench.catalog.settings import Checkpointing, Quantization, SplitMethod
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.values import convert
 
@@ -86,7 +86,7 @@ class DataConfig:
     train_file: Path | None = None
     """CSV, JSON lines, JSON array or Parquet; replaces the task's own training data."""
     validation_file: Path | None = None
-    """Rows to evaluate on after each epoch; without it, 20 % of the training rows (seed 42)."""
+    """Rows to evaluate on after each epoch; without it, a share of the training rows is held out."""
     test_file: Path | None = None
     """Predicted at the end, with the best adapter, into `test_predictions.csv`; scored, if it is labelled."""
     delimiter: str | None = None
@@ -103,6 +103,15 @@ class DataConfig:
     """Split of the data set to evaluate on."""
     test_split: str | None = None
     """Split of the data set to test on."""
+    validation_share: float = 0.2
+    """Share of the training rows that is held out where there are no validation rows."""
+    split: SplitMethod = "stratified"
+    """How rows are held out, and samples drawn: `stratified`, in the classes' proportions, or `random`, as in the
+    original experiments."""
+    split_seed: int = 42
+    """Seed of the rows that are held out; --seed does not change them, so that runs compare on the same rows."""
+    drop_duplicates: bool = False
+    """Take out of the training rows those whose text stands in validation or test, and repeated ones."""
     text_column: str = "text"
     """Column with the text; two with a comma between them are read as a pair, as the model's tokenizer joins one."""
     template: str | None = None
@@ -153,7 +162,7 @@ class OptimConfig:
     """How steps run: `captured` packs texts without padding and replays CUDA graphs (one GPU, data parallel); `eager`
     always works; `auto` is captured where that is possible."""
     seed: int = 42
-    """Seed of initialisation, dropout and the order of rows; the split has its own fixed seed."""
+    """Seed of initialisation, dropout and the order of rows; rows are held out by --split-seed."""
 
     def effective_batch(self, world_size: int) -> int:
         """Rows of a full optimizer step over all ranks."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lorabench.data.task import Rows
+from lorabench.data.texts import count_rows
 from lorabench.data.tokenizer import stubborn_marks
 from lorabench.errors import ConfigError
 
@@ -144,7 +145,7 @@ def _check_any_token(encoded: "BatchEncoding", rows: Rows, origin: str) -> None:
 
 def _name_rows(ids: Sequence[str]) -> str:
     """`2 rows (id a, b)`, at most five named."""
-    return f"{len(ids)} row{'s' if len(ids) > 1 else ''} (id {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})"
+    return f"{count_rows(len(ids))} (id {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})"
 
 
 def _keep_of_singles(

@@ -115,7 +115,10 @@ def _widths(sample: list[str], delimiter: str) -> list[int]:
     """Fields of each record; a quote encloses a field, as in nearly every file with several ways to be split."""
     csv.field_size_limit(_FIELD_LIMIT)
     records = csv.reader(sample, delimiter=delimiter)
-    widths = [len(fields) for fields in records if fields]
+    try:
+        widths = [len(fields) for fields in records if fields]
+    except csv.Error:  # said with its line when all is read
+        return []
     # The sample may end within a quoted field.
     return widths[:-1] if len(sample) == _SAMPLED_LINES and len(widths) > 2 else widths
 

@@ -10,7 +10,7 @@ Columns = dict[str, list[Any]]
 
 # Names of columns are shorter than most texts, and have fewer words.
 _SHOWN_CHARACTERS = 60
-_SPACES = 4
+_SPACES = 1
 
 
 @dataclass(frozen=True)

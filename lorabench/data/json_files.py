@@ -72,23 +72,21 @@ def _rows_of_lines(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _refuse_one_object(text: str) -> None:
-    """One object over several lines is no table, whatever is inside."""
-    first = text.lstrip().splitlines()[0] if text.strip() else ""
-    if not first.startswith("{"):
-        return
+    """Refuse one object that holds a whole table, on one line or over several."""
     try:
-        json.loads(first)
-    except RecursionError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return
-    except ValueError:
-        try:
-            keys = list(json.loads(text))
-        except (ValueError, RecursionError):
-            return
+    lines = len(text.strip().splitlines())
+    if isinstance(value, dict) and (lines > 1 or any(map(_holds_rows, value.values()))):
         raise ConfigError(
-            f"one JSON object with the keys {', '.join(map(repr, keys[:5]))}; expected an array of objects, or one "
-            "object a line"
-        ) from None
+            f"one JSON object with the keys {', '.join(map(repr, list(value)[:5]))}; expected an array of objects, or "
+            "one object a line"
+        )
+
+
+def _holds_rows(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
 
 
 def _parse(text: str, array: bool = False) -> Any:

@@ -7,7 +7,7 @@ import datetime
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -180,7 +180,7 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     """
     where = f"{origin}: column {column!r}:"
     remarks = []
-    alike: dict[str, list[str]] = {}
+    alike: dict[Hashable, list[str]] = {}
     for name in names:
         alike.setdefault(_appearance(name), []).append(name)
     groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
@@ -197,11 +197,11 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     return remarks
 
 
-def _appearance(name: str) -> str:
+def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _INVISIBLE)
     folded = " ".join(visible.casefold().split())
-    return str(float(folded)) if _is_number(folded) else folded
+    return Decimal(folded) if _is_number(folded) else folded
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lorabench.catalog.families import family_of
 from lorabench.data.batching import TokenizedRows
 from lorabench.data.task import Rows
+from lorabench.data.texts import count_rows
 from lorabench.data.tokenizer import marks_of
 from lorabench.errors import IssueList
 
@@ -26,8 +27,8 @@ def check_read(splits: Mapping[str, Rows], tokens: Mapping[str, TokenizedRows]) 
         if bad:
             named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
             issues.add(
-                f"{len(bad)} of the {split} rows (id {named}) have a text of which the tokenizer leaves nothing; "
-                "expected a file without them"
+                f"the {split} rows: {count_rows(len(bad))} (id {named}) with a text of which the tokenizer leaves "
+                "nothing; expected a file without them"
             )
     issues.raise_if_any()
 
@@ -43,7 +44,9 @@ def remarks_on(
     found = Counter(mark for rows in splits.values() for mark in _marks_in(rows, marks_of(tokenizer)))
     if found and tokenizer.split_special_tokens:
         mark, count = found.most_common(1)[0]
-        remarks.append(f"{found.total()} rows hold a mark of the tokenizer, {mark!r} in {count}; it is read as text")
+        remarks.append(
+            f"{count_rows(found.total())} with a mark of the tokenizer, {mark!r} in {count}; it is read as text"
+        )
     share = unknown_share([ids for split in tokens.values() for ids in split.input_ids], tokenizer)
     if share >= MANY_UNKNOWN:
         remarks.append(
@@ -53,7 +56,7 @@ def remarks_on(
     beyond = sum(length > limit for split in tokens.values() for length in split.lengths)
     if beyond:
         remarks.append(
-            f"{beyond} rows are longer than {limit} tokens, the most that the tokenizer gives for its model"
+            f"{count_rows(beyond)} of more than {limit} tokens, the most that the tokenizer gives for its model"
         )
     family = family_of(model_type)
     if family is not None and not family.causal and tokenizer.num_special_tokens_to_add() == 0:

@@ -1,7 +1,6 @@
 """A task's rows: where they come from, how they split, which classes they have and what those weigh."""
 
 import dataclasses
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import Any
 
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
+from lorabench.data.division import check_split_flags, divide
 from lorabench.data.file_format import list_columns
+from lorabench.data.findings import Findings, absent_classes, rare_classes
 from lorabench.data.labels import (
     class_weights,
     count_classes,
@@ -21,13 +22,10 @@ from lorabench.data.labels import (
 )
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
-from lorabench.data.texts import describe_rows, is_blank, read_texts
+from lorabench.data.texts import count_rows, describe_rows, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
 
-# The original experiments split with this seed; it is independent of --seed, so that runs compare on the same rows.
-SPLIT_SEED = 42
-SPLIT_TRAIN_SHARE = 0.8
 ID_COLUMNS = ("id", "id_string")
 
 
@@ -81,6 +79,7 @@ class TaskData:
         remarks: what the user is told of the rows, a sentence each.
         sources: split -> where its rows are from, as `Table.source`.
         label_kind: what the training rows' labels are: texts, whole numbers, ...
+        findings: what was odd about the rows, and what was done.
     """
 
     train: Rows
@@ -92,6 +91,7 @@ class TaskData:
     remarks: tuple[str, ...] = ()
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     label_kind: Kind = "text"
+    findings: Findings = field(default_factory=Findings)
 
     def splits(self) -> dict[str, Rows]:
         """The splits that exist, by name."""
@@ -101,6 +101,16 @@ class TaskData:
     def class_counts(self, rows: Rows) -> list[int] | None:
         """Rows per class, in the order of `labels`; None for unlabelled rows."""
         return None if rows.labels is None else count_classes(rows.labels, len(self.labels))
+
+    def findings_to_json(self) -> dict[str, Any]:
+        """The findings, and the classes that validation and test have no row or few rows of, as plain values."""
+        scored = {split: self.class_counts(rows) for split, rows in self.splits().items() if split != "train"}
+        counted = {split: counts for split, counts in scored.items() if counts is not None}
+        return {
+            **self.findings.to_json(),
+            "absent_classes": {split: absent_classes(counts, self.labels) for split, counts in counted.items()},
+            "rare_classes": {split: rare_classes(counts, self.labels) for split, counts in counted.items()},
+        }
 
 
 def load_task(config: DataConfig, seed: int) -> TaskData:
@@ -115,6 +125,8 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     """
     preset = task_preset(config.task)
     tables, remarks = load_tables(config, preset)
+    if "validation" in tables:
+        check_split_flags(config, tables["validation"].origin)
     issues = IssueList()
     texts = {split: _rows(table, config, preset, issues, remarks) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
@@ -123,17 +135,19 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)
     rows = {split: _number(tables[split].origin, texts[split], raw_labels[split], labels, issues) for split in tables}
     issues.raise_if_any()
-    all_train = rows["train"]
-    if "validation" in rows:
-        train, validation = all_train, rows["validation"]
-    else:
-        train, validation = split_rows(tables["train"].origin, all_train)
-    train = _sample(train, config.max_train_samples, seed)
-    validation = _sample(validation, config.max_eval_samples, seed)
-    weighed = all_train if preset.weigh_all_rows else train
+    origin, all_train = tables["train"].origin, rows["train"]
+    division = divide(
+        origin,
+        {split: part.contents for split, part in rows.items()},
+        {split: part.labels for split, part in rows.items() if part.labels is not None},
+        config,
+        seed,
+    )
+    train = _check_classes(all_train.select(division.train), labels, origin, config)
+    weighed = all_train.select(division.labelled) if preset.weigh_all_rows else train
     return TaskData(
-        train=_check_classes(train, labels, tables["train"].origin, config),
-        validation=validation,
+        train=train,
+        validation=rows.get("validation", all_train).select(division.validation),
         test=rows.get("test"),
         labels=labels,
         positive=positive_index(config.positive_label, labels),
@@ -141,6 +155,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         remarks=tuple(remarks),
         sources={split: table.source for split, table in tables.items()},
         label_kind=_label_kind(tables["train"], config.label_column, labels),
+        findings=division.findings,
     )
 
 
@@ -189,7 +204,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
     if found.blank:
         issues.add(f"{table.origin}: {describe_rows(found.blank)} without a text; {found.expectation}")
     remarks += [
-        f"{table.origin}: {count} rows without a value in column {name!r}, which the template leaves out"
+        f"{table.origin}: {count_rows(count)} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
@@ -248,34 +263,18 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
     return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 
 
-def split_rows(origin: str, rows: Rows) -> tuple[Rows, Rows]:
-    """80 % / 20 % at seed 42, by `datasets`, so that the original experiments' rows come out.
-
-    Raises:
-        ConfigError: fewer than two rows.
-    """
-    if len(rows) < 2:
-        raise ConfigError(f"{origin}: {len(rows)} row cannot be split into training and validation rows")
-    from datasets import Dataset
-
-    parts = Dataset.from_dict({"row": list(range(len(rows)))}).train_test_split(
-        train_size=SPLIT_TRAIN_SHARE, seed=SPLIT_SEED
-    )
-    return rows.select(list(parts["train"]["row"])), rows.select(list(parts["test"]["row"]))
-
-
-def _sample(rows: Rows, limit: int | None, seed: int) -> Rows:
-    """At most `limit` rows, drawn without replacement, in their order."""
-    if limit is None or limit >= len(rows):
-        return rows
-    return rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
-
-
 def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: DataConfig) -> Rows:
     """The training rows, if each class is among them."""
-    counts = count_classes(train.labels or [], len(labels))
-    absent = [name for name, count in zip(labels, counts, strict=True) if count == 0]
+    absent = absent_classes(count_classes(train.labels or [], len(labels)), labels)
     if absent:
-        cause = "--max-train-samples" if config.max_train_samples else "the split into training and validation rows"
-        raise ConfigError(f"{origin}: {cause} left no training row of class {', '.join(absent)}")
+        if config.max_train_samples:
+            cause, advice = "--max-train-samples", f"expected at least {len(labels)} rows, one of each class"
+        elif config.drop_duplicates:
+            cause, advice = "--drop-duplicates", "expected training rows of each class beside validation's and test's"
+        else:
+            cause, advice = "the split into training and validation rows", "expected more of them"
+        if config.split == "random":
+            advice += ", or --split stratified, which keeps one of each class"
+        named = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        raise ConfigError(f"{origin}: {cause} left no training row of class {named}; {advice}")
     return train

@@ -11,6 +11,7 @@ from typing import Any
 from lorabench.catalog.tasks import CuttableText, TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.config.template import parse_template
+from lorabench.data.file_format import list_columns
 from lorabench.errors import IssueList
 
 # Unicode's separators, controls, and characters that only format others, as the zero-width space.
@@ -63,10 +64,8 @@ def read_texts(
     names, flag = _needed(config, preset, columns)
     missing = [name for name in dict.fromkeys(names) if name not in columns]
     if missing:
-        issues.add(
-            f"{origin}: no column {', '.join(missing)!r}{f' ({flag})' if flag else ''}; the columns are "
-            f"{', '.join(columns)}"
-        )
+        named = f" ({flag})" if flag else ""
+        issues.add(f"{origin}: no column {', '.join(missing)!r}{named}; {list_columns(columns)}")
         return None
     if preset.row_text.columns:
         return _joined_by_task([columns[name] for name in names], preset)
@@ -105,7 +104,12 @@ def is_blank(text: str) -> bool:
 def describe_rows(indices: Sequence[int], first: int = 0) -> str:
     """`3 rows (1, 5, 9)`, counted from 1, at most five named; `first` is the number of index 0, counted from 0."""
     named = ", ".join(str(first + i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
-    return f"{len(indices)} row{'s' if len(indices) != 1 else ''} ({named})"
+    return f"{count_rows(len(indices))} ({named})"
+
+
+def count_rows(count: int) -> str:
+    """`1 row`, `3 rows`."""
+    return f"{count} row{'s' if count != 1 else ''}"
 
 
 def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

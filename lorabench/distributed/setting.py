@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lorabench.config.checks import batch_issues
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.distributed.accelerator import build_accelerator
@@ -69,11 +70,7 @@ def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) 
         raise ConfigError(issues)
     strategy.configure(config)
     ranks = Ranks.of(accelerator)
-    optim = config.optim
-    effective = optim.effective_batch(ranks.world_size)
-    if effective > len(data.train):
-        raise ConfigError(
-            f"--batch-size {optim.batch_size} x --gradient-accumulation {optim.gradient_accumulation} x "
-            f"{ranks.world_size} rank(s) = {effective} rows per step: more than the {len(data.train)} training rows"
-        )
+    too_large = batch_issues(config.optim, ranks.world_size, len(data.train))
+    if too_large:
+        raise ConfigError(too_large)
     return Setting(config, data, strategy, ranks, precision, process_start() if began is None else began)

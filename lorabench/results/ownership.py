@@ -103,7 +103,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
 def _in_use(folder: Path) -> str:
     owner = last_owner(folder)
     who = "another process" if owner is None else f"process {owner.pid} on {owner.host}"
-    return f"--output-dir {folder}: in use by {who}, which has not ended; expected to be the only run there"
+    return f"--output-dir {folder}: in use by {who}; expected a folder that no other run holds"
 
 
 def last_owner(folder: Path) -> Owner | None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from lorabench.catalog.metrics import metrics_in
 from lorabench.errors import ConfigError, IssueList
 from lorabench.harmless import printable
+from lorabench.results.class_table import class_lines, meaning_line
 from lorabench.results.figures import (
     PHASES,
     Figures,
@@ -236,16 +237,22 @@ def _score_lines(run: Mapping[str, Any]) -> list[str]:
     shown = {name: metric.label for name, metric in metrics_in("summary").items()}
     changes = [f"{label} {_score(before, name)} -> {_score(best, name)}" for name, label in shown.items()]
     rows = _count(number_at(best, "rows") or number_at(before, "rows"))
-    epochs = number_at(run, "config", "optim", "epochs")
-    epoch, metric = number_at(best, "epoch"), lookup(best, "metric") or UNKNOWN
-    lines = [
-        f"validation {rows} rows, before -> best: {', '.join(changes)}",
-        f"best epoch {_count(epoch)} of {_count(epochs)}, chosen by {metric}",
-    ]
+    lines = [f"validation {rows} rows, before -> best: {', '.join(changes)}", _best_epoch_line(run)]
     if test is not None:
         scores = ", ".join(f"{label} {_score(test, name)}" for name, label in shown.items())
         lines.append(f"test       {_count(number_at(test, 'rows'))} rows: {scores}")
-    return lines
+    meaning, positive = meaning_line(run), lookup(run, "data", "positive_label")
+    lines += [] if meaning is None else [meaning]
+    return lines + class_lines(best, "validation, best epoch", positive) + class_lines(test, "test", positive)
+
+
+def _best_epoch_line(run: Mapping[str, Any]) -> str:
+    """Which epoch was the best of those that ran; a run may have been stopped before all that were asked for."""
+    best, history, asked = lookup(run, "best"), lookup(run, "history"), number_at(run, "config", "optim", "epochs")
+    ran = number_at(history[-1], "epoch") if isinstance(history, list) and history else None
+    metric = lookup(best, "metric") or UNKNOWN
+    line = f"best epoch {_count(number_at(best, 'epoch'))} of {_count(ran)}, chosen by {metric}"
+    return line if None in (ran, asked) or ran == asked else f"{line} ({_count(asked)} asked for)"
 
 
 def _memory_line(index: int, entry: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The scores that an evaluation reports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 
 from lorabench.catalog.metrics import Answers, compute_metrics
 from lorabench.step.loss import LOSS
+
+# With more classes a matrix is mostly zeros, and longer than all else in a record.
+MOST_IN_MATRIX = 100
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,38 @@ def score(
     if values is None:
         raise AssertionError("evaluate computes on every process when it was built with num_process=1")
     return Scores(values, loss=LOSS.of_split(logits, torch.tensor(labels), class_weights), rows=len(labels))
+
+
+def score_classes(logits: torch.Tensor, labels: list[int], names: Sequence[str]) -> dict[str, Any]:
+    """What a record says of each class of a split.
+
+    Args:
+        logits: [rows, classes] on the CPU.
+        labels: class indices.
+        names: of the classes, by index.
+
+    Returns:
+        `classes`: of each its name, precision, recall and F1 (None where it is neither right nor predicted anywhere),
+        `rows`, the rows that are of it, and `predicted`, those that the model takes for it. Then, for up to
+        `MOST_IN_MATRIX` classes, `confusion_matrix`: counts by right class, in each by predicted class. For more of
+        them `confusion_entries`: its entries that are not zero, as [right class, predicted class, rows], by index.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    indices = list(range(len(names)))
+    predictions = LOSS.classes(logits).numpy()
+    matrix = confusion_matrix(labels, predictions, labels=indices)
+    options: dict[str, Any] = {"labels": indices, "zero_division": 0.0}
+    columns: Any = precision_recall_fscore_support(labels, predictions, **options)
+    predicted = matrix.sum(axis=0).tolist()
+    classes = []
+    for name, precision, recall, f1, rows, given in zip(names, *(c.tolist() for c in columns), predicted, strict=True):
+        occurs = rows + given > 0
+        values = {"precision": precision, "recall": recall, "f1": f1}
+        classes.append(
+            {"class": name, **(values if occurs else dict.fromkeys(values)), "rows": rows, "predicted": given}
+        )
+    if len(names) <= MOST_IN_MATRIX:
+        return {"classes": classes, "confusion_matrix": matrix.tolist()}
+    entries = [[int(i), int(j), int(matrix[i, j])] for i, j in zip(*matrix.nonzero(), strict=True)]
+    return {"classes": classes, "confusion_entries": entries}

@@ -1,6 +1,6 @@
 """What a run tells the user: a few lines at its start, the results at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,16 @@ from rich.console import Console
 
 from lorabench.catalog.tasks import task_preset
 from lorabench.harmless import printable
+from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
 from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
 from lorabench.results.table import render_terminal
+from lorabench.training.data_notes import data_lines
 from lorabench.training.record import RecordKeeper
+
+# Classes whose weights are named one by one.
+NAMED_WEIGHTS = 20
 
 
 def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
@@ -36,10 +41,7 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
         f"results    {keeper.folder}",
     ]
     if data["class_weights"] is not None:
-        weights = ", ".join(
-            f"{label}: {weight:.4f}" for label, weight in zip(data["labels"], data["class_weights"], strict=True)
-        )
-        lines.insert(2, f"weights    {weights}")
+        lines.insert(2, f"weights    {_weights(data['labels'], data['class_weights'])}")
     lines[2:2] = [f"data       {line}" for line in source_lines(data.get("sources", {}))]
     if data.get("positive_label") is not None:
         lines.insert(2, f"positive   {data['positive_label']!r}, of {data['labels']}")
@@ -47,7 +49,7 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     if cut:
         parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
         lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
-    lines += [f"note       {remark}" for remark in data["remarks"]]
+    lines[2:2] = data_lines(record)
     preset = task_preset(data["task"])
     # What is said of the embedded rows is not true of the user's own in place of them.
     says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])
@@ -66,6 +68,13 @@ def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
             revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
             lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
     return lines
+
+
+def _weights(labels: Sequence[str], weights: Sequence[float]) -> str:
+    """Each class's weight, or of many classes the range."""
+    if len(weights) > NAMED_WEIGHTS:
+        return f"{min(weights):.4f} to {max(weights):.4f} over {len(weights)} classes"
+    return ", ".join(f"{name_cells(label)}: {weight:.4f}" for label, weight in zip(labels, weights, strict=True))
 
 
 def draw(keeper: RecordKeeper) -> None:

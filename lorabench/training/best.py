@@ -16,6 +16,7 @@ from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
 from lorabench.models.description import model_source
+from lorabench.results.class_table import name_cells
 from lorabench.results.run_folder import ADAPTER_FOLDER
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
@@ -164,6 +165,9 @@ class BestAdapter:
         facts = {
             "task": f"{config.data.task}{' (synthetic)' if is_synthetic(config.data) else ''}",
             "validation": f"{scores} on {record['rows']} rows after epoch {record['epoch']:g}",
+            "precision, recall and F1": "macro averages"
+            if data.positive is None
+            else f"of class {name_cells(data.labels[data.positive])}",
             "LoRA": f"r={config.lora.lora_r}, alpha={config.lora.lora_alpha}, targets {config.lora.lora_targets}",
             "trainable parameters": f"{self._built.counts.trainable:,}",
             "rows are cut at": f"{config.data.max_length} tokens",

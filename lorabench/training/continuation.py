@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, write_savepoint
-from lorabench.config.run_config import RunConfig
+from lorabench.config.changes import recorded_changes
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError, RunError, first_line
@@ -21,34 +21,14 @@ from lorabench.training.best import BestAdapter
 from lorabench.training.job import Progress
 from lorabench.training.record import RecordKeeper
 
-# Fields that may differ between a run and its continuation: they change no number, or only how a step's rows are
-# split, which the effective batch covers.
-FREE_FIELDS = frozenset(
-    {
-        *("run.resume", "run.output_dir", "run.keep_checkpoints", "run.track", "run.logging_steps"),
-        *("run.on_oom", "run.gpu_memory_limit", "optim.execution"),
-        *("optim.batch_size", "optim.eval_batch_size", "optim.gradient_accumulation"),
-        *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
-    }
-)
 # Of what a savepoint holds; raised when an older one would be misread.
 STATE_FORMAT = 2
 _SCALARS = (
     *("step", "before", "best", "history", "losses", "epoch_losses", "skipped_steps", "skipped_in_a_row"),
     "out_of_memory",
 )
-_EXPECTED = frozenset({*_SCALARS, "effective_batch", "train_rows", "wall_seconds", "ranks"})
-
-
-def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
-    """Settings in which a continuation differs from its run and must not, as SECTION.FIELD: OLD -> NEW."""
-    old, new = before.to_json(), now.to_json()
-    return [
-        f"{section}.{name}: {old[section][name]} -> {value}"
-        for section, fields in new.items()
-        for name, value in fields.items()
-        if f"{section}.{name}" not in FREE_FIELDS and old[section][name] != value
-    ]
+# All that a checkpoint says beside its format.
+EXPECTED = frozenset({*_SCALARS, "effective_batch", "train_rows", "wall_seconds", "ranks"})
 
 
 def find_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> Savepoint | None:
@@ -75,16 +55,13 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
     except ConfigError as error:
         return None, list(error.issues)
     try:
-        if known["status"] == "completed":
-            return None, [f"--resume: the run in {folder} is complete"]
-        differences = changed_fields(RunConfig.from_json(known["config"]), setting.config)
-    except (KeyError, TypeError) as error:
-        return None, [f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"]
-    issues = [f"--resume: {difference}, and must not change" for difference in differences]
+        issues = recorded_changes(folder, known, setting.config)
+    except ConfigError as error:
+        return None, list(error.issues)
     savepoint = read_newest_savepoint(folder)
     if savepoint is None:
         return None, issues
-    if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= _EXPECTED:
+    if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= EXPECTED:
         return None, [*issues, f"--resume: the checkpoints in {folder} are another version's; resume with that one"]
     effective = setting.config.optim.effective_batch(setting.ranks.world_size)
     before = savepoint.progress["effective_batch"]

@@ -3,7 +3,7 @@
 import math
 import signal
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -13,7 +13,7 @@ from lorabench.data.batching import PaddedCollator
 from lorabench.errors import RunInterrupted
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
-from lorabench.step.scores import Scores, score
+from lorabench.step.scores import Scores, score, score_classes
 from lorabench.training.epoch import train_epoch
 from lorabench.training.job import Job, Progress
 
@@ -57,7 +57,8 @@ def finish_epoch(job: Job, progress: Progress) -> None:
     progress.history.append(record)
     metric = job.setting.config.run.best_metric
     if is_better(record, progress.best, metric):
-        progress.best = {**record, "metric": metric, "value": record_value(record, metric)}
+        by_class = score_split_classes(job, logits, job.inputs.collators["validation"].data.labels)
+        progress.best = {**record, "metric": metric, "value": record_value(record, metric), **by_class}
         job.best.save(record, logits)
     job.checkpoints.save()
 
@@ -120,6 +121,11 @@ def predict(job: Job, data: PaddedCollator, between_batches: Callable[[], None] 
 def score_split(job: Job, logits: torch.Tensor, labels: list[int]) -> Scores:
     """Scores of a split, each row once."""
     return score(logits, labels, job.setting.class_weights, job.setting.data.positive)
+
+
+def score_split_classes(job: Job, logits: torch.Tensor, labels: list[int]) -> dict[str, Any]:
+    """Scores of each class of a split, and what was taken for what; nothing for random weights."""
+    return {} if job.setting.shape_only else score_classes(logits, labels, job.setting.data.labels)
 
 
 def record_value(record: Record, metric: BestMetric) -> float | None:

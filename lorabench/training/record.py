@@ -143,6 +143,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
             "label_kind": data.label_kind,
             "pairs": data.train.pairs is not None,
             "class_weights": None if data.class_weights is None else list(data.class_weights),
+            **data.findings_to_json(),
             "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
             "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
             "sources": {split: dict(source) for split, source in data.sources.items()},

@@ -32,7 +32,7 @@ from lorabench.training.best import BestAdapter
 from lorabench.training.continuation import Continuation, find_savepoint
 from lorabench.training.failures import recorded
 from lorabench.training.job import Job, Progress
-from lorabench.training.loop import predict, score_split, train
+from lorabench.training.loop import predict, score_split, score_split_classes, train
 from lorabench.training.prediction import write_predictions
 from lorabench.training.record import (
     RecordKeeper,
@@ -201,4 +201,6 @@ def finish_test(job: Job, folder: Path) -> dict[str, Any] | None:
     logits = predict(job, job.inputs.collators["test"])
     path, labels = folder / TEST_PREDICTIONS_FILE, setting.data.labels
     setting.ranks.on_main(lambda: write_predictions(path, rows.ids, labels, logits, rows.labels))
-    return None if rows.labels is None else score_split(job, logits, rows.labels).to_json()
+    if rows.labels is None:
+        return None
+    return {**score_split(job, logits, rows.labels).to_json(), **score_split_classes(job, logits, rows.labels)}

@@ -15,6 +15,7 @@ from lorabench.interrupts import raise_again
 from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.results.ownership import Ownership
+from lorabench.training.refusals import refuse_early
 
 
 def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -37,6 +38,7 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
         if needs_hub(config.model):
             prefer_cache_if_unreachable()
         data = load_task(config.data, config.optim.seed)
+        refuse_early(config, data)
         # Heavy imports, only for input that is known to be good.
         from lorabench.distributed.accelerator import leave_launch
         from lorabench.training.run import execute

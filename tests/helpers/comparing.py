@@ -4,6 +4,7 @@ The runs are short, but have what tells strategies apart: unequal class weights,
 ranks and batches, accumulation, and a short last window. No dropout, so that all of them should be the same run.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import several_runs
 import tiny
 import torch
 from launching import CONFIGS, ROOT, explain, launch, read_json, read_lines
-from reloading import reload_adapters
+from reloading import card_code, reload_adapters, run_card
 from safetensors.torch import load_file
 
 Launch = Callable[[str, Sequence[str]], None]
@@ -80,17 +82,31 @@ def launch_on_cpu(config: str, program: Sequence[str]) -> None:
     assert result.returncode == 0, explain(result)
 
 
-def compare_on_cpu(
-    configs: Iterable[str], models: Sequence[Path], base: Path, **changes: object
-) -> dict[tuple[str, str], Comparison]:
-    """What `compare_strategies` finds on gloo ranks, by launch file and model; prints the table.
+def runs_of_one_process(models: Sequence[Path], base: Path, **changes: object) -> Path:
+    """Train each model in this process. Returns the folder with a run per model, to compare others with."""
 
-    Launch files of DeepSpeed are left out where its operator cannot be built.
+    def train(config: str, program: Sequence[str]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            several_runs.keep_logits_with(patch.setattr)
+            assert all(tiny.train_in_process(flags) == 0 for flags in read_json(Path(program[-1])))
+
+    train_models(train, "here", models, base, ranks=1, **changes)
+    return base / "here"
+
+
+def assert_run_of_one_process_on_cpu(
+    config: str, models: Sequence[Path], one_process: Path, base: Path, **changes: object
+) -> list[dict[str, Any]]:
+    """One launch of two gloo ranks that trains each model as it was trained in `one_process`; prints the table.
+
+    The adapters are reloaded by their cards' code in this process. Returns the records of the runs.
     """
-    possible = [config for config in configs if not (MISSING_COMPILER and config.startswith("zero"))]
-    found = compare_strategies(launch_on_cpu, "cpu", possible, models, base, **changes)
+    if MISSING_COMPILER and config.startswith("zero"):
+        pytest.skip("DeepSpeed on the CPU builds an operator: needs g++")
+    train_models(launch_on_cpu, config, models, base, RANKS, **changes)
+    found = [compare_with(config, base / config / model.name, one_process) for model in models]
     print(f"\n\n{markdown_table(found, reload_tolerance=TOLERANCE)}\n")
-    return {(item.config, item.model): item for item in found}
+    return [assert_run_of_one_process(item) for item in found]
 
 
 def assert_run_of_one_process(found: Comparison) -> dict[str, Any]:
@@ -175,6 +191,13 @@ def run_flags(model: Path, base: Path, output_dir: Path, ranks: int, **changes: 
 def validation_texts() -> list[str]:
     """The texts of the validation rows."""
     return tiny.texts(VALIDATION_ROWS, seed=5)
+
+
+def compare_with(config: str, run: Path, one_process: Path) -> Comparison:
+    """`compare_runs` with the run of `runs_of_one_process`; the adapter is reloaded in this process."""
+    with contextlib.chdir(run):
+        answers = run_card(str(run / "adapter"), card_code(run), validation_texts())
+    return compare_runs(config, run, one_process / run.name, {f"{config}/{run.name}": answers})
 
 
 def compare_runs(config: str, run: Path, one: Path, reloaded: dict[str, dict[str, Any]]) -> Comparison:

@@ -26,14 +26,19 @@ def reload_adapters(runs: Mapping[str, Path], texts: Sequence[str], base: Path) 
 
     jobs = []
     for name, run in runs.items():
-        (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
-        jobs.append((name, str(run / "adapter"), code, list(texts)))
+        jobs.append((name, str(run / "adapter"), card_code(run), list(texts)))
     asked, answered = base / "reload.json", base / "reloaded.json"
     asked.write_text(json.dumps(jobs))
     fresh = {"PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
     result = python([Path(__file__), asked, answered], base, fresh)
     assert result.returncode == 0, explain(result)
     return read_json(answered)
+
+
+def card_code(run: Path) -> str:
+    """How the model card of a finished run loads the adapter."""
+    (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+    return code
 
 
 def run_card(folder: str, code: str, texts: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ unlabelled rows of `--test-file`. Exits as the first run that fails.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ def keep_logits(path: Path, ids: Any, labels: Any, logits: torch.Tensor, right: 
     torch.save(logits.float().cpu(), path.with_name(LOGITS_FILE))
 
 
+def keep_logits_with(patch: Callable[[Any, str, Any], None]) -> None:
+    """Have runs keep logits, by a way to set an attribute."""
+    patch(lorabench.training.run, "write_predictions", keep_logits)
+
+
 def main() -> int:
     runs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    lorabench.training.run.write_predictions = keep_logits
+    keep_logits_with(setattr)
     end_training = Accelerator.end_training
     for i, flags in enumerate(runs):
         # The last run takes the process group down, the others leave it to the next one.

@@ -11,6 +11,8 @@ import tiny
 from accelerate.state import AcceleratorState
 from launching import explain, python
 
+pytestmark = pytest.mark.apart
+
 Changes = dict[str, object]
 Case = Callable[[Path], Changes]
 

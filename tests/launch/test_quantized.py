@@ -7,32 +7,31 @@ import comparing
 import pytest
 import resuming
 import tiny
-from comparing import Comparison
 from launching import read_json, read_lines
 
+pytestmark = pytest.mark.apart
+
 CONFIGS = ("cpu_2ranks", "zero2", "zero3", "fsdp2")
-MODELS = ("wide-llama", "wide-bert")
 NF4 = {"quantize": "nf4", "lora_targets": "all-linear"}
-EVERY_CASE = [pytest.param(config, model, id=f"{config}-{model}") for config in CONFIGS for model in MODELS]
 
 
 @pytest.fixture(scope="module")
-def comparisons(
-    wide_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], Comparison]:
-    folders = [wide_models["llama"], wide_models["bert"]]
-    return comparing.compare_on_cpu(CONFIGS, folders, tmp_path_factory.mktemp("quantized"), **NF4)
+def folders(wide_models: dict[str, Path]) -> list[Path]:
+    return [wide_models["llama"], wide_models["bert"]]
+
+
+@pytest.fixture(scope="module")
+def one_process_each(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return comparing.runs_of_one_process(folders, tmp_path_factory.mktemp("one-each"), **NF4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "model"), EVERY_CASE)
+@pytest.mark.parametrize("config", CONFIGS)
 def test_two_ranks_over_4_bits_give_the_run_of_one_process(
-    config: str, model: str, comparisons: dict[tuple[str, str], Comparison]
+    config: str, folders: list[Path], one_process_each: Path, tmp_path: Path
 ) -> None:
-    if (config, model) not in comparisons:
-        pytest.skip("DeepSpeed on the CPU builds an operator: needs g++")
-    record = comparing.assert_run_of_one_process(comparisons[config, model])
-    assert record["model"]["quantize"] == "nf4"
+    for record in comparing.assert_run_of_one_process_on_cpu(config, folders, one_process_each, tmp_path, **NF4):
+        assert record["model"]["quantize"] == "nf4"
 
 
 @pytest.fixture(scope="module")

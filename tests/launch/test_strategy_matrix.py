@@ -6,27 +6,26 @@ import comparing
 import pytest
 from comparing import STRATEGIES, Comparison
 
-MODELS = ("tiny-llama", "tiny-bert")
-EVERY_CASE = [pytest.param(config, model, id=f"{config}-{model}") for config in STRATEGIES for model in MODELS]
+pytestmark = pytest.mark.apart
 
 
 @pytest.fixture(scope="module")
-def comparisons(
-    models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], Comparison]:
-    folders = [models["llama"], models["bert"]]
-    return comparing.compare_on_cpu(STRATEGIES, folders, tmp_path_factory.mktemp("strategies"))
+def folders(models: dict[str, Path]) -> list[Path]:
+    return [models["llama"], models["bert"]]
+
+
+@pytest.fixture(scope="module")
+def one_process(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return comparing.runs_of_one_process(folders, tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "model"), EVERY_CASE)
+@pytest.mark.parametrize("config", STRATEGIES)
 def test_two_ranks_give_the_run_of_one_process(
-    config: str, model: str, comparisons: dict[tuple[str, str], Comparison]
+    config: str, folders: list[Path], one_process: Path, tmp_path: Path
 ) -> None:
-    if (config, model) not in comparisons:
-        pytest.skip("DeepSpeed on the CPU builds an operator: needs g++")
-    record = comparing.assert_run_of_one_process(comparisons[config, model])
-    assert [scores["rows"] for scores in (record["before"], *record["history"])] == [11] * 3
+    for record in comparing.assert_run_of_one_process_on_cpu(config, folders, one_process, tmp_path):
+        assert [scores["rows"] for scores in (record["before"], *record["history"])] == [11] * 3
 
 
 def test_the_table_has_a_line_for_what_failed() -> None:

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorabench.checkpoint import adapter as checkpoint
@@ -129,6 +131,36 @@ def test_loading_refuses_other_names_and_shapes(classifier: SequenceClassifier) 
         load_state(classifier.adapted, {key: value for key, value in state.items() if key != name})
     with pytest.raises(RunError, match="has shape"):
         load_state(classifier.adapted, {**state, name: torch.zeros(3, 5)})
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_every_file_has_the_mode_of_its_neighbours(tmp_path: Path, classifier: SequenceClassifier, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save(tmp_path, classifier, "card")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
+    assert "adapter_model.safetensors" in modes and set(modes.values()) == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("error", [SafetensorError("os error 28"), Exception("No space left (os error 28)")])
+def test_a_library_s_own_word_for_a_full_disk_is_translated(
+    tmp_path: Path, classifier: SequenceClassifier, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    monkeypatch.setattr("lorabench.files.is_full", lambda _: True)
+    with pytest.raises(
+        RunError, match=r"adapter could not be saved in .*: disk full, no space left \(\d+ kB needed, "
+    ):
+        save(tmp_path, classifier, "card")
+    monkeypatch.setattr("lorabench.files.is_full", lambda _: False)
+    with pytest.raises(RunError if isinstance(error, SafetensorError) else Exception, match="os error 28"):
+        save(tmp_path, classifier, "card")
+    assert os.listdir(tmp_path) == []
 
 
 def failing_save(*_: Any, **__: Any) -> None:

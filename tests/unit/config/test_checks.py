@@ -76,6 +76,8 @@ def test_counts_that_may_be_left_out_are_fine_without_a_value() -> None:
         ("lora", "lora_dropout", [0.0, 0.99], [1.0, 1.5, math.nan]),
         ("model", "base_dropout", [None, 0.0, 0.99], [1.0, 1.5, math.nan]),
         ("optim", "seed", [0, 2**40], [-1]),
+        ("data", "split_seed", [0, 2**40], [-1]),
+        ("data", "validation_share", [1e-9, 0.5, 0.99], [0.0, 1.0, 20.0, math.nan, math.inf]),
         ("run", "gpu_memory_limit", [None, 0.5, 80.0], [0.0, -1.0, math.nan, math.inf]),
     ],
 )
@@ -146,6 +148,52 @@ def test_output_folder_that_is_a_file_is_an_issue(tmp_path: Path) -> None:
     path = tmp_path / "results"
     path.write_text("")
     assert find_issues(changed("run", output_dir=path)) == [f"--output-dir {path}: expected a folder, found a file"]
+
+
+# --- where rows are and how they are written
+
+
+def data_issues(**values: Any) -> list[str]:
+    return find_issues(changed("data", **values))
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "tab", "\\t", "\t", ":"])
+def test_a_delimiter_is_one_character_or_tab(delimiter: str) -> None:
+    assert data_issues(delimiter=delimiter) == []
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "comma"])
+def test_what_is_no_delimiter_is_refused(delimiter: str) -> None:
+    assert data_issues(delimiter=delimiter) == [f"--delimiter {delimiter!r}: expected one character, or `tab`"]
+
+
+def test_an_encoding_is_one_of_texts() -> None:
+    assert data_issues(encoding="cp1252") == data_issues(encoding="UTF-16") == []
+    for encoding in ("klingon", "rot13", "base64", ""):
+        assert data_issues(encoding=encoding)[0].startswith(f"--encoding {encoding}: unknown; expected an encoding")
+
+
+def test_the_label_is_no_text() -> None:
+    (issue,) = data_issues(text_column="y", label_column="y")
+    assert issue == "--text-column y: the labels' column, too; expected another --label-column"
+    assert len(data_issues(text_column="a,y", label_column="y")) == 1
+    assert data_issues(task="reclor", text_column="label", label_column="label") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset_config", "dataset_revision", "train_split", "validation_split", "test_split"]
+)
+def test_a_part_of_a_data_set_is_named_only_where_there_is_one(name: str) -> None:
+    assert data_issues(task="owner/data", **{name: "x"}) == []
+    for values in ({"task": "custom"}, {"task": "sample"}, {"task": "owner/data", "train_file": Path("a.csv")}):
+        (issue,) = data_issues(**values, **{name: "x"})
+        assert issue.startswith(f"{flag_of(name)} x: expected a --task that is a data set on the Hub")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_file_and_a_split_are_not_both_named(split: str) -> None:
+    (issue,) = data_issues(task="owner/data", **{f"{split}_split": "x", f"{split}_file": Path("a.csv")})
+    assert issue == f"--{split}-split x: --{split}-file names the rows, too; expected one of the two"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**30])
@@ -228,49 +276,3 @@ def test_a_launcher_s_empty_variables_say_nothing(monkeypatch: pytest.MonkeyPatc
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "")
     assert find_issues(RunConfig()) == []
-
-
-# --- where rows are and how they are written
-
-
-def data_issues(**values: Any) -> list[str]:
-    return find_issues(changed("data", **values))
-
-
-@pytest.mark.parametrize("delimiter", [";", "|", "tab", "\\t", "\t", ":"])
-def test_a_delimiter_is_one_character_or_tab(delimiter: str) -> None:
-    assert data_issues(delimiter=delimiter) == []
-
-
-@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "comma"])
-def test_what_is_no_delimiter_is_refused(delimiter: str) -> None:
-    assert data_issues(delimiter=delimiter) == [f"--delimiter {delimiter!r}: expected one character, or `tab`"]
-
-
-def test_an_encoding_is_one_of_texts() -> None:
-    assert data_issues(encoding="cp1252") == data_issues(encoding="UTF-16") == []
-    for encoding in ("klingon", "rot13", "base64", ""):
-        assert data_issues(encoding=encoding)[0].startswith(f"--encoding {encoding}: unknown; expected an encoding")
-
-
-def test_the_label_is_no_text() -> None:
-    (issue,) = data_issues(text_column="y", label_column="y")
-    assert issue == "--text-column y: the labels' column, too; expected another --label-column"
-    assert len(data_issues(text_column="a,y", label_column="y")) == 1
-    assert data_issues(task="reclor", text_column="label", label_column="label") == []
-
-
-@pytest.mark.parametrize(
-    "name", ["dataset_config", "dataset_revision", "train_split", "validation_split", "test_split"]
-)
-def test_a_part_of_a_data_set_is_named_only_where_there_is_one(name: str) -> None:
-    assert data_issues(task="owner/data", **{name: "x"}) == []
-    for values in ({"task": "custom"}, {"task": "sample"}, {"task": "owner/data", "train_file": Path("a.csv")}):
-        (issue,) = data_issues(**values, **{name: "x"})
-        assert issue.startswith(f"{flag_of(name)} x: expected a --task that is a data set on the Hub")
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_file_and_a_split_are_not_both_named(split: str) -> None:
-    (issue,) = data_issues(task="owner/data", **{f"{split}_split": "x", f"{split}_file": Path("a.csv")})
-    assert issue == f"--{split}-split x: --{split}-file names the rows, too; expected one of the two"

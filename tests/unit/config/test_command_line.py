@@ -10,6 +10,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config import command_line as arguments
 from lorabench.config.command_line import parse_run_config, report_config_error, take_flags
+from lorabench.config.keywords import build_run_config
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
@@ -42,6 +43,10 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--train-split": (["train[:90%]"], "data", "train[:90%]"),
     "--validation-split": (["dev"], "data", "dev"),
     "--test-split": (["test_a"], "data", "test_a"),
+    "--validation-share": (["0.3"], "data", 0.3),
+    "--split": (["random"], "data", "random"),
+    "--split-seed": (["7"], "data", 7),
+    "--drop-duplicates": ([], "data", True),
     "--text-column": (["body"], "data", "body"),
     "--template": (["{a}: {b}"], "data", "{a}: {b}"),
     "--label-column": (["class"], "data", "class"),
@@ -224,6 +229,8 @@ def test_both_spellings_choose_the_preset_and_the_last_one_wins(words: list[str]
 def test_naming_columns_without_a_task_selects_custom() -> None:
     assert parse_run_config(["--text-column", "body"]).data.task == "custom"
     assert parse_run_config(["--label_column=kind"]).data.task == "custom"
+    assert parse_run_config(["--template", "{title}: {body}"]).data.task == "custom"
+    assert build_run_config({"template": "{title}: {body}"}).data.task == "custom"
     both = parse_run_config(["--label-column", "kind"]).data
     assert (both.text_column, both.label_column) == ("text", "kind")
     named = parse_run_config(["--label-column", "kind", "--task", "disaster-tweets"]).data

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,27 @@ def test_config_error_lists_every_issue_and_one_alone_stands_plain() -> None:
     assert raised.value.issues == ("first", "second")
     assert str(raised.value) == "2 problems:\n  - first\n  - second"
     assert str(ConfigError("alone")) == "alone"
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "expected"),
+    [
+        ("data", "max_length", "long", "data.max_length = 'long': expected a whole number"),
+        ("data", "train_file", 3, "data.train_file = 3: expected a path or None"),
+        ("optim", "learning_rate", [1], "expected a number"),
+        ("optim", "learning_rate", 10**400, "optim.learning_rate"),
+        ("model", "trust_remote_code", "yes", "expected True or False"),
+        ("model", "weights", "stolen", "expected 'pretrained' or 'random'"),
+    ],
+)
+def test_a_record_s_value_of_another_type_is_refused(section: str, name: str, value: object, expected: str) -> None:
+    data = RunConfig().to_json()
+    data[section][name] = value
+    with pytest.raises(TypeError, match=re.escape(expected)):
+        RunConfig.from_json(data)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 1])
+def test_a_section_that_is_no_object_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="an object"):
+        RunConfig.from_json({**RunConfig().to_json(), "optim": value})

@@ -127,6 +127,7 @@ def test_what_could_be_meant_otherwise_is_said() -> None:
     ]
     assert unicodedata.is_normalized("NFC", composed)
     assert label_remarks("f", "y", ["no", "yes"], 4) == []
+    assert label_remarks("f", "y", ["1" + "0" * 30, "1" + "0" * 29 + "1"], 4) == []
     assert label_remarks("f", "y", [f"n{i}" for i in range(30)], 40) == ["f: column 'y': 30 classes in 40 rows"]
 
 

@@ -235,10 +235,10 @@ def test_what_the_tokenizer_does_not_know_is_said_with_its_share() -> None:
 def test_marks_in_texts_and_rows_beyond_the_tokenizers_limit_are_counted() -> None:
     tokenizer = load_minilm()
     assert remarks(["a [SEP] b [SEP]", "c", "[PAD]", "d [SEP]"], tokenizer) == [
-        "3 rows hold a mark of the tokenizer, '[SEP]' in 2; it is read as text"
+        "3 rows with a mark of the tokenizer, '[SEP]' in 2; it is read as text"
     ]
     assert remarks(["flood " * 600, "flood"], tokenizer) == [
-        "1 rows are longer than 512 tokens, the most that the tokenizer gives for its model"
+        "1 row of more than 512 tokens, the most that the tokenizer gives for its model"
     ]
 
 
@@ -256,7 +256,7 @@ def test_a_text_of_which_only_marks_are_left_is_refused() -> None:
     with pytest.raises(ConfigError) as raised:
         remarks(["a", "\ue000"], load_minilm())
     assert str(raised.value) == (
-        "1 of the train rows (id 1) have a text of which the tokenizer leaves nothing; expected a file without them"
+        "the train rows: 1 row (id 1) with a text of which the tokenizer leaves nothing; expected a file without them"
     )
 
 
@@ -267,6 +267,6 @@ def test_rows_of_a_file_say_how_many_hold_marks(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer("roberta")
     tokens = {split: tokenize(rows, tokenizer, 64, split) for split, rows in data.splits().items()}
     assert remarks_on(data.splits(), tokens, tokenizer, "roberta") == [
-        "20 rows hold a mark of the tokenizer, '</s>' in 20; it is read as text"
+        "20 rows with a mark of the tokenizer, '</s>' in 20; it is read as text"
     ]
     assert max(max(ids) for ids in tokens["train"].input_ids) < EMBEDDINGS

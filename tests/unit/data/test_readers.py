@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lorabench.data import delimited
 from lorabench.data.file_format import FileFormat
 from lorabench.data.readers import file_hash, read_columns, stream_table
 from lorabench.errors import ConfigError
@@ -379,6 +380,12 @@ def test_columns_without_a_name_are_called_by_their_number(tmp_path: Path) -> No
         ("a.json", '[{"a": 1, "a": 2}]', "the key 'a' stands twice in one object"),
         ("a.jsonl", '{"a": "\\ud800"}\n', "line 1: malformed JSON (half of a surrogate pair"),
         ("a.jsonl", '{"a": ' + "9" * 5000 + "}\n", "line 1: malformed JSON ("),
+        ("a.json", '{"data": [{"text": "a"}]}', "one JSON object with the keys 'data'; expected an array"),
+        (
+            "a.json",
+            '{"text": {"0": "a"}, "y": {"0": 1}}',
+            "one JSON object with the keys 'text', 'y'; expected an array",
+        ),
         ("a.json", '{\n "data": [{"text": "a"}]\n}', "one JSON object with the keys 'data'; expected an array"),
     ],
 )
@@ -475,6 +482,16 @@ def test_a_large_file_is_never_in_memory_whole(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert rows == 20_000
     assert peak < 4_000_000, "a fifth of the file"
+
+
+def test_a_field_beyond_the_limit_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "_FIELD_LIMIT", 100)
+    before = csv.field_size_limit()
+    try:
+        found = error(tmp_path, "a.csv", f"text,label\n{'x' * 200},1\n")
+    finally:
+        csv.field_size_limit(before)  # it holds for the whole process
+    assert found.startswith("line 2: malformed CSV (field larger")
 
 
 def test_a_hash_is_that_of_the_bytes(tmp_path: Path) -> None:

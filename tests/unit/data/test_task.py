@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig
+from lorabench.data.findings import Conflicts, Dropped
 from lorabench.data.labels import class_weights, label_text
-from lorabench.data.task import Rows, TaskData, describe_rows, load_rows, load_task, split_rows
+from lorabench.data.task import Rows, TaskData, describe_rows, load_rows, load_task
 from lorabench.errors import ConfigError
 
 Columns = dict[str, list[Any]]
@@ -214,25 +215,13 @@ def test_the_split_is_the_same_every_time_whatever_the_seed(tmp_path: Path) -> N
     first, again, other = load_task(config, 42), load_task(config, 42), load_task(config, 7)
     assert first == again == other
     assert (len(first.train), len(first.validation)) == (32, 8)
-    assert first.train.ids != sorted(first.train.ids, key=int)
-
-
-@settings(max_examples=25)
-@given(st.integers(2, 60))
-def test_the_split_has_every_row_once(count: int) -> None:
-    numbers = [str(i) for i in range(count)]
-    rows = Rows(numbers, numbers, list(range(count)), [(0, i) for i in range(count)])
-    train, validation = split_rows("file", rows)
-    assert sorted(train.ids + validation.ids) == sorted(numbers)
-    assert len(train) == int(0.8 * count)
-    for part in (train, validation):
-        assert part.texts == part.ids == [str(label) for label in part.labels or []]
-        assert [end for _, end in part.cuttable] == part.labels
-
-
-def test_one_row_cannot_be_split() -> None:
-    with pytest.raises(ConfigError, match="file: 1 row cannot be split"):
-        split_rows("file", Rows(["0"], ["a"], [0], [(0, 1)]))
+    assert first.class_counts(first.validation) == [4, 4]
+    assert sorted([*first.train.ids, *first.validation.ids], key=int) == [str(i) for i in range(40)]
+    assert first.train.texts == [f"text {i}" for i in first.train.ids]
+    another = load_task(dataclasses.replace(config, split_seed=7), 42)
+    assert another.validation.ids != first.validation.ids
+    half = load_task(dataclasses.replace(config, validation_share=0.5), 42)
+    assert half.class_counts(half.validation) == [10, 10]
 
 
 def test_a_validation_file_leaves_the_training_file_whole_and_in_order(tmp_path: Path) -> None:
@@ -263,13 +252,82 @@ def test_a_sample_larger_than_the_file_is_the_file(tmp_path: Path) -> None:
 
 def test_a_class_that_a_sample_lost_is_named_with_the_flag(tmp_path: Path) -> None:
     config = custom(tmp_path, labelled(["a"] * 50 + ["rare"]), labelled(["a", "rare"]))
-    (issue,) = issues(dataclasses.replace(config, max_train_samples=2))
-    assert issue.endswith("--max-train-samples left no training row of class rare")
+    (issue,) = issues(dataclasses.replace(config, max_train_samples=2, split="random"))
+    assert issue.endswith(
+        "--max-train-samples left no training row of class rare; expected at least 2 rows, one of each class, or "
+        "--split stratified, which keeps one of each class"
+    )
+    (issue,) = issues(dataclasses.replace(config, max_train_samples=1))
+    assert issue.endswith("left no training row of class rare; expected at least 2 rows, one of each class")
+
+
+def test_a_stratified_sample_keeps_each_class(tmp_path: Path) -> None:
+    config = custom(tmp_path, labelled(["a"] * 50 + ["rare"]), labelled(["a"] * 50 + ["rare"]))
+    data = load_task(dataclasses.replace(config, max_train_samples=2, max_eval_samples=3), 42)
+    assert (data.class_counts(data.train), data.class_counts(data.validation)) == ([1, 1], [2, 1])
 
 
 def test_a_class_that_the_split_lost_is_named_with_the_cause(tmp_path: Path) -> None:
-    (issue,) = issues(custom(tmp_path, labelled(["a", "b"])))
+    config = custom(tmp_path, labelled(["a", "b"]))
+    (issue,) = issues(dataclasses.replace(config, split="random"))
     assert "the split into training and validation rows left no training row of class" in issue
+    assert "--split stratified" in issue
+    (issue,) = issues(config)
+    assert issue == (
+        f"--train-file {config.train_file}: --validation-share 0.2 leaves no validation row of 2, none of which has a "
+        "second one of its class; expected more rows, another share or a --validation-file"
+    )
+
+
+def test_a_class_of_one_row_is_left_to_training(tmp_path: Path) -> None:
+    data = load_task(custom(tmp_path, labelled(["a", "b"] * 10 + ["rare"])), 42)
+    assert (data.class_counts(data.train), data.class_counts(data.validation)) == ([8, 8, 1], [2, 2, 0])
+
+
+@pytest.mark.parametrize(("name", "value"), [("validation_share", 0.3), ("split_seed", 7)])
+def test_how_to_split_is_refused_where_validation_rows_are_there(tmp_path: Path, name: str, value: Any) -> None:
+    config = custom(tmp_path, labelled(["a", "b"] * 5), labelled(["b", "a"]))
+    (issue,) = issues(dataclasses.replace(config, **{name: value}))
+    flag = name.replace("_", "-")
+    assert issue == (
+        f"--{flag} {value}: --validation-file {config.validation_file} is there, so no rows are held out; "
+        "expected one of the two"
+    )
+
+
+# --- duplicates
+
+
+def test_rows_in_two_splits_and_conflicts_are_counted(tmp_path: Path) -> None:
+    train = {"text": ["x", "y", "y", "z", "z", "z"], "label": ["a", "a", "b", "b", "b", "a"]}
+    config = custom(
+        tmp_path, train, {"text": ["x", "new", "z", "z"], "label": ["a", "b", "b", "b"]}, {"text": ["y", "X"]}
+    )
+    data = load_task(config, 42)
+    assert data.findings.shared == {"validation": 3, "test": 1}
+    assert data.findings.conflicts == Conflicts(texts=2, rows=5)
+    assert (data.findings.held_out, data.findings.dropped) == (False, None)
+
+
+def test_dropping_duplicates_comes_before_weights_and_keeps_unlike_labels(tmp_path: Path) -> None:
+    train = {"text": ["x", "y", "y", "z", "z", "z", "w"], "label": ["a", "a", "b", "b", "b", "a", "b"]}
+    config = custom(tmp_path, train, {"text": ["x"], "label": ["a"]}, {"text": ["w"]})
+    data = load_task(dataclasses.replace(config, drop_duplicates=True), 42)
+    assert list(zip(data.train.texts, names(data, data.train), strict=True)) == [
+        ("y", "a"), ("y", "b"), ("z", "b"), ("z", "a"),
+    ]  # fmt: skip
+    assert data.findings.dropped == Dropped(shared=2, repeated=1)
+    assert data.findings.shared == {"validation": 0, "test": 0}
+    assert data.findings.conflicts == Conflicts(texts=2, rows=4)
+    assert data.class_weights == (1.0, 1.0)
+    kept = load_task(config, 42)
+    assert len(kept.train) == 7 and kept.class_weights == (7 / 6, 7 / 8)
+
+
+def test_a_class_that_dropping_took_out_is_named_with_the_flag(tmp_path: Path) -> None:
+    config = custom(tmp_path, labelled(["a", "b"]), {"text": ["text 1"], "label": ["b"]})
+    (issue,) = issues(dataclasses.replace(config, drop_duplicates=True))
+    assert "--drop-duplicates left no training row of class b" in issue
 
 
 # --- weights and the positive class
@@ -299,7 +357,7 @@ def test_a_wrong_number_of_weights_is_refused_with_the_classes(tmp_path: Path) -
 
 
 def test_balanced_weights_count_the_training_rows_that_are_used(tmp_path: Path) -> None:
-    config = custom(tmp_path, labelled(["a"] * 30 + ["b"] * 10))
+    config = dataclasses.replace(custom(tmp_path, labelled(["a"] * 30 + ["b"] * 10)), split="random")
     data = load_task(config, 42)
     counts = data.class_counts(data.train)
     assert counts is not None
@@ -401,6 +459,7 @@ def test_the_dummy_test_labels_of_the_tweets_are_not_scored(monkeypatch: pytest.
     data = load_task(resolve_defaults("roberta-large", "disaster-tweets").data, seed=42)
     assert data.test is None
     assert (len(data.train), len(data.validation)) == (8, 2)
+    assert data.validation.ids == ["5", "6"], "those of the original experiments' split, at their seed"
 
 
 def test_a_data_set_without_a_train_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

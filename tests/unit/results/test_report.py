@@ -613,7 +613,8 @@ def test_the_table_loads_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
 
 
 def test_summary_of_a_completed_run() -> None:
-    assert summary_lines(run_record(test=scores(0.75, rows=300))) == [
+    history = [scores(0.7, epoch=epoch) for epoch in (1.0, 2.0, 3.0)]
+    assert summary_lines(run_record(test=scores(0.75, rows=300), history=history)) == [
         "validation 1,523 rows, before -> best: accuracy 0.4366 -> 0.7932, F1 0.4266 -> 0.7832,"
         " precision 0.7000 -> 0.7000, recall 0.6000 -> 0.6000, loss 0.9000 -> 0.5000",
         "best epoch 2 of 3, chosen by f1",
@@ -626,10 +627,45 @@ def test_summary_of_a_completed_run() -> None:
     ]
 
 
+def by_class(*f1: float) -> dict[str, Any]:
+    entries = [
+        {"class": f"c{i}", "precision": 0.1, "recall": 0.2, "f1": value, "rows": 9} for i, value in enumerate(f1)
+    ]
+    return {"classes": entries, "confusion_matrix": [[9, 0], [4, 5]]}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        ([1.0, 2.0, 3.0], "best epoch 2 of 3, chosen by f1"),
+        ([1.0, 2.0], "best epoch 2 of 2, chosen by f1 (3 asked for)"),
+        ([1.0, 2.0, 2.25], "best epoch 2 of 2.25, chosen by f1 (3 asked for)"),
+        ([], "best epoch 2 of n/a, chosen by f1"),
+    ],
+)
+def test_the_best_epoch_is_one_of_those_that_ran(epochs: list[float], expected: str) -> None:
+    assert summary_lines(run_record(history=[scores(0.7, epoch=epoch) for epoch in epochs]))[1] == expected
+
+
+def test_summary_says_which_f1_and_shows_each_class_of_validation_and_test() -> None:
+    data = {"task": "custom", "labels": ["c0", "c1"], "positive_label": "c1"}
+    best = {**scores(0.5, epoch=2, metric="f1"), **by_class(0.6, 0.5)}
+    lines = summary_lines(run_record(data=data, best=best, test={**scores(0.7, rows=18), **by_class(0.8, 0.7)}))
+    assert "scores     F1 of class c1; precision and recall likewise" in lines
+    heads = [i for i, line in enumerate(lines) if line.startswith("by class")]
+    assert [lines[i].split(";")[0] for i in heads] == ["by class   validation, best epoch", "by class   test"]
+    shown = [lines[i + 3].split() for i in heads]
+    assert shown == [
+        ["c1", "(positive)", "0.1000", "0.2000", "0.5000", "9", "4", "5"],
+        ["c1", "(positive)", "0.1000", "0.2000", "0.7000", "9", "4", "5"],
+    ]
+
+
 def test_summary_of_random_weights_has_no_scores() -> None:
-    text = "\n".join(summary_lines(with_model(weights="random")))
+    best = {**scores(0.7832, epoch=2), **by_class(0.6, 0.5)}
+    text = "\n".join(summary_lines({**with_model(weights="random"), "best": best, "test": best}))
     assert text.startswith("scores     n/a: random weights")
-    assert not re.search(r"accuracy|F1|0\.7832|best", text)
+    assert not re.search(r"accuracy|F1|0\.7832|best|by class", text)
     assert "train 29.6 GB" in text
 
 

@@ -1,15 +1,22 @@
 """Scores are scikit-learn's, and the loss is the weighted mean in float64."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 from torch import nn
 
-from lorabench.step.scores import Scores, score
+from lorabench.step.scores import MOST_IN_MATRIX, Scores, score, score_classes
 
 
 def one_hot_logits(predictions: list[int], classes: int) -> torch.Tensor:
@@ -25,9 +32,7 @@ def test_scores_equal_scikit_learn(data: st.DataObject) -> None:
     labels, predictions = data.draw(answers), data.draw(answers)
     positive = data.draw(st.sampled_from([0, 1])) if classes == 2 else None
     if positive is None:
-        expected = precision_recall_fscore_support(
-            labels, predictions, labels=range(classes), average="macro", zero_division=0.0
-        )
+        expected = precision_recall_fscore_support(labels, predictions, average="macro", zero_division=0.0)
     else:
         expected = precision_recall_fscore_support(
             labels, predictions, pos_label=positive, average="binary", zero_division=0.0
@@ -52,8 +57,11 @@ def test_scores_equal_scikit_learn(data: st.DataObject) -> None:
         ([0, 0], [0, 0], 1, (0.0, 0.0, 0.0, 1.0)),
         ([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 1, (2 / 3, 2 / 3, 2 / 3, 0.6)),
         ([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 0, (0.5, 0.5, 0.5, 0.6)),
-        # an absent class counts as zero in the macro average
-        ([0, 1], [0, 1], None, (2 / 3, 2 / 3, 2 / 3, 1.0)),
+        # of three classes, one that is neither right nor predicted does not count in the macro average
+        ([0, 1], [0, 1], None, (1.0, 1.0, 1.0, 1.0)),
+        # one that is predicted, or right and never predicted, does, as 0
+        ([0, 1, 1, 1], [0, 1, 1, 2], None, (2 / 3, 5 / 9, (1 + 4 / 5) / 3, 0.75)),
+        ([0, 1, 2], [0, 1, 1], None, (0.5, 2 / 3, (1 + 2 / 3) / 3, 2 / 3)),
     ],
 )
 def test_scores_of_extremes_by_hand(
@@ -62,6 +70,38 @@ def test_scores_of_extremes_by_hand(
     scores = score(one_hot_logits(predictions, 3 if positive is None else 2), labels, None, positive)
     assert list(scores.values) == ["precision", "recall", "f1", "accuracy"]
     assert tuple(scores.values.values()) == pytest.approx(expected, rel=1e-12)
+
+
+@settings(max_examples=50)
+@given(st.data(), st.sampled_from([2, 3, 6, 101]))
+def test_scores_of_classes_are_those_of_a_classification_report(data: st.DataObject, classes: int) -> None:
+    rows = data.draw(st.integers(1, 30))
+    answers = st.lists(st.integers(0, data.draw(st.integers(0, classes - 1))), min_size=rows, max_size=rows)
+    labels, predictions = data.draw(answers), data.draw(answers)
+    names = [f"class {i}" for i in range(classes)]
+    found = score_classes(one_hot_logits(predictions, classes), labels, names)
+    expected = classification_report(
+        labels, predictions, labels=range(classes), target_names=names, output_dict=True, zero_division=0.0
+    )
+    occurring = {*labels, *predictions}
+    for i, entry in enumerate(found["classes"]):
+        of_class = expected[names[i]]
+        assert entry["class"] == names[i]
+        assert (entry["rows"], entry["predicted"]) == (of_class["support"], predictions.count(i))
+        values = [entry[key] for key in ("precision", "recall", "f1")]
+        if i in occurring:
+            assert values == [of_class[key] for key in ("precision", "recall", "f1-score")]
+        else:
+            assert values == [None] * 3
+    f1 = [entry["f1"] for entry in found["classes"] if entry["f1"] is not None]
+    macro = score(one_hot_logits(predictions, classes), labels, None, None).values["f1"]
+    assert macro == pytest.approx(sum(f1) / len(f1), rel=1e-12)
+    matrix = confusion_matrix(labels, predictions, labels=range(classes))
+    if classes <= MOST_IN_MATRIX:
+        assert found["confusion_matrix"] == matrix.tolist()
+    else:
+        assert found["confusion_entries"] == [[*ij, matrix[*ij]] for ij in np.argwhere(matrix).tolist()]
+    json.dumps(found)  # plain numbers
 
 
 @settings(max_examples=30)

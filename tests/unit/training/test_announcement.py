@@ -14,7 +14,8 @@ def keeper_of(task: str, synthetic: bool) -> Any:
     config = RunConfig().to_json()
     data = {
         "task": task, "synthetic": synthetic, "rows": {"train": 8, "validation": 2}, "labels": ["no", "yes"],
-        "class_weights": None, "cut_rows": {"train": 0},
+        "class_weights": None, "cut_rows": {"train": 0}, "held_out": False, "rows_in_train": {},
+        "conflicting_labels": {"texts": 0, "rows": 0}, "dropped": None, "absent_classes": {}, "rare_classes": {},
         "remarks": [],
     }  # fmt: skip
     model = {"name": "minilm", "weights": "pretrained", "quantize": "none", "source": "a package"}
@@ -56,6 +57,22 @@ def test_the_rows_read_the_positive_class_and_what_is_odd_are_said() -> None:
         "data       folder: 9 rows (test split)",
         "note       --task d: not read: extra",
     ]
+
+
+def test_the_weights_of_many_classes_are_a_range() -> None:
+    keeper = keeper_of("custom", synthetic=False)
+    keeper.record["data"].update(class_weights=[0.5, 2.0], labels=["no", "y\x1b[2Jes"])
+    assert "weights    no: 0.5000, y?[2Jes: 2.0000" in opening_lines(keeper, "the CPU")
+    keeper.record["data"].update(class_weights=[1.0] * 20 + [0.25], labels=list("abcdefghijklmnopqrstu"))
+    assert "weights    0.2500 to 1.0000 over 21 classes" in opening_lines(keeper, "the CPU")
+
+
+def test_what_is_said_of_the_rows_stands_below_their_numbers() -> None:
+    keeper = keeper_of("custom", synthetic=False)
+    keeper.record["data"]["held_out"] = True
+    lines = opening_lines(keeper, "the CPU")
+    assert lines[1].startswith("task ")
+    assert lines[2] == "split      20 % of the rows held out for validation, stratified, seed 42"
 
 
 def test_every_remark_on_the_rows_is_said_and_so_are_rows_that_were_cut() -> None:

@@ -1,4 +1,4 @@
-"""What a continuation may change, what it puts back, and how the parts of the ranks are shared out anew."""
+"""What a continuation puts back, and how the parts of the ranks are shared out anew."""
 
 import dataclasses
 import json
@@ -13,14 +13,20 @@ import tiny
 import torch
 
 from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, write_savepoint
-from lorabench.config.run_config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig, RunOptions
+from lorabench.config.run_config import OptimConfig, RunConfig
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.data_parallel import DataParallel
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.step.optimizer import build_optimizer, build_schedule
 from lorabench.training import continuation
-from lorabench.training.continuation import STATE_FORMAT, Continuation, changed_fields, find_savepoint, fingerprint
+from lorabench.training.continuation import (
+    EXPECTED,
+    STATE_FORMAT,
+    Continuation,
+    find_savepoint,
+    fingerprint,
+)
 from lorabench.training.job import Progress
 
 CPU = torch.device("cpu")
@@ -72,56 +78,6 @@ def change(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-FREE = {
-    "run": {
-        "resume": True,
-        "output_dir": Path("x"),
-        "keep_checkpoints": 7,
-        "track": "wandb",
-        "logging_steps": 9,
-        "on_oom": "stop",
-        "gpu_memory_limit": 12.0,
-    },
-    "optim": {"batch_size": 3, "eval_batch_size": 3, "gradient_accumulation": 5, "execution": "eager"},
-    "model": {"gradient_checkpointing": "on"},
-    "data": {"train_file": Path("a"), "validation_file": Path("b"), "test_file": Path("c")},
-}
-SECTIONS = {"model": ModelConfig, "lora": LoraArgs, "data": DataConfig, "optim": OptimConfig, "run": RunOptions}
-BOUND = [
-    (section, item.name)
-    for section, kind in SECTIONS.items()
-    for item in dataclasses.fields(kind)
-    if item.name not in FREE.get(section, {})
-]
-
-
-def test_what_changes_no_number_may_change() -> None:
-    config = RunConfig()
-    for section, values in FREE.items():
-        config = change(config, section, **values)
-    assert changed_fields(RunConfig(), config) == []
-
-
-@pytest.mark.parametrize(("section", "name"), BOUND, ids=lambda value: value)
-def test_everything_else_must_not(section: str, name: str) -> None:
-    """Every other field of the configuration, by its name: a new one is bound unless it is set free."""
-    old = getattr(getattr(RunConfig(), section), name)
-    changed = change(RunConfig(), section, **{name: "another"})
-    assert changed_fields(RunConfig(), changed) == [f"{section}.{name}: {old} -> another"]
-
-
-def test_every_difference_is_named() -> None:
-    changed = change(change(RunConfig(), "optim", seed=1, learning_rate=0.5), "lora", lora_r=3)
-    assert changed_fields(RunConfig(), changed) == [
-        "lora.lora_r: 8 -> 3", "optim.learning_rate: 0.0001 -> 0.5", "optim.seed: 42 -> 1",
-    ]  # fmt: skip
-
-
-def test_a_configuration_read_back_has_not_changed() -> None:
-    config = change(change(RunConfig(), "data", train_file=Path("a/b.csv")), "run", early_stopping=3)
-    assert changed_fields(RunConfig.from_json(json.loads(json.dumps(config.to_json()))), config) == []
-
-
 @pytest.mark.parametrize(
     ("ids", "labels"),
     [
@@ -153,7 +109,8 @@ def leave_run(
     (folder / "run.json").write_text(
         json.dumps({"schema_version": 1, "status": status, "config": config.to_json()}), encoding="utf-8"
     )
-    facts = {"step": 4, "effective_batch": effective, "train_rows": fingerprint(ROWS), "format": STATE_FORMAT}
+    facts: dict[str, Any] = {**dict.fromkeys(EXPECTED), "step": 4, "format": STATE_FORMAT}
+    facts |= {"effective_batch": effective, "train_rows": fingerprint(ROWS)}
     write_savepoint(folder, 4, Savepoint({}, {**facts, **changes}), keep=2)
 
 
@@ -197,6 +154,27 @@ def test_a_checkpoint_of_another_format_is_refused(version: int | None, tmp_path
     leave_run(tmp_path, RunConfig(), format=version)
     with pytest.raises(ConfigError, match=r"--resume: the checkpoints in .* are another version's"):
         find_savepoint(make_setting(), make_inputs(), tmp_path)
+
+
+@pytest.mark.parametrize("missing", sorted(EXPECTED))
+def test_a_checkpoint_that_lacks_something_is_refused(missing: str, tmp_path: Path) -> None:
+    leave_run(tmp_path, RunConfig())
+    newest = read_newest_savepoint(tmp_path)
+    assert newest is not None
+    del newest.progress[missing]
+    write_savepoint(tmp_path, 5, newest, keep=2)
+    with pytest.raises(ConfigError, match=r"--resume: the checkpoints in .* are another version's"):
+        find_savepoint(make_setting(), make_inputs(), tmp_path)
+
+
+def test_a_run_that_goes_on_writes_through_no_link(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    leave_run(run, RunConfig())
+    (tmp_path / "precious").write_text("kept")
+    (run / "metrics.jsonl").symlink_to("../precious")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: a link out of the run's folder"):
+        find_savepoint(make_setting(), make_inputs(), run)
 
 
 def test_the_other_ranks_take_the_first_ones_word_and_read_no_file(tmp_path: Path) -> None:

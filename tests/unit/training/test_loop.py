@@ -37,6 +37,11 @@ def test_the_best_epoch_is_the_metrics_and_of_equals_that_of_lower_loss(metric: 
     assert progress.best is not None
     assert (progress.best["step"], progress.best["metric"]) == (best_step, metric)
     assert progress.best["value"] == progress.best[metric]
+    assert progress.best["confusion_matrix"] == [[3, 0], [0, 3]]
+    assert [(entry["class"], entry["f1"], entry["rows"]) for entry in progress.best["classes"]] == [
+        ("0", 1.0, 3), ("1", 1.0, 3),
+    ]  # fmt: skip
+    assert not any("classes" in record for record in [*progress.history, *recorder.of("eval")])
     assert recorder.saved == [3, 6]
 
 
@@ -65,6 +70,8 @@ def test_random_weights_report_losses_without_scores_and_save_nothing() -> None:
         assert [record[name] for name in ("precision", "recall", "f1", "accuracy")] == [None] * 4
         assert math.isfinite(record["loss"])
     assert progress.best is None and recorder.saved == []
+    by_loss = run(make_job(Recorder(), [0.0, 1.0], weights="random", best_metric="loss")).best
+    assert by_loss is not None and not {"classes", "confusion_matrix"} & by_loss.keys()
 
 
 @pytest.mark.parametrize(

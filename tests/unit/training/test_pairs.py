@@ -87,7 +87,7 @@ def test_a_template_of_the_card_joins_rows_as_the_run_did(tmp_path: Path) -> Non
     assert scope["texts"] == ["a text: {a text} a text / a text", ": {another}  / another"]
     assert record["config"]["data"]["template"] == FLAGS["template"]["template"]
     (remark,) = record["data"]["remarks"]
-    assert remark == "24 rows hold a mark of the tokenizer, '[SEP]' in 24; it is read as text"
+    assert remark == "24 rows with a mark of the tokenizer, '[SEP]' in 24; it is read as text"
 
 
 @pytest.mark.parametrize("kind", ["pair", "template"])
@@ -114,5 +114,5 @@ def test_a_model_that_reads_its_end_mark_trains_on_texts_that_hold_one(tmp_path:
     run, record = train(tmp_path, tmp_path / "bart", template="{word, short} {premise}", lora_targets="q_proj,v_proj")
     assert (record["status"], record["data"]["rows"]) == ("completed", {"train": COUNT, "validation": COUNT})
     (remark,) = record["data"]["remarks"]
-    assert remark == "24 rows hold a mark of the tokenizer, '<s>' in 24; it is read as text"
+    assert remark == "24 rows with a mark of the tokenizer, '<s>' in 24; it is read as text"
     assert (run / "adapter").is_dir()

@@ -1,0 +1,61 @@
+"""What a run says of its rows before it begins: how they were split, and what about them makes scores doubtful."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorabench.results.class_table import name_cells
+
+# Classes that a line names before it only counts them.
+NAMED_CLASSES = 5
+
+
+def data_lines(record: Mapping[str, Any]) -> list[str]:
+    """One line for each thing to say; all of it is in the record's `data`."""
+    data, flags = record["data"], record["config"]["data"]
+    lines = []
+    if data["held_out"]:
+        share, how = f"{100 * flags['validation_share']:g} %", f"{flags['split']}, seed {flags['split_seed']}"
+        lines.append(f"split      {share} of the rows held out for validation, {how}")
+    if data["dropped"] is not None:
+        shared, repeated = data["dropped"]["shared"], data["dropped"]["repeated"]
+        lines.append(
+            f"dropped    {shared} training rows whose text stands in validation or test, and {repeated} repeated ones"
+        )
+    shared = {split: rows for split, rows in data["rows_in_train"].items() if rows}
+    if shared:
+        parts = " and ".join(f"{rows} of {data['rows'][split]} {split} rows" for split, rows in shared.items())
+        lines.append(
+            f"duplicates {parts} have a text that stands in train, too; --drop-duplicates takes it out of train"
+        )
+    conflicts = data["conflicting_labels"]
+    if conflicts["texts"]:
+        lines.append(
+            f"conflicts  {_counted(conflicts['texts'], 'text')} with unlike labels, in {conflicts['rows']} rows of "
+            "the training data"
+        )
+    for split, classes in data["absent_classes"].items():
+        if classes:
+            which = (
+                f"class {_listed(classes)}: it has" if len(classes) == 1 else f"classes {_listed(classes)}: they have"
+            )
+            lines.append(f"absent     no {split} row of {which} no score there")
+    for split, classes in data["rare_classes"].items():
+        if classes:
+            parts = [
+                f"of class {name_cells(name)} rests on {_counted(n, f'{split} row')}" for name, n in classes.items()
+            ]
+            lines.append(f"rare       F1 {_joined(parts)}")
+    return lines
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return _joined([name_cells(name) for name in names])
+
+
+def _joined(parts: Sequence[str]) -> str:
+    left = len(parts) - NAMED_CLASSES
+    return ", ".join(parts[:NAMED_CLASSES]) + (f" and {left} more" if left > 0 else "")

@@ -1,0 +1,49 @@
+"""What a run can be refused for before the libraries that take seconds to import: by flags, files and environment."""
+
+import os
+
+from lorabench.config.changes import recorded_changes
+from lorabench.config.checks import batch_issues, looks_into_output_dir
+from lorabench.config.run_config import RunConfig
+from lorabench.data.task import TaskData
+from lorabench.errors import ConfigError, IssueList
+from lorabench.machine.gpus import gpus_hidden, list_gpus
+from lorabench.results.run_folder import read_run
+
+
+def refuse_early(config: RunConfig, data: TaskData) -> None:
+    """Refuse what would be refused later, when all ranks have met and the model's files have been read.
+
+    Raises:
+        ConfigError: everything that is known by now, together.
+    """
+    issues = IssueList()
+    issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
+    for check in (_check_device, _check_continuation):
+        try:
+            check(config)
+        except ConfigError as error:
+            issues.extend(error.issues)
+    issues.raise_if_any()
+
+
+def _check_device(config: RunConfig) -> None:
+    """Refuse what only a GPU can do where there is none. torch is imported only for whom it concerns."""
+    limit = config.run.gpu_memory_limit
+    if limit is None and "fp16" not in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+        return
+    use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
+    if limit is not None and not use_cuda:
+        raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
+    from lorabench.machine.precision import resolve_precision
+
+    resolve_precision(config, use_cuda)
+
+
+def _check_continuation(config: RunConfig) -> None:
+    """Refuse other settings than those of the run that is to go on, where this process sees its folder."""
+    folder = config.run.output_dir
+    if config.run.resume and folder is not None and looks_into_output_dir():
+        changes = recorded_changes(folder, read_run(folder), config)
+        if changes:
+            raise ConfigError(changes)
