@@ -45,6 +45,7 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     lines[2:2] = [f"data       {line}" for line in source_lines(data.get("sources", {}))]
     if data.get("positive_label") is not None:
         lines.insert(2, f"positive   {data['positive_label']!r}, of {data['labels']}")
+    lines += [f"note       {remark}" for remark in data.get("remarks", ())]
     cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
     if cut:
         parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())

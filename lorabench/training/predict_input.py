@@ -8,7 +8,7 @@ from typing import Any
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import source_issues, text_issues
 from lorabench.config.run_config import DataConfig
-from lorabench.data.file_format import Columns
+from lorabench.data.file_format import Columns, list_columns
 from lorabench.data.readers import TableStream, stream_table
 from lorabench.data.sources import file_format
 from lorabench.data.task import ID_COLUMNS, Rows
@@ -96,9 +96,7 @@ class PredictInput:
             issues.add(f"--text-column {self._data.text_column}: the run reads {reads}; expected {expected}")
         self._id_column = options.id_column or next((name for name in ID_COLUMNS if name in columns), None)
         if options.id_column is not None and options.id_column not in columns:
-            issues.add(
-                f"{self.origin}: no column {options.id_column!r} (--id-column); the columns are {', '.join(columns)}"
-            )
+            issues.add(f"{self.origin}: no column {options.id_column!r} (--id-column); {list_columns(columns)}")
         self._kept = self._find_kept(options.keep_columns, ["id", *prediction_kinds(run.labels)], issues)
         issues.raise_if_any()
 
@@ -110,10 +108,7 @@ class PredictInput:
         names = columns if keep == ALL_COLUMNS else [name.strip() for name in keep.split(",")]
         missing = [name for name in names if name not in columns]
         if missing:
-            issues.add(
-                f"{self.origin}: no column {', '.join(missing)!r} (--keep-columns); the columns are "
-                f"{', '.join(columns)}"
-            )
+            issues.add(f"{self.origin}: no column {', '.join(missing)!r} (--keep-columns); {list_columns(columns)}")
         kept = [name for name in dict.fromkeys(names) if name != self._id_column]
         new: dict[str, str] = {}
         for name in kept:

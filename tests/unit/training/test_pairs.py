@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, BartConfig
 
 from lorabench.data.task import Rows, text_rows
 from lorabench.training.predict_file import predict_file
-from lorabench.training.prediction import FinishedRun
-from lorabench.training.predictor import Predictor
+from lorabench.training.prediction import FinishedRun, PredictOptions
+from lorabench.training.predictor import RowPredictor
 
 COUNT = 24
 LENGTH = 12
@@ -68,13 +68,13 @@ def test_the_cards_code_gives_the_probabilities_of_predictions(kind: str, side: 
     run, record = train(tmp_path, model, **FLAGS[kind])
     assert record["data"]["cut_rows"]["train"] > 0
     longer = [("flood fire quake " * 9, "wind rain"), ("wind", "a </s> [SEP] b " * 9), ("rain", "wind")]
-    predictor = Predictor(FinishedRun.read(run))
+    predictor = RowPredictor(FinishedRun.read(run))
     for rows in ([], longer if kind == "pair" else [(" ".join(row),) for row in longer]):
         if rows and kind == "template":
             continue
         scope, read = run_card(run, kind, rows)
         assert max(scope["inputs"]["attention_mask"].sum(1)) <= LENGTH
-        expected = predictor.logits(read, "texts").softmax(dim=-1)
+        expected = predictor.logits(read, "texts").logits.softmax(dim=-1)
         torch.testing.assert_close(scope["probabilities"], expected, rtol=1e-4, atol=1e-6)
     assert AutoTokenizer.from_pretrained(run / "adapter").truncation_side == side
 
@@ -94,8 +94,9 @@ def test_a_template_of_the_card_joins_rows_as_the_run_did(tmp_path: Path) -> Non
 def test_a_files_predictions_read_the_columns_of_the_run(kind: str, tmp_path: Path) -> None:
     run, _ = train(tmp_path, tiny.save_tiny(tmp_path / "model", "bert"), max_length=64, **FLAGS[kind])
     source = write(tmp_path / "new.csv", 3)
-    assert predict_file(run, source, tmp_path / "one.csv", batch_size=1) == COUNT
-    predict_file(run, source, tmp_path / "many.csv", batch_size=7)
+    for name, batch_size in (("one", 1), ("many", 7)):
+        options = PredictOptions(run=run, input=source, output=tmp_path / f"{name}.csv", batch_size=batch_size)
+        assert predict_file(options).rows == COUNT
     one, many = ((tmp_path / f"{name}.csv").read_text().splitlines()[1:] for name in ("one", "many"))
     for first, second in zip(one, many, strict=True):
         assert float(first.split(",")[2]) == pytest.approx(float(second.split(",")[2]), abs=1e-5)
