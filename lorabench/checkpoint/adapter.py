@@ -71,7 +71,7 @@ def save_adapter(
         settings.save_pretrained(str(staging))
         tokenizer.save_pretrained(str(staging))
         (staging / "README.md").write_text(card, encoding="utf-8")
-        for path in staging.rglob("*"):
+        for path in (*staging.rglob("*"), staging):
             sync_path(path)
         swap_in(staging, target, retired)
         sync_path(run_dir)
