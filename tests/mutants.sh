@@ -7,4 +7,4 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/install.sh"
 
 install_project "${LORABENCH_MUTANTS_VENV:-$PROJECT/.venv-mutants}" mutants
-exec "$VENV_PYTHON" "$PROJECT/tests/mutants.py" "$@"
+exec "$VENV_PYTHON" "$PROJECT/tests/helpers/mutation.py" "$@"

@@ -1,6 +1,6 @@
 """Which small changes of the code does no unit test notice? Run by `make mutants`.
 
-    python tests/mutants.py WING [--minutes N] [--workers N]     # WING: step, or one module of it, as step/loss
+    python tests/helpers/mutation.py WING [--minutes N] [--workers N]     # WING: step, or one module of it, as step/loss
 
 mutmut changes one thing at a time in the functions of a wing, and runs the tests that reach the function and stand in
 its folder of `tests/unit`. What nothing fails for has survived. `mutants-WING.md` lists the survivors; a run that was
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 WINGS = ("step", "packed", "training", "checkpoint", "data")
 # Beside the wing's own folder: tests that reach it on purpose.
 MORE_TESTS = {

@@ -1,0 +1,19 @@
+"""What is said of a damaged checkpoint: which folder, which file, and what is done about it."""
+
+from pathlib import Path
+
+import pytest
+
+from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, write_savepoint
+
+
+@pytest.mark.parametrize("name", ["state.pt", "progress.json"])
+def test_a_file_that_is_not_what_was_written_is_named(name: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        folder = write_savepoint(tmp_path, step, Savepoint({}, {"step": step}), keep=2)
+    (folder / name).write_bytes(b"x")
+    with pytest.warns(UserWarning) as caught:
+        found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress == {"step": 1}
+    said = f"{folder}: damaged ({name} is not what was written), going back to the one before"
+    assert [str(warning.message) for warning in caught] == [said]
