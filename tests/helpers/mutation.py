@@ -1,6 +1,6 @@
 """Which small changes of the code does no unit test notice? Run by `make mutants`.
 
-    python tests/helpers/mutation.py WING [--minutes N] [--workers N]     # WING: step, or one module of it, as step/loss
+    python tests/helpers/mutation.py step [--minutes N] [--workers N]     # or one module of a wing, as step/loss
 
 mutmut changes one thing at a time in the functions of a wing, and runs the tests that reach the function and stand in
 its folder of `tests/unit`. What nothing fails for has survived. `mutants-WING.md` lists the survivors; a run that was
