@@ -17,3 +17,19 @@ def test_a_file_that_is_not_what_was_written_is_named(name: str, tmp_path: Path)
     assert found is not None and found.progress == {"step": 1}
     said = f"{folder}: damaged ({name} is not what was written), going back to the one before"
     assert [str(warning.message) for warning in caught] == [said]
+
+
+def test_what_cannot_be_removed_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:
+    """A file under the name of a folder, as somebody's copying leaves it."""
+    write_savepoint(tmp_path, 5, Savepoint({}, {"step": 5}), keep=1)
+    for name in (".writing-00000001", "step-00000001", ".replaced-00000002"):
+        (tmp_path / "checkpoints" / name).write_text("no folder")
+    write_savepoint(tmp_path, 6, Savepoint({}, {"step": 6}), keep=1)
+    found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress == {"step": 6}
+
+
+def test_progress_is_whatever_its_letters(tmp_path: Path) -> None:
+    write_savepoint(tmp_path, 1, Savepoint({}, {"step": 1, "names": ["größte", "🔥", "語"]}), keep=1)
+    found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress["names"] == ["größte", "🔥", "語"]
