@@ -33,3 +33,17 @@ def test_progress_is_whatever_its_letters(tmp_path: Path) -> None:
     write_savepoint(tmp_path, 1, Savepoint({}, {"step": 1, "names": ["größte", "🔥", "語"]}), keep=1)
     found = read_newest_savepoint(tmp_path)
     assert found is not None and found.progress["names"] == ["größte", "🔥", "語"]
+
+
+def test_one_that_was_being_replaced_goes_before_older_ones(tmp_path: Path) -> None:
+    """A kill between two renames has left the newest checkpoint under its other name alone."""
+    for step in (3, 5):
+        write_savepoint(tmp_path, step, Savepoint({}, {"step": step}), keep=2)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step-00000005").rename(checkpoints / ".replaced-00000005")
+    found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress == {"step": 5}
+    write_savepoint(tmp_path, 5, Savepoint({}, {"step": 5, "again": True}), keep=1)
+    found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress == {"step": 5, "again": True}
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000005"]
