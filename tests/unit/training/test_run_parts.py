@@ -142,7 +142,7 @@ def test_the_first_rank_logs_and_tracks_and_closes(
     config = RunConfig()
     setting: Any = SimpleNamespace(ranks=Alone(), config=config)
     keeper: Any = SimpleNamespace(folder=tmp_path)
-    record = {"event": "note", "step": 3}
+    record = {"event": "eval", "step": 3, "epoch": 1.0, "loss": 0.5, "rows": 4}
     try:
         with open_sinks(setting, keeper, 10) as sink:
             sink.write(record)
