@@ -73,7 +73,7 @@ def save_adapter(
         readme = staging / "README.md"
         readme.write_text(card, encoding="utf-8")
         share_mode(staging, readme)  # safetensors makes its file readable for its owner alone
-        for path in staging.rglob("*"):
+        for path in (*staging.rglob("*"), staging):
             sync_path(path)
         swap_in(staging, target, retired)
         sync_path(run_dir)

@@ -1,7 +1,7 @@
 """A classifier over packs: the same logits as over padded batches, without a padded token in between."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -237,13 +237,39 @@ def _obstacle(packed: PackedClassifier, token_types: bool) -> str:
     """Why the model cannot be packed; empty if it can."""
     base: Any = packed.classifier.adapted.get_base_model()
     try:
-        difference = _probe(packed, token_types)
+        difference = _probe(packed, packed, token_types)
     except Exception as error:
         return _refusal(base, error)
-    if not difference <= _TOLERANCES[packed.autocast or base.dtype]:
-        kind = "pair" if token_types else "text"
-        return f"{type(base).__name__} gives a packed {kind} other logits (by {difference:.2g} of the largest)"
-    return ""
+    return _beyond_rounding(packed, difference, token_types)
+
+
+def joints_obstacle(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> str:
+    """Why the model cannot run joint projections; empty if it can: tried on the same tiny texts as packing.
+
+    Args:
+        logits: of a pack, computed through joint projections.
+        token_types: texts have token types, as pairs do in some models.
+
+    Raises:
+        RuntimeError: memory ran out.
+    """
+    was_training = packed.classifier.training
+    packed.classifier.eval()
+    try:
+        wrong = _beyond_rounding(packed, _probe(packed, logits, token_types), token_types)
+    except Exception as error:
+        wrong = _refusal(packed.classifier.adapted.get_base_model(), error)
+    finally:
+        packed.classifier.train(was_training)
+    return f"{wrong} through joint projections" if wrong else ""
+
+
+def _beyond_rounding(packed: PackedClassifier, difference: float, token_types: bool) -> str:
+    base: Any = packed.classifier.adapted.get_base_model()
+    if difference <= _TOLERANCES[packed.autocast or base.dtype]:
+        return ""
+    kind = "pair" if token_types else "text"
+    return f"{type(base).__name__} gives a packed {kind} other logits (by {difference:.2g} of the largest)"
 
 
 def _first_position(body: Any) -> int:
@@ -270,13 +296,13 @@ class _ProbeRows:
 
 
 @torch.no_grad()
-def _probe(packed: PackedClassifier, token_types: bool) -> float:
+def _probe(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> float:
     """Largest difference between logits of packed texts and of the same texts alone, relative to the largest logit."""
     classifier = packed.classifier
     device = next(classifier.parameters()).device
     rows = _ProbeRows(_PROBE_LENGTHS, classifier.config.vocab_size, classifier.config.pad_token_id or 0, token_types)
     pack = make_pack(rows, range(len(rows.data)), 24, len(rows.data) + 1).to(device)
-    together = packed(pack)[: len(rows.data)]
+    together = logits(pack)[: len(rows.data)]
     alone = []
     for i, ids in enumerate(rows.data.input_ids):
         row = torch.tensor([ids], device=device)

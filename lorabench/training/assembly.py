@@ -97,7 +97,7 @@ def check_vocabulary(
         ConfigError: names the largest id and the model's size.
     """
     largest = max(
-        max(collator.pad_token_id, *(max(ids) for ids in collator.data.input_ids if ids))
+        max([collator.pad_token_id, *(max(ids) for ids in collator.data.input_ids if ids)])
         for collator in collators.values()
     )
     if largest >= model_config.vocab_size:

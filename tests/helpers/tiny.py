@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from lorabench import cli
@@ -102,7 +103,9 @@ def tiny_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
 def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
     """A pretrained model without a classification head, and its tokenizer, as a Hub repository holds them."""
     torch.manual_seed(seed)
-    AutoModel.from_config(tiny_config(model_type, **changes)).save_pretrained(folder)
+    model = AutoModel.from_config(tiny_config(model_type, **changes))
+    stir_vectors(model, seed)
+    model.save_pretrained(folder)
     tiny_tokenizer(model_type).save_pretrained(folder)
     return folder
 
@@ -122,6 +125,17 @@ def build_tiny(
         model_config.pad_token_id = model_config.eos_token_id
     held = Placement(**{"device": torch.device("cpu"), "frozen_dtype": torch.float32, **placement})
     return build_classifier(config, lora or LoraArgs(lora_dropout=0.0), model_config, held, seed)
+
+
+def stir_vectors(model: nn.Module, seed: int = 0) -> None:
+    """Move biases and the weights of norms away from the zeros and ones that they start from, as training does.
+
+    A bias that is left out, or a norm, changes no number of a model that is fresh.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 def stir_adapter(classifier: SequenceClassifier, seed: int = 0) -> None:
