@@ -15,6 +15,7 @@ from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
 from lorabench.config.defaults import resolve_defaults, resolve_names, unknown_names
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
+from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
 PROGRAM = "lorabench train"
@@ -33,13 +34,14 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         ConfigError: unknown model or task, or values out of range.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    given, _ = take_flags(arguments, ("model", "task", "text_column", "label_column"))
+    given, _ = take_flags(arguments, ("model", "adapter", "task", "text_column", "label_column"))
     own_columns = bool(given["text_column"] or given["label_column"])
-    model, task = resolve_names(given["model"], given["task"], own_columns)
+    saved = read_saved_adapter(given["adapter"])
+    model, task = resolve_names(given["model"], given["task"], own_columns, saved)
     config = tyro.cli(
         Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
         args=list(arguments),
-        default=resolve_defaults(model, task),
+        default=resolve_defaults(model, task, saved),
         prog=prog,
         description=f"Fine-tune a classifier with LoRA. Example: {_EXAMPLE}. "
         f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
@@ -65,6 +67,7 @@ def check_run_config(config: RunConfig, launching: bool = False) -> None:
         *missing_files(config.data),
         *missing_tracker(config.run),
         *missing_quantizer(config.model),
+        *adapter_issues(config),
     ]
     if issues:
         raise ConfigError(issues)

@@ -24,6 +24,7 @@ from lorabench.config.run_config import (
     Tracker,
     Weights,
 )
+from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.errors import IssueList
 
 
@@ -31,6 +32,7 @@ class Flags(TypedDict, total=False):
     """The flags of a run by name, for editors and type checkers; `RunConfig` says what each means."""
 
     model: str
+    adapter: str | Path | None
     revision: str | None
     weights: Weights
     precision: Precision
@@ -101,10 +103,11 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
         except TypeError as error:
             issues.add(f"{name}={value!r}: expected {error}")
     issues.raise_if_any()
+    saved = read_saved_adapter(values.get("adapter"))
     model, task = resolve_names(
-        values.get("model"), values.get("task"), bool({"text_column", "label_column"} & values.keys())
+        values.get("model"), values.get("task"), bool({"text_column", "label_column"} & values.keys()), saved
     )
-    config = apply_settings(resolve_defaults(model, task), {**values, "model": model, "task": task})
+    config = apply_settings(resolve_defaults(model, task, saved), {**values, "model": model, "task": task})
     check_run_config(config)
     return config
 
