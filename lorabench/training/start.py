@@ -1,7 +1,6 @@
 """The way into a run: from a configuration to its end, for the command line and for Python alike."""
 
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.data.task import load_task
 from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
+from lorabench.models.source import local_source
 
 
 def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -44,8 +44,6 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
 
 def needs_hub(config: ModelConfig) -> bool:
     """Whether the model comes from the Hub: not a local folder, an installed package or a known shape."""
-    preset = MODELS.get(config.model)
-    if preset is None:
-        return not Path(config.model).is_dir()
-    carried = preset.package is not None and find_spec(preset.package) is not None
-    return config.weights == "pretrained" and not carried
+    if config.weights == "random" and config.model in MODELS:
+        return False
+    return not Path(local_source(config.model, config.revision)).is_dir()

@@ -26,7 +26,7 @@ def reload_adapters(runs: Mapping[str, Path], texts: Sequence[str], base: Path) 
 
     jobs = []
     for name, run in runs.items():
-        (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+        code, _merge = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
         jobs.append((name, str(run / "adapter"), code, list(texts)))
     asked, answered = base / "reload.json", base / "reloaded.json"
     asked.write_text(json.dumps(jobs))

@@ -8,10 +8,12 @@ from lorabench.checkpoint.card import model_card
 
 
 def test_the_card_names_base_classes_and_the_exact_call() -> None:
-    card = model_card("owner/base", ("no", "yes", "maybe"), 7, 128, {"task": "mine"})
+    arguments = {"num_labels": 3, "pad_token_id": 7, "id2label": {0: "no", 1: "yes", 2: "maybe"}}
+    card = model_card("owner/base", ("no", "yes", "maybe"), arguments, 128, {"task": "mine"})
     assert "base_model: owner/base" in card
     assert "0 = no, 1 = yes, 2 = maybe" in card and "- task: mine" in card
-    assert "num_labels=3, pad_token_id=7" in card
+    assert "labels = ['no', 'yes', 'maybe']\n" in card
+    assert "    folder,\n    num_labels=3,\n    pad_token_id=7,\n    id2label=dict(enumerate(labels)),\n)" in card
 
 
 def test_the_card_of_a_base_of_the_hub_has_the_metadata_that_its_page_shows() -> None:
@@ -40,4 +42,4 @@ def test_no_name_of_a_base_breaks_the_metadata(base: str) -> None:
 
 
 def card_of(base: str) -> str:
-    return model_card(base, ("no", "yes"), 7, 128, {"task": "mine"})
+    return model_card(base, ("no", "yes"), {"num_labels": 2}, 128, {"task": "mine"})
