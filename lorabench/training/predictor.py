@@ -16,6 +16,7 @@ from lorabench.errors import ConfigError
 from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.machine.precision import DTYPES
 from lorabench.models.build import classify_with, load_adapted
+from lorabench.models.source import local_source
 from lorabench.packed.choice import choose_forward
 from lorabench.step.evaluation import predict_logits
 from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun
@@ -37,14 +38,14 @@ def load_model(run: FinishedRun, trust_remote_code: bool = False) -> "tuple[Peft
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
     adapter, config = run.find_adapter(), run.config
-    if not Path(base_of(adapter)).is_dir():
+    if not Path(local_source(*base_of(adapter))).is_dir():
         prefer_cache_if_unreachable()
     nf4 = config.model.quantize == "nf4"
     if nf4 and find_spec("bitsandbytes") is None:
         raise ConfigError("--run: its base model is held in 4 bits; expected `pip install bitsandbytes` before")
     return load_adapted(
         adapter,
-        len(run.labels),
+        run.labels,
         choose_device(),
         frozen_dtype(run),
         trust_remote_code,
@@ -104,11 +105,10 @@ class Predictor:
         return predict_logits(forward, data, batch_size, Ranks(self._device), may_halve=True)
 
 
-def base_of(adapter: Path) -> str:
-    """What PEFT loads the base model of an adapter from: a folder or a Hub id."""
+def base_of(adapter: Path) -> tuple[str, str | None]:
+    """What PEFT loads the base model of an adapter from, a folder or a Hub id, and its revision."""
     try:
-        return str(
-            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        )
-    except (OSError, ValueError, KeyError) as error:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(settings["base_model_name_or_path"]), settings.get("revision")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{adapter}: no readable adapter_config.json ({error})") from None
