@@ -1,4 +1,4 @@
-.PHONY: check fast test
+.PHONY: check fast mutants test
 
 # Everything: ruff, pyright, the order of imports, and all tests.
 check:
@@ -11,3 +11,7 @@ fast:
 # Some tests: make test ARGS="tests/unit/launch/test_launcher.py -k script"
 test:
 	tests/run.sh $(ARGS)
+
+# Which small changes of a wing does no unit test notice? make mutants WING=step MINUTES=9
+mutants:
+	tests/mutants.sh $(WING) --minutes $(or $(MINUTES),60)

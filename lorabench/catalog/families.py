@@ -47,6 +47,9 @@ ROBERTA_MARKS = TokenizerMarks(
 LLAMA_MARKS = TokenizerMarks(
     {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A", "<s> $A <s> $B"
 )
+GEMMA_MARKS = TokenizerMarks(
+    {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}, "<bos> $A"
+)
 
 
 def plain_layer(shape: Mapping[str, Any]) -> int:
@@ -58,11 +61,20 @@ def plain_layer(shape: Mapping[str, Any]) -> int:
 def gated_layer(shape: Mapping[str, Any]) -> int:
     """Weights of a layer's linear modules: query, key, value and output projections; gate, up and down.
 
-    Several heads may share their keys and values.
+    Several heads may share their keys and values, and be of another size than the hidden one would give them.
     """
-    hidden = shape["hidden_size"]
-    keys = hidden * shape["num_key_value_heads"] // shape["num_attention_heads"]
-    return 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * shape["intermediate_size"]
+    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
+    size = shape.get("head_dim") or hidden // heads
+    keys = shape.get("num_key_value_heads") or heads
+    return 2 * hidden * size * (heads + keys) + 3 * hidden * shape["intermediate_size"]
+
+
+def _distilbert_layer(shape: Mapping[str, Any]) -> int:
+    return plain_layer({"hidden_size": shape["dim"], "intermediate_size": shape["hidden_dim"]})
+
+
+def _nested_layer(shape: Mapping[str, Any]) -> int:
+    return gated_layer(shape["text_config"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,8 @@ class Family:
         marks: around a row, where a stand-in for the tokenizer is trained.
         linear_weights: a model's shape, as in `ModelPreset.shape` -> weights of the linear modules of one layer. The
             launcher counts with it how much memory a preset takes.
+        beside_text: modules that no text passes, as an image encoder: they get no LoRA, whatever they are named.
+        no_packs: why its texts cannot be packed, in a few words; None where they can, as far as is known.
     """
 
     targets: tuple[str, ...]
@@ -86,6 +100,8 @@ class Family:
     counts_from_pad: bool = False
     marks: TokenizerMarks
     linear_weights: Callable[[Mapping[str, Any]], int]
+    beside_text: tuple[str, ...] = ()
+    no_packs: str | None = None
 
     def first_position(self, pad_id: int) -> int:
         """Position of a row's first token."""
@@ -106,17 +122,35 @@ _LLAMA = Family(
     marks=LLAMA_MARKS,
     linear_weights=gated_layer,
 )
+_ROBERTA = replace(_BERT, marks=ROBERTA_MARKS, counts_from_pad=True)
+_GEMMA = replace(_LLAMA, marks=GEMMA_MARKS)
 _FAMILIES: dict[str, Family] = {
     "bert": _BERT,
-    "roberta": replace(_BERT, marks=ROBERTA_MARKS, counts_from_pad=True),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": replace(
+        _BERT, targets=("q_lin", "v_lin"), siblings=(("q_lin", "k_lin", "v_lin"),), linear_weights=_distilbert_layer
+    ),
+    "mpnet": replace(_ROBERTA, targets=("q", "v"), siblings=(("q", "k", "v"),)),
+    "deberta-v2": replace(
+        _BERT,
+        targets=("query_proj", "value_proj"),
+        # Its projections are applied to the relative positions, too: they have no one input.
+        siblings=(),
+        no_packs="its attention to relative positions takes no mask between texts",
+    ),
+    "modernbert": replace(_BERT, targets=("Wqkv",), siblings=(), linear_weights=gated_layer),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gemma3": replace(_GEMMA, beside_text=("vision_tower", "multi_modal_projector"), linear_weights=_nested_layer),
+    "phi3": replace(_LLAMA, targets=("qkv_proj",), siblings=()),
 }
 FAMILIES: Mapping[str, Family] = MappingProxyType(_FAMILIES)
 
-# Siblings of architectures that have no entry: DistilBERT's.
-_OTHER_SIBLINGS = (("q_lin", "k_lin", "v_lin"),)
 # Matrices of a checkpoint that are no linear module of the model's body, whatever its family.
 _NO_LINEAR = re.compile(r"embed|head|classifier|score|pooler|\bw[tp]e\b")
 
@@ -129,7 +163,7 @@ def family_of(model_type: str) -> Family | None:
 def sibling_names() -> tuple[tuple[str, ...], ...]:
     """Names of siblings of any family, each once: a module that has all of them as children runs them together."""
     known = (names for family in FAMILIES.values() for names in family.siblings)
-    return tuple(dict.fromkeys((*known, *_OTHER_SIBLINGS)))
+    return tuple(dict.fromkeys(known))
 
 
 def is_linear_weight(name: str) -> bool:

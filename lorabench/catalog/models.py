@@ -107,3 +107,8 @@ _MODELS: dict[str, ModelPreset] = {
     ),
 }  # fmt: skip
 MODELS: Mapping[str, ModelPreset] = MappingProxyType(_MODELS)
+
+
+def preset_of(model: str) -> ModelPreset | None:
+    """The preset of that name, or of that Hub id; None for any other model."""
+    return MODELS.get(model) or next((preset for preset in MODELS.values() if preset.hub_id == model), None)

@@ -1,19 +1,22 @@
 """The adapter on disk: saved whole or not at all, and checked by loading it back."""
 
 import copy
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lorabench.config.saved_adapter import CLASSES_FILE
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError, first_line
 from lorabench.files import full_disk, share_mode, swap_in, sync_path
+from lorabench.models.reload import load_with_peft
 from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_STAGING, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
 
 if TYPE_CHECKING:
@@ -50,8 +53,11 @@ def save_adapter(
     state: Mapping[str, torch.Tensor],
     tokenizer: "PreTrainedTokenizerBase",
     card: str,
+    labels: Sequence[str],
 ) -> Path:
-    """Write `adapter/`: weights, configuration, tokenizer and model card (its text). Call on one rank.
+    """Write `adapter/`: weights, configuration, tokenizer, names of the classes and model card. Call on one rank.
+
+    Names have a file of their own: beside a `config.json`, transformers would look for the whole model's weights.
 
     The folder is written under another name, synced and then swapped in, so that a save that fails or is killed
     leaves the previous adapter as it was.
@@ -72,8 +78,10 @@ def save_adapter(
         tokenizer.save_pretrained(str(staging))
         readme = staging / "README.md"
         readme.write_text(card, encoding="utf-8")
+        names = {"id2label": dict(enumerate(labels))}
+        (staging / CLASSES_FILE).write_text(json.dumps(names, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         share_mode(staging, readme)  # safetensors makes its file readable for its owner alone
-        for path in staging.rglob("*"):
+        for path in (*staging.rglob("*"), staging):
             sync_path(path)
         swap_in(staging, target, retired)
         sync_path(run_dir)
@@ -98,6 +106,49 @@ def check_saved(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
     wrong = sorted(name for name in saved.keys() | state.keys() if not _same(saved.get(name), state.get(name)))
     if wrong:
         raise RunError(f"{folder}: {len(wrong)} tensors differ from the trained ones ({wrong[0]}, ...)")
+
+
+def check_call(
+    folder: Path,
+    arguments: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    rows: Sequence[Sequence[int]],
+    expected: torch.Tensor,
+    tolerance: float,
+) -> None:
+    """Make the call that the card shows, on the CPU, and compare what it gives with what was trained. On one rank.
+
+    Logits are compared where the base model comes in float32; in half precision the tensors are, up to rounding.
+
+    Args:
+        arguments: of the call.
+        rows: token ids of a few texts.
+        expected: their logits, [rows, classes].
+        tolerance: largest difference of a logit, relative to the largest one.
+
+    Raises:
+        RunError: the call fails, or gives another adapter, or other logits.
+    """
+    try:
+        reloaded = load_with_peft(folder, dict(arguments)).eval()
+    except Exception as error:  # libraries below fail in many ways; each leaves the card's reader without a model
+        raise RunError(f"{folder}: the call that its card shows fails ({' '.join(str(error).split())})") from error
+    found = _peft_state(reloaded)
+    wrong = sorted(
+        name
+        for name in found.keys() | state.keys()
+        if not (name in found and name in state and torch.equal(found[name], state[name].to(found[name].dtype)))
+    )
+    if wrong:
+        raise RunError(f"{folder}: the call that its card shows gives {len(wrong)} other tensors ({wrong[0]}, ...)")
+    dtypes = {parameter.dtype for parameter in reloaded.parameters() if parameter.is_floating_point()}
+    if not rows or dtypes != {torch.float32}:
+        return
+    with torch.no_grad():
+        logits = torch.cat([reloaded(input_ids=torch.tensor([list(ids)])).logits for ids in rows])
+    difference = ((logits - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
+    if not difference <= tolerance:
+        raise RunError(f"{folder}: the call that its card shows gives logits that differ by {difference:.2g}")
 
 
 def _same(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

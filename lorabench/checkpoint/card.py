@@ -13,6 +13,12 @@ from lorabench.harmless import markdown, printable
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
+# Names of many classes are listed once.
+_FROM_LABELS = {
+    "id2label": "dict(enumerate(labels))",
+    "label2id": "{label: row for row, label in enumerate(labels)}",
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -32,7 +38,7 @@ class Reading:
 def model_card(
     base: str,
     labels: tuple[str, ...],
-    pad_token_id: int,
+    arguments: Mapping[str, Any],
     reading: Reading,
     facts: Mapping[str, Any],
     quantization: "BitsAndBytesConfig | None" = None,
@@ -41,14 +47,15 @@ def model_card(
 
     Args:
         base: what PEFT loads the base model from.
+        arguments: what the call is told, as `models.reload.reload_arguments` gives it.
         reading: how the run read its rows.
         facts: shown as a list.
         quantization: how the base model was quantised; None: it was not.
     """
     listed = "\n".join(f"- {markdown(name)}: {markdown(str(value))}" for name, value in facts.items())
     names = ", ".join(f"{i} = {markdown(name)}" for i, name in enumerate(labels))
-    arguments = f"num_labels={len(labels)}, pad_token_id={pad_token_id}"
-    code = _reload_code(arguments) if quantization is None else _reload_4bit_code(arguments, quantization)
+    said = [f"{name}={_FROM_LABELS.get(name, repr(value))}" for name, value in arguments.items()]
+    code = _reload_code(said, labels) if quantization is None else _reload_4bit_code(said, labels, quantization)
     # The library quotes what YAML would take for its own, as `: ` and ` #` in a path.
     metadata = ModelCardData(
         base_model=base, library_name="peft", pipeline_tag="text-classification", tags=["lora", "lorabench"]
@@ -62,7 +69,8 @@ def model_card(
 {listed}
 - classes: {names}
 
-All arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches.
+All arguments are needed: without `num_labels` the head does not fit, without `pad_token_id` decoders refuse batches,
+and without names the classes of a pipeline, or of a merged model, would be LABEL_0, LABEL_1.
 Pad on the right. While the base model loads, its head is reported missing: that is as it should be, it is in here.
 The base model is loaded from {markdown(base)}; elsewhere, change `base_model_name_or_path` in `adapter_config.json`.
 
@@ -70,10 +78,16 @@ The base model is loaded from {markdown(base)}; elsewhere, change `base_model_na
 {code}
 model.eval()
 
-labels = {_python_list(labels)}
 {_input_code(reading)}
 inputs = inputs.to(model.device)
 probabilities = model(**inputs).logits.softmax(dim=-1)  # [texts, labels]
+```
+
+To have one model without an adapter, which knows the names of its classes:
+
+```python
+model.merge_and_unload().save_pretrained("merged")
+tokenizer.save_pretrained("merged")
 ```
 """
 
@@ -104,24 +118,29 @@ def _python_list(labels: tuple[str, ...]) -> str:
     return "[" + ", ".join(ascii(label) if printable(label) != label else repr(label) for label in labels) + "]"
 
 
-def _reload_code(arguments: str) -> str:
+def _reload_code(arguments: list[str], labels: tuple[str, ...]) -> str:
+    listed = "\n".join(f"    {argument}," for argument in arguments)
     return f"""from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
 folder = "."  # this folder
+labels = {_python_list(labels)}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, {arguments}
+    folder,
+{listed}
 )"""
 
 
-def _reload_4bit_code(arguments: str, quantization: "BitsAndBytesConfig") -> str:
+def _reload_4bit_code(arguments: list[str], labels: tuple[str, ...], quantization: "BitsAndBytesConfig") -> str:
     """The base model in the same 4 bits: rounded from weights of the same dtype, without the same layers."""
+    listed = "\n".join(f"    {argument}," for argument in arguments)
     return f"""import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
 folder = "."  # this folder
+labels = {_python_list(labels)}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 quantization = BitsAndBytesConfig(
     load_in_4bit=True,
@@ -131,7 +150,10 @@ quantization = BitsAndBytesConfig(
     llm_int8_skip_modules={json.dumps(quantization.llm_int8_skip_modules)},
 )
 model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, {arguments}, dtype={quantization.bnb_4bit_compute_dtype}, quantization_config=quantization
+    folder,
+{listed}
+    dtype={quantization.bnb_4bit_compute_dtype},
+    quantization_config=quantization,
 )
 for module in model.modules():
     module.support_avx512bf16_for_cpu = False  # bitsandbytes would round the weights once more on some CPUs"""

@@ -16,6 +16,7 @@ from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
 from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_defaults, resolve_names, unknown_names
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
+from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
 from lorabench.harmless import printable
 
@@ -35,12 +36,14 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         ConfigError: unknown model or task, or values out of range.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    given, _ = take_flags(arguments, ("model", "task", *OWN_DATA_FLAGS))
-    model, task = resolve_names(given["model"], given["task"], any(given[name] for name in OWN_DATA_FLAGS))
+    given, _ = take_flags(arguments, ("model", "adapter", "task", *OWN_DATA_FLAGS))
+    own_data = any(given[name] for name in OWN_DATA_FLAGS)
+    saved = read_saved_adapter(given["adapter"])
+    model, task = resolve_names(given["model"], given["task"], own_data, saved)
     config = tyro.cli(
         Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
         args=list(arguments),
-        default=resolve_defaults(model, task),
+        default=resolve_defaults(model, task, saved),
         prog=prog,
         description=f"Fine-tune a classifier with LoRA. Example: {_EXAMPLE}. "
         f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
@@ -66,6 +69,7 @@ def check_run_config(config: RunConfig, launching: bool = False) -> None:
         *missing_files(config.data),
         *missing_tracker(config.run),
         *missing_quantizer(config.model),
+        *adapter_issues(config),
     ]
     if issues:
         raise ConfigError(issues)

@@ -10,6 +10,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.settings import ComputeDtype, Settings
 from lorabench.catalog.tasks import CUSTOM_TASK, TASKS, task_preset
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig
+from lorabench.config.saved_adapter import SavedAdapter
 
 # Whoever names one of these brings data of their own.
 OWN_DATA_FLAGS = ("train_file", "text_column", "template", "label_column")
@@ -24,18 +25,22 @@ def unknown_names(model: str, task: str) -> list[str]:
     return [message for message in messages if message]
 
 
-def resolve_names(model: str | None, task: str | None, own_data: bool) -> tuple[str, str]:
+def resolve_names(
+    model: str | None, task: str | None, own_data: bool, saved: SavedAdapter | None = None
+) -> tuple[str, str]:
     """Model and task where one is not named.
 
     Args:
         own_data: one of `OWN_DATA_FLAGS` was given: the data are the user's own, where no task says otherwise.
+        saved: the adapter to go on from, which names its model.
     """
     otherwise = CUSTOM_TASK if own_data else DataConfig().task
-    return model or ModelConfig().model, otherwise if task is None else task
+    named = ModelConfig().model if saved is None else saved.model
+    return model or named, otherwise if task is None else task
 
 
-def resolve_defaults(model: str, task: str) -> RunConfig:
-    """The configuration of a model and a task before any flag: default < model preset < task preset."""
+def resolve_defaults(model: str, task: str, saved: SavedAdapter | None = None) -> RunConfig:
+    """The configuration before any flag: default < model preset < task preset < the adapter to go on from."""
     config = RunConfig()
     config = dataclasses.replace(
         config,
@@ -44,7 +49,8 @@ def resolve_defaults(model: str, task: str) -> RunConfig:
     )
     if model in MODELS:
         config = apply_settings(config, MODELS[model].settings)
-    return apply_settings(config, task_preset(task).settings)
+    config = apply_settings(config, task_preset(task).settings)
+    return config if saved is None else apply_settings(config, saved.settings())
 
 
 def apply_settings(config: RunConfig, settings: Settings | Mapping[str, Any]) -> RunConfig:

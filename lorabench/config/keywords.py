@@ -24,6 +24,7 @@ from lorabench.config.run_config import (
     Tracker,
     Weights,
 )
+from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.config.values import convert
 from lorabench.errors import IssueList
 
@@ -32,6 +33,7 @@ class Flags(TypedDict, total=False):
     """The flags of a run by name, for editors and type checkers; `RunConfig` says what each means."""
 
     model: str
+    adapter: str | Path | None
     revision: str | None
     weights: Weights
     precision: Precision
@@ -118,8 +120,9 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
             issues.add(f"{name}={value!r}: expected {error}")
     issues.raise_if_any()
     own_data = any(values.get(name) for name in OWN_DATA_FLAGS)
-    model, task = resolve_names(values.get("model"), values.get("task"), own_data)
-    config = apply_settings(resolve_defaults(model, task), {**values, "model": model, "task": task})
+    saved = read_saved_adapter(values.get("adapter"))
+    model, task = resolve_names(values.get("model"), values.get("task"), own_data, saved)
+    config = apply_settings(resolve_defaults(model, task, saved), {**values, "model": model, "task": task})
     check_run_config(config)
     return config
 

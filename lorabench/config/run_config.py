@@ -37,6 +37,9 @@ class ModelConfig:
 
     model: str = "roberta-large"
     """Preset name (see `lorabench models`), Hub id, or path of a local folder."""
+    adapter: Path | None = None
+    """Folder of a saved LoRA adapter to go on from: rank, alpha, targets and bias are its own, and so is the model,
+    unless --model says where that is."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     weights: Weights = "pretrained"

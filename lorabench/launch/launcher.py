@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from lorabench.catalog.models import MODELS, ModelPreset
+from lorabench.catalog.models import preset_of
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.command_line import PROGRAM, parse_run_config
 from lorabench.config.run_config import RunConfig
@@ -185,7 +185,7 @@ def measure_model(config: RunConfig) -> ModelSize:
     model, precision, nf4 = config.model.model, config.model.precision, config.model.quantize == "nf4"
     if config.model.frozen_dtype == "fp32":
         precision = "fp32"
-    preset = _find_preset(model)
+    preset = preset_of(model)
     if preset is not None:
         dtype = precision if precision != "auto" else task_preset(config.data.task).precision or preset.precision
         size = count_preset(preset).held_bytes(_BYTES_PER_WEIGHT[dtype], nf4)
@@ -199,13 +199,6 @@ def measure_model(config: RunConfig) -> ModelSize:
     if precision != "auto":
         return ModelSize(model, weights.held_bytes(_BYTES_PER_WEIGHT[precision], nf4), precision)
     return ModelSize(model, stored_bytes, "their stored dtype")
-
-
-def _find_preset(model: str) -> ModelPreset | None:
-    """A preset by its name, or by the Hub id that it stands for."""
-    if model in MODELS:
-        return MODELS[model]
-    return next((preset for preset in MODELS.values() if preset.hub_id == model), None)
 
 
 def _gigabytes(count: int) -> str:

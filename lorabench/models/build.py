@@ -1,5 +1,6 @@
 """A classifier with LoRA: base model, adapter, head and dtypes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,18 +12,25 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.data.tokenizer import pad_id
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
+from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, head_names, trained_copies
+from lorabench.models.continued import put_saved_adapter
 from lorabench.models.description import (
     MODEL_EXPECTATION,
+    beside_text,
     build_skeleton,
+    fetch_model_config,
     load_model_config,
     lora_targets,
     model_arguments,
-    model_source,
 )
+from lorabench.models.head import HeadPlan, settle_head
 from lorabench.models.quantization import POOLER, build_random, build_settings, cpu_issues, expand_anew, keep_layout
+from lorabench.models.reload import load_with_peft, reload_arguments
+from lorabench.models.source import model_source, pinned_revision, published_source
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -59,6 +67,7 @@ def build_classifier(
     model_config: PretrainedConfig,
     placement: Placement,
     seed: int,
+    head: HeadPlan | None = None,
 ) -> SequenceClassifier:
     """Base model, LoRA and head, ready to be prepared by the Accelerator.
 
@@ -66,30 +75,44 @@ def build_classifier(
     pooler, that the checkpoint does not carry is drawn in float32 from `seed`, the same on every rank, and trained.
     The model pads with `model_config.pad_token_id`.
 
+    Args:
+        head: what becomes of a head that the checkpoint, or the adapter to go on from, carries; by default its rows
+            are kept in their order.
+
     Raises:
-        ConfigError: the weights cannot be had, or are not all there.
+        ConfigError: the weights cannot be had, or are not all there; the adapter to go on from does not fit.
     """
     torch.manual_seed(seed)
-    base, fresh = _load_base(config, model_config, placement)
-    base.config.use_cache = False
+    base, fresh, resized = _load_base(config, model_config, placement)
+    plan = head or HeadPlan(tuple(range(model_config.num_labels or 0)), "the checkpoint's")
+    # A head that an adapter brings comes in the place of the checkpoint's.
+    own = plan if config.adapter is None else HeadPlan(None, "new: the adapter carries none")
+    origin = settle_head(base, fresh, resized, own)
+    base.config.get_text_config().use_cache = False
     keep_layout(base)
     if placement.regathers:
         expand_anew(base)
     torch.manual_seed(seed)
-    adapted = _add_adapter(base, lora, fresh, config.revision)
+    adapted = _add_adapter(base, lora, fresh)
+    saved_as = adapted.peft_config["default"]
+    saved_as.base_model_name_or_path = published_source(config)
+    saved_as.revision = pinned_revision(config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(placement.trainable_dtype)
-    _initialise_fresh(adapted, fresh, getattr(model_config, "initializer_range", 0.02), seed)
+    spread = getattr(model_config.get_text_config(), "initializer_range", 0.02)
+    _initialise_fresh(adapted, fresh, spread, seed)
     _check_trained_copies(adapted, placement.trainable_dtype)
+    if config.adapter is not None:
+        origin = put_saved_adapter(adapted, config.adapter, plan, origin)
     if placement.checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return SequenceClassifier(adapted)
+    return SequenceClassifier(adapted, origin)
 
 
 def load_adapted(
     folder: Path,
-    classes: int,
+    labels: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
     trust_remote_code: bool,
@@ -99,6 +122,7 @@ def load_adapted(
 
     Args:
         folder: an `adapter/` that `checkpoint.adapter.save_adapter` wrote.
+        labels: the classes, in the order of the head's rows.
         dtype: of all weights but LoRA's; of quantised ones, the dtype that they compute in.
         trust_remote_code: run Python code that comes with the base model.
         quantized_from: dtype of the weights that the run quantised; other ones would be rounded to other 4 bits.
@@ -106,18 +130,18 @@ def load_adapted(
     Raises:
         ConfigError: the folder is not such an adapter, or the base model cannot be had.
     """
-    from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Its files are data: nothing in an adapter's folder is run, unless that was asked for.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        base = _base_of(folder, trust_remote_code)
         quantization = None
         if quantized_from is not None:
-            quantization = _quantization_of_base(folder, classes, device, dtype, trust_remote_code)
-        adapted = AutoPeftModelForSequenceClassification.from_pretrained(
+            quantization = _quantization_of_base(base, len(labels), device, dtype)
+        adapted = load_with_peft(
             folder,
-            num_labels=classes,
-            pad_token_id=tokenizer.pad_token_id,
+            reload_arguments(fetch_model_config(base), labels, pad_id(tokenizer), resized=True),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             dtype=quantized_from or dtype,
@@ -125,6 +149,10 @@ def load_adapted(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder}: {explain_hub_error(error)}") from None
+    except RuntimeError as error:  # how torch says that shapes differ
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(f"{folder}: {' '.join(str(error).split())}") from None
     tokenizer.padding_side = "right"
     keep_layout(adapted)
     return adapted.to(device).eval(), tokenizer
@@ -143,13 +171,17 @@ def classify_with(adapted: PeftModel, frozen_dtype: torch.dtype) -> SequenceClas
     return SequenceClassifier(adapted).eval()
 
 
-def _quantization_of_base(
-    folder: Path, classes: int, device: torch.device, compute_dtype: torch.dtype, trust_remote_code: bool
-) -> "BitsAndBytesConfig":
+def _base_of(folder: Path, trust_remote_code: bool) -> ModelConfig:
+    """The model below a saved adapter."""
     saved = PeftConfig.from_pretrained(str(folder))
-    config = ModelConfig(
+    return ModelConfig(
         model=str(saved.base_model_name_or_path), revision=saved.revision, trust_remote_code=trust_remote_code
     )
+
+
+def _quantization_of_base(
+    config: ModelConfig, classes: int, device: torch.device, compute_dtype: torch.dtype
+) -> "BitsAndBytesConfig":
     skeleton = build_skeleton(config, load_model_config(config, classes))
     issues = IssueList()
     issues.extend(cpu_issues(skeleton) if device.type == "cpu" else [])
@@ -159,8 +191,9 @@ def _quantization_of_base(
 
 def _load_base(
     config: ModelConfig, model_config: PretrainedConfig, placement: Placement
-) -> tuple[PreTrainedModel, set[str]]:
-    """The frozen model on its device, and the names of the weights that its checkpoint does not carry.
+) -> tuple[PreTrainedModel, set[str], bool]:
+    """The frozen model on its device, the names of the weights that its checkpoint does not carry in their shape, and
+    whether it carries some of them in another one.
 
     Raises:
         ConfigError: the weights cannot be had, or other ones are missing than those of head and pooler.
@@ -177,12 +210,12 @@ def _load_base(
         else:
             with device:
                 base = AutoModelForSequenceClassification.from_config(model_config, **arguments)
-        return base, {name for name in base.state_dict() if _is_heads(base, name)}
+        return base, {name for name in base.state_dict() if _is_heads(base, name)}, False
     try:
         base, loading = AutoModelForSequenceClassification.from_pretrained(
             model_source(config),
             config=model_config,
-            revision=config.revision,
+            revision=pinned_revision(config),
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -192,21 +225,22 @@ def _load_base(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
-    fresh = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    resized = {key[0] for key in loading["mismatched_keys"]}
+    fresh = {*loading["missing_keys"], *resized}
     lost = sorted(name for name in fresh if not _is_heads(base, name) and f".{POOLER}." not in name)
     if lost:
         raise ConfigError(
             f"--model {config.model}: its checkpoint lacks {len(lost)} weights of a {type(base).__name__}, or has "
             f"them in another shape ({', '.join(lost[:3])}, ...); expected a whole pretrained model"
         )
-    return base, fresh
+    return base, fresh, bool(resized)
 
 
 def _is_heads(base: PreTrainedModel, name: str) -> bool:
     return name.startswith(tuple(f"{head}." for head in head_names(base)))
 
 
-def _add_adapter(base: PreTrainedModel, lora: LoraArgs, fresh: set[str], revision: str | None) -> PeftModel:
+def _add_adapter(base: PreTrainedModel, lora: LoraArgs, fresh: set[str]) -> PeftModel:
     """LoRA on the targets; heads, and a new pooler, are trained and saved whole (PEFT adds its own two names)."""
     whole = [*head_names(base), *([POOLER] if any(f".{POOLER}." in name for name in fresh) else [])]
     settings = LoraConfig(
@@ -216,9 +250,10 @@ def _add_adapter(base: PreTrainedModel, lora: LoraArgs, fresh: set[str], revisio
         lora_dropout=lora.lora_dropout,
         bias=lora.lora_bias,
         target_modules=lora_targets(lora, base.config.model_type),
+        exclude_modules=beside_text(base.config.model_type),
         modules_to_save=[name for name in whole if name not in PEFT_HEAD_NAMES] or None,
     )
-    adapted = get_peft_model(base, settings, revision=revision)
+    adapted = get_peft_model(base, settings)
     if not isinstance(adapted, PeftModel):
         raise TypeError(f"PEFT returned {type(adapted).__name__} for a LoRA configuration")
     return adapted

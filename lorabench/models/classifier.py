@@ -1,14 +1,17 @@
 """The classifier as a module: pooling, a head in its own precision, its blocks, and how many parameters it has."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+
+if TYPE_CHECKING:
+    from lorabench.models.head import HeadOrigin
 
 
 class SequenceClassifier(nn.Module):
@@ -19,13 +22,16 @@ class SequenceClassifier(nn.Module):
 
     Args:
         adapted: the adapted model; its base keeps the names under which plain PEFT saves and reloads.
+        origin: where its head's rows come from.
     """
 
-    def __init__(self, adapted: PeftModel) -> None:
+    def __init__(self, adapted: PeftModel, origin: "HeadOrigin | None" = None) -> None:
         super().__init__()
+        self.origin = origin
         self.adapted = adapted
         base: Any = adapted.get_base_model()
-        self.config = base.config  # DeepSpeed sizes its buckets by the hidden size that it finds here
+        # That of the text part, where there are several. DeepSpeed sizes its buckets by the hidden size in it.
+        self.config = base.config.get_text_config()
         self.pools_last_token = hasattr(base, "score")
         for name in head_names(base):
             _compute_in_own_dtype(getattr(base, name))
@@ -77,6 +83,31 @@ def head_names(base: nn.Module) -> list[str]:
         for name, module in base.named_children()
         if name != getattr(base, "base_model_prefix", None) and any(True for _ in module.parameters())
     ]
+
+
+@torch.no_grad()
+def neighbour_effect(classifier: SequenceClassifier, rows: Sequence[Sequence[int]], pad_token_id: int) -> float:
+    """How much a row's logits depend on the rows that it is padded with, relative to the largest logit.
+
+    Args:
+        rows: token ids of a few texts of different lengths.
+        pad_token_id: fills them up, on the right.
+    """
+    device = next(classifier.parameters()).device
+    width = max(map(len, rows)) + 1
+    ids = torch.tensor([[*row, *[pad_token_id] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    was_training = classifier.training
+    classifier.eval()
+    try:
+        together = classifier(ids, mask)
+        alone = []
+        for row, own in zip(ids, rows, strict=True):
+            tokens = row[None, : len(own)]
+            alone.append(classifier(tokens, torch.ones_like(tokens)))
+    finally:
+        classifier.train(was_training)
+    return ((together - torch.cat(alone)).abs().max() / together.abs().max().clamp_min(1e-6)).item()
 
 
 def find_blocks(body: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:

@@ -1,14 +1,13 @@
 """What is known of a model before its weights: where it is, its configuration, and what can be refused."""
 
 import copy
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
@@ -16,54 +15,76 @@ from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.footprint import WeightCount
+from lorabench.models.head import SINGLE_LABEL
+from lorabench.models.positions import usable_positions
 from lorabench.models.quantization import count_weights, cpu_issues
+from lorabench.models.source import model_source
 
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
 )
 
 
-def model_source(config: ModelConfig) -> str:
-    """Where the model's files are: a local folder, an installed package's folder, or a Hub id."""
-    preset = MODELS.get(config.model)
-    if preset is None:
-        # A relative path would reload only from the folder that the run was started in.
-        return str(Path(config.model).resolve()) if os.path.isdir(config.model) else config.model
-    spec = find_spec(preset.package) if preset.package else None
-    if spec is not None and spec.submodule_search_locations:
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-        if folder.is_dir():
-            return str(folder)
-    return preset.hub_id
-
-
 def load_model_config(config: ModelConfig, classes: int) -> PretrainedConfig:
     """The transformers configuration with the number of classes, without the weights.
 
     Raises:
-        ConfigError: the Hub cannot be reached, the model is gated or unknown, its type has no classifier.
+        ConfigError: see `read_model_config`.
     """
-    if config.weights == "random" and config.model in MODELS:
-        preset = MODELS[config.model]
-        model_config = AutoConfig.for_model(preset.model_type, **preset.shape)
-    else:
-        try:
-            model_config = AutoConfig.from_pretrained(
-                model_source(config), revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
+    return with_classes(config, read_model_config(config), classes)
+
+
+def with_classes(config: ModelConfig, model_config: PretrainedConfig, classes: int) -> PretrainedConfig:
+    """Turn a configuration, in place, into that of a classifier with so many classes, and with the run's dropout."""
     model_config.num_labels = classes
+    # Another task of the checkpoint is none of ours; transformers' own loss, and its pipelines, would go by it.
+    if getattr(model_config, "problem_type", None) is not None:
+        model_config.problem_type = SINGLE_LABEL
     if config.base_dropout is not None:
         set_dropout(model_config, config.base_dropout)
     return model_config
 
 
+def read_model_config(config: ModelConfig) -> PretrainedConfig:
+    """The transformers configuration as it is saved.
+
+    Raises:
+        ConfigError: the Hub cannot be reached, the model is gated or unknown, or is an adapter.
+    """
+    try:
+        return fetch_model_config(config)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
+
+
+def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
+    """The same, with the errors of the libraries below where it cannot be had.
+
+    Raises:
+        ConfigError: what is named is an adapter, or a folder with a revision.
+    """
+    if config.weights == "random" and config.model in MODELS:
+        preset = MODELS[config.model]
+        return AutoConfig.for_model(preset.model_type, **preset.shape)
+    source = model_source(config)
+    if config.revision is not None and Path(source).is_dir():
+        raise ConfigError(f"--revision {config.revision}: --model {config.model} is a folder; expected a Hub model")
+    if find_adapter_config_file(source, revision=config.revision) is not None:
+        raise ConfigError(f"--model {config.model}: that is an adapter; --adapter FOLDER goes on from it")
+    return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+def set_pad(model_config: PretrainedConfig, pad_token_id: int) -> None:
+    """Have a model pad with this id, its text part included."""
+    model_config.pad_token_id = model_config.get_text_config().pad_token_id = pad_token_id
+
+
 def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
     """Set every dropout of the base model; architectures name theirs differently, but all with this word."""
-    for name, value in model_config.to_dict().items():
+    text = model_config.get_text_config()
+    for name, value in text.to_dict().items():
         if "dropout" in name and (value is None or isinstance(value, float)):
-            setattr(model_config, name, probability)
+            setattr(text, name, probability)
 
 
 def inspect_model(
@@ -93,18 +114,37 @@ def inspect_model(
             f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
             "--quantize nf4 quantises as it loads"
         )
-    positions = getattr(model_config, "max_position_embeddings", None)
-    if positions is not None:
-        family = family_of(model_config.model_type)
-        usable = positions - (0 if family is None else family.first_position(model_config.pad_token_id))
-        issues.check(max_length <= usable, f"--max-length {max_length}: expected at most the model's {usable}")
+    issues.extend(_pickle_issues(config))
+    text = model_config.get_text_config()
+    if text is not model_config and family_of(model_config.model_type) is None:
+        issues.add(
+            f"--model {config.model}: type {model_config.model_type!r} is a text model inside another one, and not "
+            "supported; expected the text model alone"
+        )
     issues.raise_if_any()
     skeleton = build_skeleton(config, model_config)
+    usable = usable_positions(model_config, skeleton)
+    if usable is not None:
+        issues.check(max_length <= usable, f"--max-length {max_length}: expected at most the model's {usable}")
+    issues.raise_if_any()
     _check_targets(lora, model_config.model_type, skeleton)
     if config.quantize == "nf4" and on_cpu:
         issues.extend(cpu_issues(skeleton))
         issues.raise_if_any()
     return count_weights(skeleton)
+
+
+def _pickle_issues(config: ModelConfig) -> list[str]:
+    """What is said of a local checkpoint whose weights are a pickle, which runs what its author wrote as it loads."""
+    folder = Path(model_source(config))
+    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
+    if config.weights == "random" or not pickles or any(folder.glob("*.safetensors")):
+        return []
+    return [
+        f"--model {config.model}: its weights are a pickle ({pickles[0]}), which can run code; expected "
+        "model.safetensors. If you trust its author, convert it: AutoModel.from_pretrained(FOLDER, "
+        "use_safetensors=False).save_pretrained(NEW_FOLDER), with the Auto class of its own head"
+    ]
 
 
 def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:
@@ -144,6 +184,14 @@ def model_arguments(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     if config.attn_implementation != "auto":
         arguments["attn_implementation"] = config.attn_implementation
     return arguments
+
+
+def beside_text(model_type: str) -> str | None:
+    """A pattern of the modules that get no LoRA whatever they are named, since no text passes them; None for none."""
+    family = family_of(model_type)
+    if family is None or not family.beside_text:
+        return None
+    return rf"(.*\.)?({'|'.join(family.beside_text)})\..*"
 
 
 def lora_targets(lora: LoraArgs, model_type: str) -> str | list[str]:

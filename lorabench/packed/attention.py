@@ -31,22 +31,25 @@ def name_of(tile: int) -> str:
 
 
 def block_mask(
-    segments: torch.Tensor, dtype: torch.dtype, positions: torch.Tensor | None, window: int | None
+    segments: torch.Tensor, dtype: torch.dtype, positions: torch.Tensor, window: int | None, causal: bool
 ) -> torch.Tensor:
     """Additive attention mask [1, 1, tokens, tokens]: 0 within a text, the lowest number elsewhere.
 
     Args:
         segments: the text of each token, [tokens].
-        positions: of each token in its text, [tokens], for causal attention; None where all tokens see each other.
-        window: how far back a token sees, itself included; None for all the way.
+        positions: of each token in its text, [tokens].
+        window: of causal attention, how many tokens back a token sees, itself included; else how far it sees on
+            either side; None for all the way.
+        causal: a token sees none that come after it.
     """
     allowed = segments[:, None] == segments[None, :]
-    if positions is not None:
+    if causal or window is not None:
         back = positions[:, None] - positions[None, :]
-        # Within the padding all positions are 0: each of its tokens sees all of them, and nobody sees it.
-        allowed = allowed & (back >= 0)
+        if causal:
+            # Within the padding all positions are 0: each of its tokens sees all of them, and nobody sees it.
+            allowed = allowed & (back >= 0)
         if window is not None:
-            allowed = allowed & (back < window)
+            allowed = allowed & (back < window if causal else back.abs() <= window)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 

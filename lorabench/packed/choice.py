@@ -11,7 +11,7 @@ from lorabench.errors import ConfigError
 from lorabench.machine.precision import DTYPES
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.captured import CapturedExecution
-from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
+from lorabench.packed.classifier import PackedClassifier, PackedForward, joints_obstacle, try_packing
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import Forward, PaddedForward
@@ -58,19 +58,19 @@ def build_execution(
         ConfigError: `captured` was asked for, and the model cannot be.
     """
     config, ranks = setting.config, setting.ranks
-    packed = pack_or_reason(setting, classifier, longest_text, data.data.token_types is not None)
-    if not isinstance(packed, PackedClassifier):
+    passes = passes_or_reason(setting, classifier, longest_text, data.data.token_types is not None)
+    if not isinstance(passes, PackedPasses):
         gradients = setting.strategy.gradients(prepared, optimizer, config.optim.max_grad_norm, ranks)
         on_oom = config.run.on_oom
-        return EagerExecution(prepared, gradients, data, plan, ranks, on_oom, recomputes=checkpointing), packed
+        return EagerExecution(prepared, gradients, data, plan, ranks, on_oom, recomputes=checkpointing), passes
     how = "packed rows, CUDA graphs" if ranks.device.type == "cuda" else "packed rows"
-    return _build_captured(setting, packed, optimizer, data, plan, steps), how
+    return _build_captured(setting, passes, optimizer, data, plan, steps), how
 
 
-def pack_or_reason(
+def passes_or_reason(
     setting: Setting, classifier: SequenceClassifier, longest_text: int, token_types: bool
-) -> PackedClassifier | str:
-    """The classifier over packs, for captured steps, or why steps run eagerly. A collective call.
+) -> PackedPasses | str:
+    """What captured steps run, or why steps run eagerly. A collective call.
 
     Args:
         token_types: rows have token types, as pairs do in some models.
@@ -84,9 +84,21 @@ def pack_or_reason(
     obstacle = capture_obstacle(setting)
     autocast = None if setting.precision == "fp32" else DTYPES[setting.precision]
     packed = obstacle or agree(setting.ranks, try_packing(classifier, autocast, longest_text, token_types))
-    if asked == "captured" and not isinstance(packed, PackedClassifier):
-        raise ConfigError(f"--execution captured: {packed}; expected auto or eager")
-    return packed
+    passes = try_joints(setting, packed, token_types) if isinstance(packed, PackedClassifier) else packed
+    if asked == "captured" and not isinstance(passes, PackedPasses):
+        raise ConfigError(f"--execution captured: {passes}; expected auto or eager")
+    return passes
+
+
+def try_joints(setting: Setting, packed: PackedClassifier, token_types: bool) -> PackedPasses | str:
+    """Forward and backward of packs, tried through the joint projections that they run. A collective call."""
+    scaler = setting.strategy.accelerator.scaler
+    passes = PackedPasses(packed, scale_loss=scaler.scale if scaler else None)
+    agreed = agree(setting.ranks, joints_obstacle(packed, passes.logits, token_types) or packed)
+    if isinstance(agreed, str):
+        packed.detach()
+        return agreed
+    return passes
 
 
 def agree(ranks: Ranks, packed: PackedClassifier | str) -> PackedClassifier | str:
@@ -109,17 +121,16 @@ def agree(ranks: Ranks, packed: PackedClassifier | str) -> PackedClassifier | st
 
 def _build_captured(
     setting: Setting,
-    packed: PackedClassifier,
+    passes: PackedPasses,
     optimizer: torch.optim.Optimizer,
     data: PaddedCollator,
     plan: StepPlan,
     steps: int,
 ) -> CapturedExecution:
-    config, ranks, scaler = setting.config, setting.ranks, setting.strategy.accelerator.scaler
-    # Its own way to recompute activations works inside a graph.
-    base: Any = packed.classifier.adapted.get_base_model()
+    config, ranks = setting.config, setting.ranks
+    # Their own way to recompute activations works inside a graph.
+    base: Any = passes.packed.classifier.adapted.get_base_model()
     base.gradient_checkpointing_disable()
-    passes = PackedPasses(packed, scale_loss=scaler.scale if scaler else None)
     return CapturedExecution(
         passes,
         setting.strategy.flat_gradients(passes.flat, optimizer, config.optim.max_grad_norm, ranks),

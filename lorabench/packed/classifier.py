@@ -1,7 +1,7 @@
 """A classifier over packs: the same logits as over padded batches, without a padded token in between."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from lorabench.catalog.families import family_of
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, find_blocks
+from lorabench.models.positions import first_position
 from lorabench.packed import attention, tiles
 from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, evaluation_runs, make_pack
 
@@ -61,11 +62,12 @@ class PackedClassifier:
         self.embeddings: nn.Module = self._body.get_input_embeddings()
         self._pools_last = classifier.pools_last_token
         self._first: torch.Tensor | None = None
-        self._first_position = _first_position(self._body)
+        self._config: Any = classifier.config
+        self._first_position = first_position(self._config, self._body)
         self._takes_types = "token_type_ids" in inspect.signature(self._base.forward).parameters
-        kinds = set(getattr(self._base.config, "layer_types", None) or ())
+        kinds = set(getattr(self._config, "layer_types", None) or ())
         self._mixes_windows = len(kinds) > 1
-        self._window: int | None = getattr(self._base.config, "sliding_window", None)
+        self._window: int | None = getattr(self._config, "sliding_window", None)
         if kinds == {"full_attention"}:
             self._window = None
         self.tile = self._find_tile(longest_text)
@@ -74,7 +76,7 @@ class PackedClassifier:
 
     def _find_tile(self, longest_text: int) -> int:
         dtype = self.autocast or self._body.dtype
-        shape = tiles.attention_shape(self._base.config, dtype, self._pools_last, longest_text)
+        shape = tiles.attention_shape(self._config, dtype, self._pools_last, longest_text)
         return 0 if shape is None else tiles.find_tile(shape, next(self.classifier.parameters()).device)
 
     def detach(self) -> None:
@@ -107,7 +109,7 @@ class PackedClassifier:
         if not self._fits_tiles(pack.longest):
             yield
             return
-        config = self._base.config
+        config = self._config
         attention.register()
         before = config._attn_implementation
         config._attn_implementation = attention.name_of(self.tile)
@@ -156,12 +158,13 @@ class PackedClassifier:
 
     def _masks(self, pack: Pack) -> Any:
         dtype = self.autocast or self._body.dtype
-        positions = pack.positions[0] if self._pools_last else None
-        windowed = attention.block_mask(pack.segments, dtype, positions, self._window)
+        causal = self._pools_last
+        positions = pack.positions[0]
+        windowed = attention.block_mask(pack.segments, dtype, positions, self._window, causal)
         if not self._mixes_windows:
             return windowed
         return {
-            "full_attention": attention.block_mask(pack.segments, dtype, positions, None),
+            "full_attention": attention.block_mask(pack.segments, dtype, positions, None, causal),
             "sliding_attention": windowed,
         }
 
@@ -208,6 +211,11 @@ def try_packing(
         RuntimeError: memory ran out, which says nothing about the architecture (see `meters.is_out_of_memory`).
     """
     base: Any = classifier.adapted.get_base_model()
+    family = family_of(base.config.model_type)
+    if family is not None and family.no_packs is not None:
+        return f"{type(base).__name__} takes no packs: {family.no_packs}"
+    if getattr(base.config, "classifier_pooling", "cls") != "cls":
+        return f"{type(base).__name__} takes no packs: its head reads the mean of a row's tokens"
     kernels = getattr(classifier.config, "_attn_implementation", None)
     if kernels not in _MASKED_ATTENTION:
         return f"attention {kernels} takes no block mask"
@@ -241,23 +249,39 @@ def _obstacle(packed: PackedClassifier, token_types: bool) -> str:
     """Why the model cannot be packed; empty if it can."""
     base: Any = packed.classifier.adapted.get_base_model()
     try:
-        difference = _probe(packed, token_types)
+        difference = _probe(packed, packed, token_types)
     except Exception as error:
         return _refusal(base, error)
-    if not difference <= _TOLERANCES[packed.autocast or base.dtype]:
-        kind = "pair" if token_types else "text"
-        return f"{type(base).__name__} gives a packed {kind} other logits (by {difference:.2g} of the largest)"
-    return ""
+    return _beyond_rounding(packed, difference, token_types)
 
 
-def _first_position(body: Any) -> int:
-    """Position of a text's first token; an architecture without an entry tells by what its embeddings can do."""
-    family = family_of(body.config.model_type)
-    if family is not None:
-        return family.first_position(body.config.pad_token_id)
-    embeddings: Any = getattr(body, "embeddings", None)
-    counts_from_pad = hasattr(embeddings, "create_position_ids_from_input_ids")
-    return embeddings.padding_idx + 1 if counts_from_pad else 0
+def joints_obstacle(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> str:
+    """Why the model cannot run joint projections; empty if it can: tried on the same tiny texts as packing.
+
+    Args:
+        logits: of a pack, computed through joint projections.
+        token_types: texts have token types, as pairs do in some models.
+
+    Raises:
+        RuntimeError: memory ran out.
+    """
+    was_training = packed.classifier.training
+    packed.classifier.eval()
+    try:
+        wrong = _beyond_rounding(packed, _probe(packed, logits, token_types), token_types)
+    except Exception as error:
+        wrong = _refusal(packed.classifier.adapted.get_base_model(), error)
+    finally:
+        packed.classifier.train(was_training)
+    return f"{wrong} through joint projections" if wrong else ""
+
+
+def _beyond_rounding(packed: PackedClassifier, difference: float, token_types: bool) -> str:
+    base: Any = packed.classifier.adapted.get_base_model()
+    if difference <= _TOLERANCES[packed.autocast or base.dtype]:
+        return ""
+    kind = "pair" if token_types else "text"
+    return f"{type(base).__name__} gives a packed {kind} other logits (by {difference:.2g} of the largest)"
 
 
 class _ProbeRows:
@@ -274,13 +298,13 @@ class _ProbeRows:
 
 
 @torch.no_grad()
-def _probe(packed: PackedClassifier, token_types: bool) -> float:
+def _probe(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> float:
     """Largest difference between logits of packed texts and of the same texts alone, relative to the largest logit."""
     classifier = packed.classifier
     device = next(classifier.parameters()).device
     rows = _ProbeRows(_PROBE_LENGTHS, classifier.config.vocab_size, classifier.config.pad_token_id or 0, token_types)
     pack = make_pack(rows, range(len(rows.data)), 24, len(rows.data) + 1).to(device)
-    together = packed(pack)[: len(rows.data)]
+    together = logits(pack)[: len(rows.data)]
     alone = []
     for i, ids in enumerate(rows.data.input_ids):
         row = torch.tensor([ids], device=device)

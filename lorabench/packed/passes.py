@@ -103,10 +103,7 @@ class PackedPasses:
             stack.enter_context(self._joints.in_place())
             stack.enter_context(self._prepared_blocks())
             stack.enter_context(self.packed.attending(pack))
-            with torch.no_grad():
-                self._working.copy_(self._values[: self._joined_size])
-                for slot, update in self._updates:
-                    slot.copy_(update)
+            self._renew_working_copies()
             losses = self._row_losses(self.packed(pack), pack.labels, pack.weights)
             loss = losses.sum() / self.total_weight
             scaled = loss if self._scale_loss is None else self._scale_loss(loss)
@@ -118,6 +115,19 @@ class PackedPasses:
             self.flat.buffer[self._joined_size :] += self.flat.lay_out(gradients[count:])
             self.loss += loss.detach()
         return losses.detach()
+
+    @torch.no_grad()
+    def logits(self, pack: Pack) -> torch.Tensor:
+        """Those of `packed`, through joint projections: [texts, classes] float32."""
+        with self._joints.in_place():
+            self._renew_working_copies()
+            return self.packed(pack)
+
+    @torch.no_grad()
+    def _renew_working_copies(self) -> None:
+        self._working.copy_(self._values[: self._joined_size])
+        for slot, update in self._updates:
+            slot.copy_(update)
 
     @contextmanager
     def _prepared_blocks(self) -> Iterator[None]:

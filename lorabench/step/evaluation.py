@@ -118,4 +118,5 @@ def _fill(table: torch.Tensor, logits: torch.Tensor, micro_batch: MicroBatch) ->
     # A rank whose share is empty has no rows here, and an empty list alone would become a float tensor.
     rows = torch.tensor(micro_batch.rows[: micro_batch.real], dtype=torch.long, device=table.device)
     table[rows, :-1] = logits[: micro_batch.real].float()
-    table[rows, -1] += 1
+    # Indexing would count a row once that is here twice.
+    table[:, -1].index_add_(0, rows, torch.ones(len(rows), device=table.device))

@@ -1,13 +1,17 @@
 """From configuration and rows to prepared objects: tokens, model, optimizer."""
 
-from collections.abc import Mapping
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorabench.catalog.families import family_of
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import RunConfig
+from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
 from lorabench.data.reading import check_read, remarks_on
 from lorabench.data.tokenizer import load_tokenizer, pad_id
@@ -16,9 +20,16 @@ from lorabench.errors import ConfigError
 from lorabench.machine.meters import Stopwatch
 from lorabench.machine.precision import DTYPES
 from lorabench.models.build import Placement, build_classifier
-from lorabench.models.classifier import ParameterCounts, SequenceClassifier, count_parameters
-from lorabench.models.description import inspect_model, load_model_config, model_source
+from lorabench.models.classifier import (
+    ParameterCounts,
+    SequenceClassifier,
+    count_parameters,
+    neighbour_effect,
+)
+from lorabench.models.description import inspect_model, read_model_config, set_pad, with_classes
 from lorabench.models.footprint import WeightCount
+from lorabench.models.head import HeadPlan, SavedHead, plan_head
+from lorabench.models.source import model_source, pinned_revision
 from lorabench.packed.choice import build_execution
 from lorabench.packed.head_start import compiling_ahead
 from lorabench.step.execution import Execution
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
 
 # Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
 CHECKPOINTING_SHARE = 0.5
+# What rounding may change of a row's logits beside others, relative to the largest one.
+NEIGHBOUR_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -37,11 +50,16 @@ class Inputs:
     """What the model reads, and its description: everything but weights.
 
     Attributes:
+        model_config: with the classes of the data, and the pad token of the tokenizer.
+        saved_config: as the checkpoint has it.
+        head: what becomes of a head that checkpoint or adapter carries.
         weights: parameters of base model and head.
         remarks: what the user is told of how the tokenizer reads the rows, a sentence each.
     """
 
     model_config: "PretrainedConfig"
+    saved_config: "PretrainedConfig"
+    head: HeadPlan
     tokenizer: "PreTrainedTokenizerBase"
     collators: dict[str, PaddedCollator]
     weights: WeightCount
@@ -60,17 +78,18 @@ def prepare_inputs(setting: Setting) -> Inputs:
         ConfigError: the model cannot be had or used for this, or a row does not fit.
     """
     config, data = setting.config, setting.data
-    model_config = load_model_config(config.model, len(data.labels))
+    saved_config = read_model_config(config.model)
+    model_config = with_classes(config.model, copy.deepcopy(saved_config), len(data.labels))
     model_config.id2label = dict(enumerate(data.labels))
     model_config.label2id = {name: i for i, name in enumerate(data.labels)}
     tokenizer = load_tokenizer(
-        config.model,
+        dataclasses.replace(config.model, revision=pinned_revision(config.model)),
         model_source(config.model),
         model_config,
         data.train.texts,
         task_preset(config.data.task).add_prefix_space,
     )
-    model_config.pad_token_id = pad_id(tokenizer)
+    set_pad(model_config, pad_id(tokenizer))
     on_cpu = setting.ranks.device.type == "cpu"
     weights = inspect_model(config.model, config.lora, model_config, config.data.max_length, on_cpu)
     collators = {
@@ -85,7 +104,16 @@ def prepare_inputs(setting: Setting) -> Inputs:
     tokens = {split: collator.data for split, collator in collators.items()}
     check_read(data.splits(), tokens)
     remarks = remarks_on(data.splits(), tokens, tokenizer, model_config.model_type)
-    return Inputs(model_config, tokenizer, collators, weights, tuple(remarks))
+    head = plan_start(config, saved_config, data.labels)
+    return Inputs(model_config, saved_config, head, tokenizer, collators, weights, tuple(remarks))
+
+
+def plan_start(config: RunConfig, saved_config: "PretrainedConfig", labels: Sequence[str]) -> HeadPlan:
+    """What becomes of the head that is there at the start: the adapter's, if the run goes on from one."""
+    adapter = read_saved_adapter(config.model.adapter)
+    if adapter is not None:
+        return plan_head(SavedHead(adapter.labels), labels, "the adapter's")
+    return plan_head(SavedHead.of_config(saved_config), labels)
 
 
 def check_vocabulary(
@@ -97,13 +125,14 @@ def check_vocabulary(
         ConfigError: names the largest id and the model's size.
     """
     largest = max(
-        max(collator.pad_token_id, *(max(ids) for ids in collator.data.input_ids if ids))
+        max([collator.pad_token_id, *(max(ids) for ids in collator.data.input_ids if ids)])
         for collator in collators.values()
     )
-    if largest >= model_config.vocab_size:
+    known = model_config.get_text_config().vocab_size
+    if largest >= known:
         raise ConfigError(
             f"--model {config.model.model}: its tokenizer gives token id {largest}, and the model has "
-            f"{model_config.vocab_size} tokens; expected a tokenizer that belongs to the model"
+            f"{known} tokens; expected a tokenizer that belongs to the model"
         )
 
 
@@ -147,9 +176,12 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         watch.start()
         # A machine whose files are not whole must not leave the others waiting.
         classifier = ranks.together(
-            lambda: build_classifier(config.model, config.lora, inputs.model_config, placement, config.optim.seed)
+            lambda: build_classifier(
+                config.model, config.lora, inputs.model_config, placement, config.optim.seed, inputs.head
+            )
         )
         watch.stop()
+    ranks.together(lambda: check_neighbours(setting, inputs, classifier))
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
     counts = count_parameters(classifier.adapted)
@@ -180,6 +212,27 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         total_steps=steps,
         construction_seconds=watch.seconds,
     )
+
+
+def check_neighbours(setting: Setting, inputs: Inputs, classifier: SequenceClassifier) -> None:
+    """Refuse an architecture outside the table that reads other tokens of a row where it is padded.
+
+    Raises:
+        ConfigError: a row's logits depend on the rows beside it, or the model takes no padded rows.
+    """
+    model_type = inputs.model_config.model_type
+    if family_of(model_type) is not None or setting.config.model.quantize != "none":
+        return
+    tokens = inputs.tokens["train"]
+    order = sorted(range(len(tokens)), key=tokens.lengths.__getitem__)
+    rows = [tokens.input_ids[order[0]], tokens.input_ids[order[len(order) // 2]]]
+    subject = f"--model {setting.config.model.model}: type {model_type!r} is not supported"
+    try:
+        effect = neighbour_effect(classifier, rows, pad_id(inputs.tokenizer))
+    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
+        raise ConfigError(f"{subject}: it takes no padded rows ({' '.join(str(error).split())})") from None
+    if not effect <= NEIGHBOUR_TOLERANCE[next(classifier.parameters()).dtype]:
+        raise ConfigError(f"{subject}: its logits of a row depend on the rows that it is padded with")
 
 
 def plan_steps(setting: Setting, inputs: Inputs) -> StepPlan:

@@ -15,17 +15,25 @@ from lorabench.data.batching import PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
-from lorabench.models.description import model_source
+from lorabench.models.reload import reload_arguments
+from lorabench.models.source import published_source
 from lorabench.results.class_table import name_cells
 from lorabench.results.run_folder import ADAPTER_FOLDER
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
 from lorabench.training.assembly import Built, Inputs
 from lorabench.training.job import Progress
+from lorabench.units import GB
 
 # Largest difference between logits of the adapter in memory and of the one read back: the same numbers in the same
 # batches, so only what kernels vary from call to call.
 RELOAD_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+# The same, relative to the largest logit, between devices and batches of other shapes, and for a base model that the
+# run held in half precision and the card's call does not.
+CALL_TOLERANCE = {"fp32": 2e-3, "fp16": 0.1, "bf16": 0.3}
+# Weights up to so many bytes in float32 are loaded once more for the card's call, and so many rows go through.
+CALLED_BYTES = 2 * GB
+CALLED_ROWS = 2
 # Updates after which every trainable tensor must have moved: the first one of a warm-up has a learning rate of 0, and
 # LoRA's A has no gradient before B has left zero.
 UPDATES_UNTIL_ALL_MOVE = 3
@@ -112,10 +120,30 @@ class BestAdapter:
             return None
         folder, best = self._folder / ADAPTER_FOLDER, self._best
         self._setting.ranks.on_main(lambda: checkpoint.check_saved(folder, best))
+        self._setting.ranks.on_main(lambda: self._check_call(folder, best))
         with self._setting.strategy.whole_parameters(self._built.classifier, modify=True):
             checkpoint.load_state(self._built.classifier.adapted, best)
         difference = None if self._best_logits is None else self._compare(self._best_logits)
         return {"folder": ADAPTER_FOLDER, "reload_difference": difference}
+
+    def _check_call(self, folder: Path, best: Mapping[str, torch.Tensor]) -> None:
+        """Make the card's call, where a second copy of the model is small: in host memory, in full precision."""
+        config = self._setting.config.model
+        held = self._inputs.weights.total * torch.float32.itemsize
+        if held > CALLED_BYTES or config.quantize != "none" or config.trust_remote_code or self._best_logits is None:
+            return
+        collator = self._inputs.collators["validation"]
+        # A text that holds the pad token is read by transformers as if it ended there, or began later.
+        texts = collator.data.input_ids
+        rows = [row for row, ids in enumerate(texts) if collator.pad_token_id not in ids][:CALLED_ROWS]
+        checkpoint.check_call(
+            folder,
+            self._reload_arguments(),
+            best,
+            [texts[row] for row in rows],
+            self._best_logits[rows],
+            CALL_TOLERANCE[self._setting.precision],
+        )
 
     def _compare(self, expected: torch.Tensor) -> float:
         """Largest difference of the model's logits now from those of the best evaluation, on some of its batches."""
@@ -146,7 +174,10 @@ class BestAdapter:
         if state is None:
             raise RuntimeError("there is no best adapter to write")
         adapted, tokenizer = self._built.classifier.adapted, self._inputs.tokenizer
-        self._setting.ranks.on_main(lambda: checkpoint.save_adapter(self._folder, adapted, state, tokenizer, card))
+        labels = self._setting.data.labels
+        self._setting.ranks.on_main(
+            lambda: checkpoint.save_adapter(self._folder, adapted, state, tokenizer, card, labels)
+        )
 
     def _read(self) -> dict[str, torch.Tensor]:
         with self._setting.strategy.whole_parameters(self._built.classifier):
@@ -158,6 +189,15 @@ class BestAdapter:
         count = RELOAD_BATCHES * self._setting.config.optim.eval_batch_size * self._setting.ranks.world_size
         rows = longest_first(collator.data.lengths)[:count]
         return rows, PaddedCollator(collator.data.select(rows), collator.class_weights, collator.pad_token_id)
+
+    def _reload_arguments(self) -> dict[str, Any]:
+        origin = self._built.classifier.origin
+        return reload_arguments(
+            self._inputs.saved_config,
+            self._setting.data.labels,
+            pad_id(self._inputs.tokenizer),
+            resized=origin is not None and origin.resized,
+        )
 
     def _card(self, record: Record) -> str:
         config, data = self._setting.config, self._setting.data
@@ -175,9 +215,9 @@ class BestAdapter:
         base: Any = self._built.classifier.adapted.get_base_model()
         template = None if config.data.template is None else parse_template(config.data.template)
         return model_card(
-            model_source(config.model),
+            published_source(config.model),
             data.labels,
-            pad_id(self._inputs.tokenizer),
+            self._reload_arguments(),
             Reading(config.data.max_length, data.train.pairs is not None, template),
             facts,
             quantization=getattr(base.config, "quantization_config", None),

@@ -207,11 +207,10 @@ class FinishedRun:
         return adapter
 
 
-def base_of(adapter: Path) -> str:
-    """What PEFT loads the base model of an adapter from: a folder or a Hub id."""
+def base_of(adapter: Path) -> tuple[str, str | None]:
+    """What PEFT loads the base model of an adapter from, a folder or a Hub id, and its revision."""
     try:
-        return str(
-            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        )
-    except (OSError, ValueError, KeyError) as error:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(settings["base_model_name_or_path"]), settings.get("revision")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{adapter}: no readable adapter_config.json ({error})") from None

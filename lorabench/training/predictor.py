@@ -18,6 +18,7 @@ from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.machine.precision import DTYPES
 from lorabench.models.build import classify_with, load_adapted
+from lorabench.models.source import local_source
 from lorabench.packed.choice import choose_forward
 from lorabench.packed.classifier import PackedForward
 from lorabench.step.evaluation import Forward, predict_logits
@@ -53,12 +54,12 @@ def load_model(run: FinishedRun, trust_remote_code: bool = False) -> "tuple[Peft
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
     adapter, config = run.find_adapter(), run.config
-    if not Path(base_of(adapter)).is_dir():
+    if not Path(local_source(*base_of(adapter))).is_dir():
         prefer_cache_if_unreachable()
     nf4 = config.model.quantize == "nf4"
     return load_adapted(
         adapter,
-        len(run.labels),
+        run.labels,
         choose_device(),
         frozen_dtype(run),
         trust_remote_code,

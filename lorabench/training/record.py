@@ -15,7 +15,7 @@ from lorabench.files import full_disk
 from lorabench.harmless import without_secrets
 from lorabench.machine.environment import environment
 from lorabench.machine.meters import MemoryMonitor
-from lorabench.models.description import model_source
+from lorabench.models.source import model_source, pinned_revision
 from lorabench.results.run_folder import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.training.assembly import Built, Inputs
 from lorabench.training.job import Progress
@@ -130,6 +130,9 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "model": {
             "name": config.model.model,
             "source": model_source(config.model),
+            # The version of the files: a Hub model's commit, a local one's hashes.
+            "revision": pinned_revision(config.model),
+            "files": None,
             "weights": config.model.weights,
             "quantize": config.model.quantize,
         },
@@ -159,7 +162,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
 
 def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
     """The record's `model`, once it is built."""
-    counts = built.counts
+    counts, origin = built.counts, built.classifier.origin
     return {
         **known,
         "total_parameters": counts.total,
@@ -167,6 +170,7 @@ def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
         "trainable_parameters": counts.trainable,
         "trainable_percent": counts.trainable_percent,
         "gradient_checkpointing": built.execution.recomputes,
+        "head": None if origin is None else origin.reason,
     }
 
 

@@ -1,7 +1,8 @@
 """One run: prepare, train, check what was saved, report. `execute` is its table of contents."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from lorabench.data.task import TaskData
 from lorabench.distributed.setting import Setting, enter_launch
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch
+from lorabench.models.source import fingerprint_files
 from lorabench.packed.choice import check_execution
 from lorabench.results.ownership import Ownership
 from lorabench.results.run_folder import METRICS_FILE, TEST_PREDICTIONS_FILE, MetricsLog, cut_metrics, read_run
@@ -102,16 +104,31 @@ def execute(
 
 def load(setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryMonitor) -> Built:
     """The model, and all that trains it; the record says what it is."""
-    with recorded(setting, keeper, loading=True), memory.phase("load"):
-        built = build(setting, inputs)
+    with hashing(Path(keeper.record["model"]["source"]), setting.ranks.is_main) as hashes:
+        with recorded(setting, keeper, loading=True), memory.phase("load"):
+            built = build(setting, inputs)
+        files = hashes()
     keeper.update(
-        model=model_facts(keeper.record["model"], built),
+        model={**model_facts(keeper.record["model"], built), "files": files},
         model_construction_seconds=built.construction_seconds,
         execution=built.execution.name,
     )
     if setting.ranks.is_main:
+        print(f"head       {keeper.record['model']['head']}", flush=True)
         print(f"execution  {built.execution.name}: {built.reason}", flush=True)
     return built
+
+
+@contextmanager
+def hashing(source: Path, is_main: bool) -> Iterator[Callable[[], dict[str, Any] | None]]:
+    """Hash a local model's files in a thread while it is loaded; what is yielded waits for them.
+
+    None on other ranks, and for a model of the Hub, whose commit says it all.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        wanted = is_main and source.is_dir()
+        future = pool.submit(fingerprint_files, source) if wanted else None
+        yield lambda: None if future is None else future.result()
 
 
 def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Savepoint | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from lorabench.data.task import load_task
 from lorabench.interrupts import raise_again
 from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
+from lorabench.models.source import local_source
 from lorabench.results.ownership import Ownership
 from lorabench.training.refusals import refuse_early
 
@@ -71,8 +71,6 @@ def owning(options: RunOptions) -> Iterator[Ownership]:
 
 def needs_hub(config: ModelConfig) -> bool:
     """Whether the model comes from the Hub: not a local folder, an installed package or a known shape."""
-    preset = MODELS.get(config.model)
-    if preset is None:
-        return not Path(config.model).is_dir()
-    carried = preset.package is not None and find_spec(preset.package) is not None
-    return config.weights == "pretrained" and not carried
+    if config.weights == "random" and config.model in MODELS:
+        return False
+    return not Path(local_source(config.model, config.revision)).is_dir()

@@ -37,7 +37,7 @@ def reload_adapters(runs: Mapping[str, Path], texts: Sequence[str], base: Path) 
 
 def card_code(run: Path) -> str:
     """How the model card of a finished run loads the adapter."""
-    (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+    code, _merge = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
     return code
 
 

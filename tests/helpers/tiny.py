@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
 from lorabench import cli
@@ -33,6 +34,16 @@ _LLAMA: dict[str, Any] = dict(
     hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=POSITIONS, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
+_ENDS = dict(bos_token_id=2, eos_token_id=3)
+# Heads of another size than the hidden one would give them, and layers with and without a window.
+_GEMMA: dict[str, Any] = dict(
+    hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, query_pre_attn_scalar=16, max_position_embeddings=POSITIONS, sliding_window=8, pad_token_id=0,
+    eos_token_id=1, bos_token_id=2, layer_types=["sliding_attention", "full_attention"], initializer_range=0.15,
+)  # fmt: skip
+_VISION = dict(
+    hidden_size=HIDDEN, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=14
+)
 SHAPES: Mapping[str, dict[str, Any]] = {
     "bert": _BERT,
     # RoBERTa counts positions from the pad id on.
@@ -40,6 +51,23 @@ SHAPES: Mapping[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": {**_LLAMA, "sliding_window": 64},
     "qwen2": _LLAMA,
+    "xlm-roberta": {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1},
+    "mpnet": {**_BERT, "max_position_embeddings": POSITIONS + 2, "pad_token_id": 1},
+    # As its third version: positions only relative to each other, whose projections are the tokens' own.
+    "deberta-v2": {
+        **_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16,
+        "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False, "pooler_dropout": 0.0,
+        "type_vocab_size": 0,
+    },
+    # Every second layer sees a few tokens on either side.
+    "modernbert": {
+        **_BERT, **_ENDS, "local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3,
+    },
+    "qwen3": {**_LLAMA, "head_dim": 16},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gemma3": dict(text_config={"vocab_size": EMBEDDINGS, **_GEMMA}, vision_config=_VISION, image_token_id=327),
+    "phi3": {**_LLAMA, "pad_token_id": 0, "sliding_window": 64},
     "distilbert": dict(
         dim=HIDDEN, hidden_dim=48, n_layers=2, n_heads=4, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0,
         max_position_embeddings=POSITIONS, pad_token_id=0,
@@ -50,7 +78,9 @@ WIDE: dict[str, dict[str, Any]] = {
     **{name: dict(hidden_size=64, intermediate_size=128) for name in SHAPES},
     "distilbert": dict(dim=64, hidden_dim=128),
 }
-DECODERS = ("llama", "mistral", "qwen2")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3", "phi3")
+# Their attention takes no mask between texts.
+UNPACKABLE = ("deberta-v2",)
 
 _WORDS = "storm flood fire quake wind rain smoke alarm rescue water coffee music friday game lunch phone garden train"
 
@@ -89,20 +119,22 @@ def write_rows(path: Path, count: int, seed: int = 0, classes: int = 2, labelled
 
 def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     """A configuration of hidden size 32 with two layers."""
-    shape = {"vocab_size": EMBEDDINGS, "initializer_range": _SPREAD, **SHAPES[model_type], **changes}
+    outer = {} if "text_config" in SHAPES[model_type] else {"vocab_size": EMBEDDINGS, "initializer_range": _SPREAD}
+    shape = {**outer, **SHAPES[model_type], **changes}
     return AutoConfig.for_model(model_type, **shape)
 
 
 def tiny_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
     """A tokenizer with the marks of the family; decoders have no pad token, as their originals."""
-    style = "bert" if model_type == "distilbert" else model_type
-    return train_stand_in(texts(200, seed=99), style, VOCABULARY)
+    return train_stand_in(texts(200, seed=99), model_type, VOCABULARY)
 
 
 def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
     """A pretrained model without a classification head, and its tokenizer, as a Hub repository holds them."""
     torch.manual_seed(seed)
-    AutoModel.from_config(tiny_config(model_type, **changes)).save_pretrained(folder)
+    model = AutoModel.from_config(tiny_config(model_type, **changes))
+    stir_vectors(model, seed)
+    model.save_pretrained(folder)
     tiny_tokenizer(model_type).save_pretrained(folder)
     return folder
 
@@ -118,10 +150,21 @@ def build_tiny(
     """The classifier that the package builds from a saved tiny model, padded with its end-of-text token or pad id."""
     config = dataclasses.replace(model or ModelConfig(), model=str(folder))
     model_config = load_model_config(config, classes)
-    if model_config.pad_token_id is None:
+    if model_config.get_text_config().pad_token_id is None:
         model_config.pad_token_id = model_config.eos_token_id
     held = Placement(**{"device": torch.device("cpu"), "frozen_dtype": torch.float32, **placement})
     return build_classifier(config, lora or LoraArgs(lora_dropout=0.0), model_config, held, seed)
+
+
+def stir_vectors(model: nn.Module, seed: int = 0) -> None:
+    """Move biases and the weights of norms away from the zeros and ones that they start from, as training does.
+
+    A bias that is left out, or a norm, changes no number of a model that is fresh.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 def stir_adapter(classifier: SequenceClassifier, seed: int = 0) -> None:

@@ -115,7 +115,7 @@ def test_predict_quantises_weights_of_the_runs_dtype_whatever_it_computes_in(
         return torch.cat([p.data.flatten() for p in classifier.parameters() if p.dtype == torch.uint8])
 
     def load(quantized_from: torch.dtype) -> torch.nn.Module:
-        adapted, _ = load_adapted(adapter, 2, torch.device("cpu"), torch.float32, False, quantized_from)
+        adapted, _ = load_adapted(adapter, ("0", "1"), torch.device("cpu"), torch.float32, False, quantized_from)
         return classify_with(adapted, torch.float32)
 
     same, other = load(torch.bfloat16), load(torch.float32)

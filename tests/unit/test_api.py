@@ -271,7 +271,8 @@ def test_a_new_pooler_computes_in_half_precision_with_the_rest(tmp_path: Path) -
     values = flags(tmp_path)
     strip_pooler(Path(values["model"]))
     result = lorabench.train(**values, output_dir=tmp_path / "run", max_steps=1)
-    adapted, tokenizer = load_adapted(result.folder / "adapter", 2, torch.device("cpu"), torch.bfloat16, False)
+    folder, labels = result.folder / "adapter", ("0", "1")
+    adapted, tokenizer = load_adapted(folder, labels, torch.device("cpu"), torch.bfloat16, False)
     with torch.no_grad():
         assert adapted(**tokenizer("storm", return_tensors="pt")).logits.isfinite().all()
 

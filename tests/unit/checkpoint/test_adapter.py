@@ -39,7 +39,7 @@ def classifier(folder: Path) -> SequenceClassifier:
 
 def save(run_dir: Path, classifier: SequenceClassifier, card: str = "card") -> dict[str, torch.Tensor]:
     state = adapter_state(classifier.adapted)
-    save_adapter(run_dir, classifier.adapted, state, tiny.tiny_tokenizer("llama"), card)
+    save_adapter(run_dir, classifier.adapted, state, tiny.tiny_tokenizer("llama"), card, ("no", "yes"))
     return state
 
 

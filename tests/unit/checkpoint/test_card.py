@@ -11,10 +11,12 @@ from lorabench.checkpoint.card import Reading, model_card
 
 
 def test_the_card_names_base_classes_and_the_exact_call() -> None:
-    card = model_card("owner/base", ("no", "yes", "maybe"), 7, Reading(128), {"task": "mine"})
+    arguments = {"num_labels": 3, "pad_token_id": 7, "id2label": {0: "no", 1: "yes", 2: "maybe"}}
+    card = model_card("owner/base", ("no", "yes", "maybe"), arguments, Reading(128), {"task": "mine"})
     assert "base_model: owner/base" in card
     assert "0 = no, 1 = yes, 2 = maybe" in card and "- task: mine" in card
-    assert "num_labels=3, pad_token_id=7" in card
+    assert "labels = ['no', 'yes', 'maybe']\n" in card
+    assert "    folder,\n    num_labels=3,\n    pad_token_id=7,\n    id2label=dict(enumerate(labels)),\n)" in card
 
 
 def test_the_card_of_a_base_of_the_hub_has_the_metadata_that_its_page_shows() -> None:
@@ -50,14 +52,14 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1)
 @example(["```\nprint('out of the fence')", "`x`"], "\x1b[2J")
 @example(["it's", 'a "b"'], "[link](https://host)")
 def test_no_class_and_no_fact_becomes_markup_or_code(labels: list[str], task: str) -> None:
-    card = model_card("owner/base", tuple(labels), 7, 128, {"task": task})
-    plain = model_card("owner/base", tuple("x" * len(labels)), 7, 128, {"task": "mine"})
+    card = model_card("owner/base", tuple(labels), {"num_labels": 2}, Reading(128), {"task": task})
+    plain = model_card("owner/base", tuple("x" * len(labels)), {"num_labels": 2}, Reading(128), {"task": "mine"})
     assert len(card.split("\n")) == len(plain.split("\n")), "every name stays in its line"
-    prose, code, _ = card.split("\n```")
+    prose, code, *_ = card.split("\n```")
     assert "<" not in prose and not re.search("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]", card)
     (line,) = [line for line in code.split("\n") if line.startswith("labels = ")]
     assert ast.literal_eval(line.removeprefix("labels = ")) == labels
 
 
 def card_of(base: str) -> str:
-    return model_card(base, ("no", "yes"), 7, Reading(128), {"task": "mine"})
+    return model_card(base, ("no", "yes"), {"num_labels": 2}, Reading(128), {"task": "mine"})

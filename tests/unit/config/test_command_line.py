@@ -1,5 +1,6 @@
 """Default < model preset < task preset < flag; unknown names are answered with the nearest; the flags are these."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--model": (["owner/name"], "model", "owner/name"),
     "--revision": (["v1"], "model", "v1"),
     "--weights": (["random"], "model", "random"),
+    "--adapter": (["ADAPTER"], "model", Path("ADAPTER")),
     "--precision": (["bf16"], "model", "bf16"),
     "--execution": (["eager"], "optim", "eager"),
     "--frozen-dtype": (["fp32"], "model", "fp32"),
@@ -122,7 +124,30 @@ def test_resume_asks_for_the_folder_of_a_run(tmp_path: Path) -> None:
     assert parse_run_config([*words, "--output-dir", str(tmp_path)]).run.resume
 
 
-@pytest.mark.parametrize("flag", sorted(FLAGS.keys() - {"--resume"}))
+@pytest.mark.parametrize("words", [["--adapter", "ADAPTER"], ["--adapter=ADAPTER"]])
+def test_an_adapter_brings_its_own_settings_and_its_model(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ADAPTER").mkdir()
+    (tmp_path / "ADAPTER" / "adapter_model.safetensors").touch()
+    settings = {
+        "peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "a/b", "revision": "abc", "r": 3,
+        "lora_alpha": 5, "bias": "all", "target_modules": ["y", "x"], "lora_dropout": 0.7,
+    }  # fmt: skip
+    (tmp_path / "ADAPTER" / "adapter_config.json").write_text(json.dumps(settings))
+    before, after = (
+        flat(parse_run_config(["--model", "a/b", "--task", "c/d"])),
+        flat(parse_run_config([*words, "--task", "c/d"])),
+    )
+    changed = {key: value for key, value in after.items() if value != before[key]}
+    assert changed == {
+        "adapter": "ADAPTER", "revision": "abc", "lora_r": 3, "lora_alpha": 5, "lora_bias": "all",
+        "lora_targets": "x,y",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", sorted(FLAGS.keys() - {"--resume", "--adapter"}))
 @pytest.mark.parametrize("underscores", [False, True])
 def test_each_flag_sets_its_field_and_no_other(
     flag: str, underscores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

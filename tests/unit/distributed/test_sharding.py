@@ -19,7 +19,10 @@ from lorabench.distributed.training_state import split_like, whole_tensor
 
 BLOCKS = {
     "bert": "BertLayer", "roberta": "RobertaLayer", "llama": "LlamaDecoderLayer", "mistral": "MistralDecoderLayer",
-    "qwen2": "Qwen2DecoderLayer", "distilbert": "TransformerBlock",
+    "qwen2": "Qwen2DecoderLayer", "distilbert": "TransformerBlock", "xlm-roberta": "XLMRobertaLayer",
+    "mpnet": "MPNetLayer", "deberta-v2": "DebertaV2Layer", "modernbert": "ModernBertEncoderLayer",
+    "qwen3": "Qwen3DecoderLayer", "gemma2": "Gemma2DecoderLayer", "gemma3_text": "Gemma3DecoderLayer",
+    "gemma3": "Gemma3DecoderLayer", "phi3": "Phi3DecoderLayer",
 }  # fmt: skip
 
 
@@ -27,8 +30,7 @@ BLOCKS = {
 def bodies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Tiny classifiers as the package builds them, with LoRA in their bodies."""
     folder = tmp_path_factory.mktemp("models")
-    targets = {"distilbert": tiny.LoraArgs(lora_targets="q_lin,v_lin")}
-    return {name: tiny.build_tiny(tiny.save_tiny(folder / name, name), lora=targets.get(name)) for name in tiny.SHAPES}
+    return {name: tiny.build_tiny(tiny.save_tiny(folder / name, name)) for name in tiny.SHAPES}
 
 
 @pytest.mark.parametrize("name", tiny.SHAPES)

@@ -42,8 +42,7 @@ def folder_of(model_type: str) -> Path:
 
 @functools.cache
 def stirred(model_type: str) -> SequenceClassifier:
-    lora = LoraArgs(lora_dropout=0.0, lora_targets="q_lin,v_lin" if model_type == "distilbert" else "auto")
-    classifier = tiny.build_tiny(folder_of(model_type), lora=lora).eval()
+    classifier = tiny.build_tiny(folder_of(model_type)).eval()
     tiny.stir_adapter(classifier)
     return classifier
 
@@ -86,7 +85,9 @@ def test_decoder_rows_ending_in_the_pad_id_give_the_same_logits_alone_and_padded
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(
+    "model_type", ["bert", "roberta", "distilbert", "xlm-roberta", "mpnet", "deberta-v2", "modernbert"]
+)
 @settings(max_examples=8)
 @given(lengths=st.lists(st.integers(1, 24), min_size=2, max_size=6), seed=st.integers(0, 99), extra=st.integers(0, 5))
 def test_encoder_rows_give_the_same_logits_alone_and_padded(
@@ -207,7 +208,8 @@ def targets_of(classifier: SequenceClassifier) -> set[str]:
     [
         ("bert", {"query", "value"}),
         ("roberta", {"query", "value"}),
-        *((name, {"q_proj", "v_proj"}) for name in tiny.DECODERS),
+        *((name, {"q_proj", "v_proj"}) for name in tiny.DECODERS if name != "phi3"),
+        ("phi3", {"qkv_proj"}),
     ],
 )
 def test_lora_goes_to_the_architectures_projections(model_type: str, expected: set[str]) -> None:
@@ -225,13 +227,13 @@ def test_all_linear_leaves_the_head_without_lora(model_type: str) -> None:
 
 
 def test_an_architecture_outside_the_table_is_refused_without_lora_targets() -> None:
-    config = tiny.tiny_config("distilbert")
-    with pytest.raises(ConfigError, match=r"'distilbert' is not in the table.*--lora-targets"):
+    config = AutoConfig.for_model("electra", **tiny.SHAPES["bert"])
+    with pytest.raises(ConfigError, match=r"'electra' is not in the table.*--lora-targets"):
         inspect_model(ModelConfig(model="some/model"), LoraArgs(), config, max_length=64)
-    inspect_model(ModelConfig(model="some/model"), LoraArgs(lora_targets="q_lin"), config, max_length=64)
+    inspect_model(ModelConfig(model="some/model"), LoraArgs(lora_targets="query"), config, max_length=64)
 
 
-def test_both_heads_of_an_architecture_outside_the_table_train_and_are_saved() -> None:
+def test_both_heads_of_an_architecture_with_two_train_and_are_saved() -> None:
     classifier = stirred("distilbert")
     trained = {name for name, parameter in classifier.named_parameters() if parameter.requires_grad}
     saved = adapter_state(classifier.adapted)

@@ -11,7 +11,10 @@ from lorabench.models.classifier import find_blocks
 # Where each architecture keeps its blocks: the module that runs them, and their name there.
 PLACES = {
     "bert": ("encoder", "layer"), "roberta": ("encoder", "layer"), "distilbert": ("transformer", "layer"),
-    "llama": ("", "layers"), "mistral": ("", "layers"), "qwen2": ("", "layers"),
+    "xlm-roberta": ("encoder", "layer"), "mpnet": ("encoder", "layer"), "deberta-v2": ("encoder", "layer"),
+    "modernbert": ("", "layers"), "llama": ("", "layers"), "mistral": ("", "layers"), "qwen2": ("", "layers"),
+    "qwen3": ("", "layers"), "gemma2": ("", "layers"), "gemma3_text": ("", "layers"),
+    "gemma3": ("language_model", "layers"), "phi3": ("", "layers"),
 }  # fmt: skip
 
 

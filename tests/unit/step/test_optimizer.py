@@ -137,3 +137,8 @@ def test_steps_are_those_that_the_epochs_have(rows: int, epochs: int, limit: int
     taken = sum(1 for epoch in range(epochs) for _ in plan.epoch(epoch))
     expected = taken if limit is None else min(taken, limit)
     assert total_steps(OptimConfig(epochs=epochs, max_steps=limit), plan.steps_per_epoch) == expected
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_one_kernel_updates_all_where_it_was_asked_for(fused: bool) -> None:
+    assert build_optimizer(Tiny(), OptimConfig(), fused=fused).defaults["fused"] is fused

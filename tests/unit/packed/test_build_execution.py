@@ -1,0 +1,172 @@
+"""Which steps a run gets: what each is made with, and how evaluations and predictions compute."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from toys import CPU, OneRank, toy_rows
+
+from lorabench.config.run_config import OptimConfig, RunConfig, RunOptions
+from lorabench.data.batching import StepPlan
+from lorabench.models.classifier import SequenceClassifier
+from lorabench.packed import choice
+from lorabench.packed.captured import CapturedExecution
+from lorabench.packed.choice import agree, build_execution, choose_forward
+from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
+from lorabench.step.eager import EagerExecution
+from lorabench.step.evaluation import PaddedForward
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_tiny(tmp_path_factory.mktemp("models") / "bert", "bert")
+
+
+class Answers:
+    """A strategy that hands out what it was asked with."""
+
+    name = "single"
+    meets_in_steps = False
+
+    def __init__(self, scaler: Any = None) -> None:
+        self.accelerator = SimpleNamespace(scaler=scaler)
+
+    def gradients(self, *asked: Any) -> Any:
+        return ("gradients", *asked)
+
+    def flat_gradients(self, *asked: Any) -> Any:
+        return ("flat", *asked)
+
+
+class Ranks(OneRank):
+    """One rank, with a graph that is none."""
+
+
+def setting_of(execution: Any, scaler: Any = None, on_oom: Any = "stop", ranks: Any = None) -> Any:
+    config = RunConfig(
+        optim=OptimConfig(execution=execution, max_grad_norm=0.7), run=RunOptions(on_oom=on_oom)
+    )  # fmt: skip
+    return SimpleNamespace(config=config, ranks=ranks or Ranks(), strategy=Answers(scaler), precision="fp32")
+
+
+def build(folder: Path, setting: Any, **settings: Any) -> tuple[Any, str, SequenceClassifier]:
+    classifier, data = tiny.build_tiny(folder, checkpointing=True), toy_rows(16)
+    plan = StepPlan(data.data.lengths, 2, 2, world_size=1, rank=0, seed=0)
+    asked: Any = {"steps": 40, "longest_text": 32, "checkpointing": True, **settings}
+    prepared, optimizer = torch.nn.Identity(), torch.optim.SGD(classifier.parameters())
+    execution, reason = build_execution(setting, classifier, prepared, optimizer, data, plan, **asked)
+    made: Any = execution
+    assert made._data is data and made._plan is plan and made._ranks is setting.ranks
+    assert made.batch_size == 2
+    return made, reason, classifier
+
+
+@pytest.mark.parametrize(("on_oom", "shrinks"), [("stop", False), ("shrink", True)])
+def test_eager_steps_run_what_the_strategy_wrapped(on_oom: str, shrinks: bool, folder: Path) -> None:
+    setting = setting_of("eager", on_oom=on_oom)
+    made, reason, _ = build(folder, setting)
+    assert type(made) is EagerExecution and reason == "as asked for"
+    kind, model, optimizer, norm, ranks = made._gradients
+    assert (kind, norm, ranks) == ("gradients", 0.7, setting.ranks)
+    assert isinstance(optimizer, torch.optim.SGD) and made._model is model
+    assert made.recomputes is True and made._may_shrink is shrinks
+    assert build(folder, setting, checkpointing=False)[0].recomputes is False
+
+
+def test_without_a_gpu_steps_are_eager_and_say_why(folder: Path) -> None:
+    made, reason, classifier = build(folder, setting_of("auto"))
+    assert type(made) is EagerExecution and reason == "there is no CUDA GPU"
+    base: Any = classifier.adapted.get_base_model()
+    assert base.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_captured_steps_fill_the_flat_gradients(
+    scaled: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "capture_obstacle", lambda setting: None)
+    scaler = SimpleNamespace(scale=lambda loss: 8 * loss) if scaled else None
+    setting = setting_of("auto", scaler)
+    made, reason, classifier = build(folder, setting)
+    assert type(made) is CapturedExecution and reason == "packed rows"
+    kind, flat, optimizer, norm, ranks = made._gradients
+    assert (kind, norm, ranks) == ("flat", 0.7, setting.ranks)
+    assert flat is made._passes.flat and isinstance(optimizer, torch.optim.SGD)
+    assert made._graphs is None and made._steps == 40 and made._may_shrink is False
+    assert made._checkpointing == setting.config.model.gradient_checkpointing
+    assert made._passes.packed.classifier is classifier
+    assert made._passes._scale_loss is (scaler.scale if scaler else None)
+    base: Any = classifier.adapted.get_base_model()
+    assert not base.is_gradient_checkpointing
+    made._say("packs of 32 tokens")
+    made._complain("packs run uncompiled")
+    assert capsys.readouterr().out == "execution  packs of 32 tokens\nexecution  rank 0: packs run uncompiled\n"
+
+
+def test_only_the_first_rank_says_what_was_decided(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "capture_obstacle", lambda setting: None)
+    made, _, _ = build(folder, setting_of("auto", ranks=Ranks(rank=1, is_main=False)))
+    made._say("packs of 32 tokens")
+    made._complain("packs run uncompiled")
+    assert capsys.readouterr().out == "execution  rank 1: packs run uncompiled\n"
+
+
+# --- ranks agree
+
+
+class Several:
+    """This rank and another one."""
+
+    world_size = 2
+
+    def __init__(self, other: Any) -> None:
+        self._other = [other] if not isinstance(other, list) else list(other)
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, self._other.pop(0)]
+
+
+def test_one_rank_that_cannot_pack_decides_for_all(folder: Path) -> None:
+    classifier = tiny.build_tiny(folder)
+    packed = try_packing(classifier)
+    assert isinstance(packed, PackedClassifier)
+    ranks: Any = Several("no room")
+    assert agree(ranks, packed) == "rank 1: no room"
+    assert not [module for module in classifier.modules() if module._forward_hooks]
+    ranks = Several(None)
+    assert agree(ranks, "mine") == "rank 0: mine"
+    one: Any = OneRank()
+    assert agree(one, "mine") == "mine"
+
+
+@pytest.mark.parametrize(("mine", "other", "agreed"), [(64, 32, 32), (32, 64, 32), (0, 64, 0)])
+def test_the_smallest_tile_serves_all(mine: int, other: int, agreed: int, folder: Path) -> None:
+    packed = try_packing(tiny.build_tiny(folder))
+    assert isinstance(packed, PackedClassifier)
+    packed.tile = mine
+    ranks: Any = Several([None, other])
+    assert agree(ranks, packed) is packed and packed.tile == agreed
+
+
+# --- a finished model
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_predictions_run_over_packs_where_the_run_did(packs: bool, folder: Path) -> None:
+    classifier = tiny.build_tiny(folder).eval()
+    forward = choose_forward(classifier, CPU, None, 16, packs)
+    assert type(forward) is (PackedForward if packs else PaddedForward)
+    assert forward.model is classifier
+
+
+def test_a_model_that_takes_no_packs_predicts_padded(folder: Path) -> None:
+    classifier = tiny.build_tiny(folder).eval()
+    classifier.config._attn_implementation = "flash_attention_2"
+    forward: Any = choose_forward(classifier, CPU, torch.bfloat16, 16, True)
+    assert type(forward) is PaddedForward
+    assert forward.model is classifier and forward._autocast == torch.bfloat16 and forward._device == CPU
