@@ -38,6 +38,7 @@ def finish(
     monkeypatch.setattr(
         run, "score_split", lambda job, logits, labels: scores if logits is LOGITS and labels == [1, 0] else None
     )
+    monkeypatch.setattr(run, "score_split_classes", lambda job, logits, labels: {"classes": len(labels)})
     data = SimpleNamespace(test=test, labels=("no", "yes"))
     setting = SimpleNamespace(data=data, shape_only=shape_only, ranks=Alone(is_main))
     job: Any = SimpleNamespace(setting=setting, inputs=SimpleNamespace(collators={"test": "test rows"}))
@@ -48,19 +49,15 @@ def rows(labels: list[int] | None) -> Any:
     return SimpleNamespace(labels=labels, ids=["a", "b"])
 
 
-def test_a_labelled_test_split_is_scored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert finish(monkeypatch, tmp_path, rows([1, 0])) == {"f1": 0.5}
-    assert not list(tmp_path.iterdir())
-
-
+@pytest.mark.parametrize(("labels", "scores"), [(None, None), ([1, 0], {"f1": 0.5, "classes": 2})])
 @pytest.mark.parametrize("is_main", [True, False])
-def test_one_without_labels_is_predicted_into_a_file_by_the_first_rank(
-    is_main: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_test_split_is_predicted_into_a_file_by_the_first_rank_and_scored_where_it_is_labelled(
+    is_main: bool, labels: list[int] | None, scores: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     written: list[Any] = []
     monkeypatch.setattr(run, "write_predictions", lambda *arguments: written.append(arguments))
-    assert finish(monkeypatch, tmp_path, rows(None), is_main=is_main) is None
-    expected = (tmp_path / "test_predictions.csv", ["a", "b"], ("no", "yes"), LOGITS)
+    assert finish(monkeypatch, tmp_path, rows(labels), is_main=is_main) == scores
+    expected = (tmp_path / "test_predictions.csv", ["a", "b"], ("no", "yes"), LOGITS, labels)
     assert written == ([expected] if is_main else [])
 
 
