@@ -112,7 +112,7 @@ def check_call(
     folder: Path,
     arguments: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
-    rows: Sequence[Sequence[int]],
+    rows: Sequence[Mapping[str, torch.Tensor]],
     expected: torch.Tensor,
     tolerance: float,
 ) -> None:
@@ -122,7 +122,7 @@ def check_call(
 
     Args:
         arguments: of the call.
-        rows: token ids of a few texts.
+        rows: what the model reads of a few rows, each alone: keyword -> tensor of [1, tokens].
         expected: their logits, [rows, classes].
         tolerance: largest difference of a logit, relative to the largest one.
 
@@ -145,7 +145,7 @@ def check_call(
     if not rows or dtypes != {torch.float32}:
         return
     with torch.no_grad():
-        logits = torch.cat([reloaded(input_ids=torch.tensor([list(ids)])).logits for ids in rows])
+        logits = torch.cat([reloaded(**row).logits for row in rows])
     difference = ((logits - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
     if not difference <= tolerance:
         raise RunError(f"{folder}: the call that its card shows gives logits that differ by {difference:.2g}")

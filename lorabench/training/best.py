@@ -11,7 +11,7 @@ from lorabench.checkpoint import adapter as checkpoint
 from lorabench.checkpoint.card import Reading, model_card
 from lorabench.config.defaults import is_synthetic
 from lorabench.config.template import parse_template
-from lorabench.data.batching import PaddedCollator, longest_first
+from lorabench.data.batching import Batch, MicroBatch, PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
@@ -140,7 +140,7 @@ class BestAdapter:
             folder,
             self._reload_arguments(),
             best,
-            [texts[row] for row in rows],
+            [_call_of(collator(MicroBatch([row], 1))) for row in rows],
             self._best_logits[rows],
             CALL_TOLERANCE[self._setting.precision],
         )
@@ -222,3 +222,9 @@ class BestAdapter:
             facts,
             quantization=getattr(base.config, "quantization_config", None),
         )
+
+
+def _call_of(batch: Batch) -> dict[str, torch.Tensor]:
+    """The keywords of the call of a transformers model; the mask of a row alone says nothing."""
+    types = {} if batch.token_types is None else {"token_type_ids": batch.token_types}
+    return {"input_ids": batch.input_ids, **types}

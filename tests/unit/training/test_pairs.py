@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from reloading import card_code
 from transformers import AutoModel, AutoTokenizer, BartConfig
 
 from lorabench.data.task import Rows, text_rows
@@ -45,7 +46,7 @@ def train(folder: Path, model: Path, **flags: Any) -> tuple[Path, dict[str, Any]
 
 def run_card(run: Path, kind: str, rows: list[tuple[str, ...]]) -> tuple[dict[str, Any], Rows]:
     """What the card's code has computed, of its own examples or of `rows` in their place; and the rows it was for."""
-    (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+    code = card_code(run)
     if rows:
         texts = [list(values) for values in zip(*rows, strict=True)]
         names, given = ("texts, seconds", texts) if kind == "pair" else ("texts", texts[0])

@@ -1,6 +1,5 @@
 """A row's logits are its own: whatever the batch, the neighbours and the side that is padded, and as the card says."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from finished import finished_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reloading import card_code
 
 import lorabench
 from lorabench.data.task import Rows, text_rows
@@ -57,7 +57,7 @@ def test_a_row_does_not_depend_on_its_neighbours(
 
 
 def test_the_code_of_the_card_gives_the_same_probabilities(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (run / "adapter" / "README.md").read_text(), re.DOTALL)
+    code = card_code(run)
     monkeypatch.chdir(run / "adapter")
     scope: dict[str, Any] = {}
     with torch.no_grad():
