@@ -65,13 +65,13 @@ def test_all_that_is_known_of_the_rows_stands_with_the_task_and_what_is_odd_at_t
     )  # fmt: skip
     assert said == [
         *PLAIN[:2],
-        "split      25 % of the rows held out for validation, random, seed 7",
-        "cut        3 train, 1 test rows to 64 tokens",
-        "positive   'yes', of ['no', 'yes']",
         "data       train.csv: 200 rows (CSV, ';', cp1252)",
         "data       o/d: 20 rows (dev split, commit 0123456789ab)",
         "data       folder: 9 rows (test split)",
+        "split      25 % of the rows held out for validation, random, seed 7",
+        "positive   'yes', of ['no', 'yes']",
         "weights    no: 0.5000, yes: 2.2500",
+        "cut        3 train, 1 test rows to 64 tokens",
         *PLAIN[2:],
         "note       3 rows are odd",
         "note       so are 2 others",
