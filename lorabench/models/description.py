@@ -12,7 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
-from lorabench.errors import ConfigError, IssueList
+from lorabench.errors import ConfigError, IssueList, first_line
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.footprint import WeightCount
 from lorabench.models.head import SINGLE_LABEL
@@ -175,7 +175,7 @@ def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTr
     except (ValueError, ImportError) as error:
         flag = f"--attn-implementation {config.attn_implementation}"
         subject = f"--model {config.model}" if config.attn_implementation == "auto" else flag
-        raise ConfigError(f"{subject}: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"{subject}: {first_line(error)}") from None
 
 
 def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None:

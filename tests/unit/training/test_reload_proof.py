@@ -153,7 +153,9 @@ def test_the_call_of_the_card_gives_what_was_trained(small_run: Run, monkeypatch
     small_run.keep()
     calls: list[Path] = []
     call = adapter.load_with_peft
-    monkeypatch.setattr(adapter, "load_with_peft", lambda folder, *more: (calls.append(folder), call(folder, *more))[1])
+    monkeypatch.setattr(
+        adapter, "load_with_peft", lambda folder, *more: (calls.append(folder), call(folder, *more))[1]
+    )
     assert small_run.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
     assert calls == [small_run.folder / "adapter"]
 

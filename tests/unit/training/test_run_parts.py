@@ -118,7 +118,8 @@ def test_a_lack_of_memory_while_loading_is_recorded_as_one(monkeypatch: pytest.M
     failures: list[str] = []
     monkeypatch.setattr(run, "build", fail)
     keeper: Any = SimpleNamespace(
-        record={"execution": None, "model": {"source": "owner/mine"}}, fail=lambda status, error, every_rank: failures.append(error)
+        record={"execution": None, "model": {"source": "owner/mine"}},
+        fail=lambda status, error, every_rank: failures.append(error),
     )
     setting: Any = SimpleNamespace(ranks=Alone(), strategy=SimpleNamespace(meets_in_steps=False))
     nothing: Any = None
