@@ -24,7 +24,8 @@ from lorabench.data.reading import check_read, remarks_on, unknown_share
 from lorabench.data.task import load_task, text_rows
 from lorabench.data.tokenizer import load_tokenizer, marks_of, stubborn_marks
 from lorabench.errors import ConfigError
-from lorabench.models.description import load_model_config, model_source
+from lorabench.models.configuration import load_model_config
+from lorabench.models.source import model_source
 
 FAMILIES = ("bert", "roberta", "llama", "minilm")
 MARKED = ["a </s> b", "[SEP] x [CLS]", "<s>struck</s>", "<pad> [PAD] [MASK] <unk>", "plain"]
