@@ -13,7 +13,8 @@ from collections.abc import Mapping
 _LATEX_SPECIAL = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", '"': r"\textquotedbl{}", "|": r"\textbar{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", chr(34): r"\char34{}"},
+    **{"[": "{[}", "*": "{*}"},  # an option of the end of the line before
 }
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*~|\[\]]")
 # What a spreadsheet takes for the beginning of a formula, or reads past to find one.
