@@ -105,8 +105,9 @@ def table(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Write a page, plots or tables of some runs."""
-    for path in report_command(parse(ReportOptions, arguments, "lorabench report")):
-        print(printable(f"wrote {path}"))
+    options = parse(ReportOptions, arguments, "lorabench report")
+    plots = report_command(options)
+    print(printable(f"wrote {options.output}{f', and {len(plots)} files into {options.plots}' if plots else ''}"))
     return 0
 
 

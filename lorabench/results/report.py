@@ -160,11 +160,7 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
     if issues:
         raise ConfigError(issues)
     runs = choose_runs(read_runs(paths, "lorabench table"), form.where, form.sort, form.descending)
-    rows = [run.row for run in runs]
-    rows = with_reported(rows) if form.reported else rows
-    figures = [run.figures for run in runs]
-    if form.reported:
-        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
+    rows, figures = rows_and_figures(runs, form.reported)
     if form.format == "terminal" and form.output is None:
         render_terminal(rows, Console())
         return
@@ -174,6 +170,19 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
         return
     with writing_output(form.output, form.overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def rows_and_figures(runs: "Sequence[FoundRun]", reported: bool) -> tuple[list[TableRow], list[Figures]]:
+    """The table as texts and as plain numbers.
+
+    Args:
+        reported: also the figures published for the original experiments.
+    """
+    rows, figures = [run.row for run in runs], [run.figures for run in runs]
+    if reported:
+        rows = with_reported(rows)
+        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
+    return rows, figures
 
 
 def table_text(form: OutputFormat, rows: Sequence[TableRow], figures: Sequence[Figures]) -> str:

@@ -129,9 +129,7 @@ def _classes(labels: Sequence[str], matrix: list[list[int]], draw: random.Random
     classes = []
     for place, label in enumerate(labels):
         share = min(matrix[place][place] / max(1, sum(matrix[place])) * draw.uniform(0.7, 1.05), 1.0)
-        classes.append(
-            {"class": label, "precision": share, "recall": share, "f1": share, "rows": sum(matrix[place])}
-        )
+        classes.append({"class": label, "precision": share, "recall": share, "f1": share, "rows": sum(matrix[place])})
     return {"classes": classes, "confusion_matrix": matrix}
 
 

@@ -10,8 +10,7 @@ import tyro
 from lorabench.errors import ConfigError
 from lorabench.experiments.report.runs import ReportRun, read_report_runs
 from lorabench.results.outputs import output_issues, writing_output
-from lorabench.results.report import FoundRun, choose_runs, read_runs, table_text
-from lorabench.results.table import REPORTED_FIGURES, with_reported
+from lorabench.results.report import FoundRun, choose_runs, read_runs, rows_and_figures, table_text
 
 ReportFormat = Literal["auto", "html", "markdown", "latex", "csv", "json"]
 
@@ -54,7 +53,7 @@ class ReportOptions:
 
 
 def report_command(options: ReportOptions) -> list[Path]:
-    """Write what is asked for. Returns the files, in the order in which they were written.
+    """Write what is asked for. Returns the files of plots.
 
     Raises:
         ConfigError: no run found, or none that fulfils the conditions; no such column; an output of unknown form, or
@@ -69,15 +68,17 @@ def report_command(options: ReportOptions) -> list[Path]:
         issues += _folder_issues(options.plots)
     if issues:
         raise ConfigError(issues)
-    found = choose_runs(
-        read_runs(options.runs, "lorabench report"), options.where, options.sort, options.descending
-    )
+    found = choose_runs(read_runs(options.runs, "lorabench report"), options.where, options.sort, options.descending)
     with_curves = form == "html" or options.plots is not None
     runs = read_report_runs(found) if with_curves else []
-    text = _text(found, runs, form, options)
-    with writing_output(options.output, options.overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-    return [options.output, *(_write_plots(runs, options.plots, options.overwrite) if options.plots else ())]
+    contents = {options.output: _text(found, runs, form, options).encode("utf-8")}
+    if options.plots is not None:
+        contents |= _plots(runs, options.plots, options.overwrite)
+    for path, content in contents.items():
+        flag = "--output" if path == options.output else "--plots"
+        with writing_output(path, options.overwrite, flag) as temporary:
+            temporary.write_bytes(content)
+    return [path for path in contents if path != options.output]
 
 
 def _format_of(options: ReportOptions) -> ReportFormat:
@@ -95,11 +96,7 @@ def _text(found: Sequence[FoundRun], runs: Sequence[ReportRun], form: ReportForm
         from lorabench.experiments.report.page import render_page
 
         return render_page(runs, options.title)
-    rows, figures = [run.row for run in found], [run.figures for run in found]
-    if options.reported:
-        rows = with_reported(rows)
-        figures += list(REPORTED_FIGURES.values())
-    return table_text(form, rows, figures)
+    return table_text(form, *rows_and_figures(found, options.reported))
 
 
 def _folder_issues(folder: Path) -> list[str]:
@@ -112,16 +109,16 @@ def _folder_issues(folder: Path) -> list[str]:
     return []
 
 
-def _write_plots(runs: Sequence[ReportRun], folder: Path, overwrite: bool) -> list[Path]:
+def _plots(runs: Sequence[ReportRun], folder: Path, overwrite: bool) -> dict[Path, bytes]:
+    """The plots by the file that each goes into; the folder is there then."""
     from lorabench.experiments.report.plots import draw_plots
 
-    plots = draw_plots(runs)
-    folder.mkdir(exist_ok=True)
-    files = [folder / name for name in plots]
-    issues = [issue for file in files for issue in output_issues(file, overwrite, "--plots")]
+    plots = {folder / name: content for name, content in draw_plots(runs).items()}
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--plots {folder}: {error.strerror or error}; expected a folder to write into") from None
+    issues = [issue for file in plots for issue in output_issues(file, overwrite, "--plots")]
     if issues:
         raise ConfigError(issues)
-    for file, content in zip(files, plots.values(), strict=True):
-        with writing_output(file, overwrite, "--plots") as temporary:
-            temporary.write_bytes(content)
-    return files
+    return plots

@@ -123,6 +123,4 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     if not known:
         return None
     deviation = statistics.stdev(known) if len(known) > 1 else None
-    return Spread(
-        mean=statistics.fmean(known), deviation=deviation, low=min(known), high=max(known), count=len(known)
-    )
+    return Spread(mean=statistics.fmean(known), deviation=deviation, low=min(known), high=max(known), count=len(known))

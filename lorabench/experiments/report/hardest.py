@@ -1,6 +1,7 @@
 """The validation rows that most runs get wrong, where runs have kept what they said of each row."""
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,11 +91,13 @@ def read_answers(path: Path) -> list[RowAnswer]:
 
 def _answer(line: Mapping[str, str | None]) -> RowAnswer:
     row, label, true_label = (line[name] or "" for name in _NEEDED)
+    # In CSV a label that a spreadsheet would take for a formula has a sign before it, and its column has not.
+    names = (f"probability_{label}" for label in (true_label, true_label.removeprefix("'")))
     try:
-        probability = float(line.get(f"probability_{true_label}") or "")
+        probability = float(next((line[name] for name in names if line.get(name)), None) or "")
     except ValueError:
-        probability = None
-    return RowAnswer(row, label, true_label, probability if probability is not None and 0 <= probability <= 1 else None)
+        probability = math.nan
+    return RowAnswer(row, label, true_label, probability if 0 <= probability <= 1 else None)
 
 
 def hardest_rows(runs: "Sequence[ReportRun]") -> list[HardRows]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from lorabench import __version__
 from lorabench.experiments.report import charts, comparing, layout, tables
@@ -89,9 +88,8 @@ def render_page(runs: Sequence[ReportRun], title: str) -> str:
         title=title,
         version=__version__,
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        # What stands inside the page is its own file of the package, not a text of others.
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
         "form-action 'none'",
         parts=page_parts(runs),
@@ -246,8 +244,8 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """What stands in the page for a value: of a text, only what can be seen."""
-    return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+    """What stands in the page for a value: of a text that is not the templates' own, only what can be seen."""
+    return printable(value, keep="\n") if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 @cache

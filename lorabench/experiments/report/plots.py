@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorabench.experiments.report.charts import (
     ChangeChart,
@@ -15,7 +15,7 @@ from lorabench.experiments.report.charts import (
     memory_charts,
     scatters,
 )
-from lorabench.experiments.report.layout import DASHES, wants_log
+from lorabench.experiments.report.layout import DASHES, log_ticks, wants_log
 from lorabench.experiments.report.runs import ReportRun
 from lorabench.experiments.report.tables import (
     MOST_MATRICES,
@@ -27,6 +27,7 @@ from lorabench.harmless import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg")
@@ -37,7 +38,7 @@ _FREE = "#E7EAEF"
 _HEATS = 10
 _LONGEST_NAME = 40
 # Texts stay texts in SVG, and two files of the same runs are the same.
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "lorabench", "text.parse_math": False}
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lorabench", "text.parse_math": False}
 
 
 def draw_plots(runs: Sequence[ReportRun]) -> dict[str, bytes]:
@@ -57,9 +58,7 @@ def draw_plots(runs: Sequence[ReportRun]) -> dict[str, bytes]:
             height = 1.2 + 0.26 * len(changes.changes)
             figures[changes.key] = _figure(lambda axes, chart=changes: _draw_changes(axes, chart), height)
         figures |= _heat_figures(runs)
-        return {
-            f"{key}.{suffix}": _content(figure, suffix) for key, figure in figures.items() for suffix in FORMATS
-        }
+        return {f"{key}.{suffix}": _content(figure, suffix) for key, figure in figures.items() for suffix in FORMATS}
 
 
 def _heat_figures(runs: Sequence[ReportRun]) -> "dict[str, Figure]":
@@ -107,8 +106,9 @@ def _draw_scatter(axes: "Axes", chart: Scatter) -> None:
                 *zip(*reported, strict=True), marker="D", facecolors="none", edgecolors=colour,
                 label=_name(f"{name} (reported)"),
             )  # fmt: skip
-    if wants_log([point.x for point in chart.points]):
+    if wants_log(x := [point.x for point in chart.points]):
         axes.set_xscale("log")
+        _set_ticks(axes.xaxis, x)
     axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
@@ -116,13 +116,16 @@ def _draw_scatter(axes: "Axes", chart: Scatter) -> None:
 
 def _draw_lines(axes: "Axes", chart: LineChart) -> None:
     for line in chart.lines:
-        x, y = zip(*line.points, strict=True)
         marker = "o" if len(line.points) <= 12 else None
         style = _DASHES[line.style // len(_COLOURS) % DASHES]
         colour = _COLOURS[line.style % len(_COLOURS)]
-        axes.plot(x, y, style, color=colour, marker=marker, markersize=3, linewidth=1.4, label=_name(line.name))
-    if chart.y_label == "loss" and wants_log([y for line in chart.lines for _, y in line.points]):
+        axes.plot(
+            *zip(*line.points, strict=True), style, color=colour, marker=marker, markersize=3, linewidth=1.4,
+            label=_name(line.name),
+        )  # fmt: skip
+    if chart.y_label == "loss" and wants_log(y := [y for line in chart.lines for _, y in line.points]):
         axes.set_yscale("log")
+        _set_ticks(axes.yaxis, y)
     few = len(chart.lines) < chart.total
     note = f" ({len(chart.lines)} of {chart.total} runs, those of the highest F1)" if few else ""
     axes.set(title=f"{chart.title}{note}", xlabel=chart.x_label, ylabel=chart.y_label)
@@ -141,7 +144,9 @@ def _draw_memory(axes: "Axes", chart: MemoryChart) -> None:
     axes.set_yticks(places, [_name(f"{bar.name}  {bar.device} {bar.phase}") for bar in chart.bars], fontsize=7)
     axes.set_ylim(len(chart.bars) - 0.4, -0.6)
     axes.set(title=chart.title, xlabel="GB (10^9 bytes)")
-    axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.6 / len(chart.bars) - 0.03))
+    axes.legend(
+        frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.6 / len(chart.bars) - 0.03)
+    )
 
 
 def _draw_changes(axes: "Axes", chart: ChangeChart) -> None:
@@ -165,6 +170,13 @@ def _draw_heat(axes: "Axes", table: HeatTable) -> None:
     axes.set_xticks(range(len(table.heads)), [_name(name) for name in table.heads], fontsize=8)
     axes.set_yticks(range(len(table.lines)), [_name(name) for name, _, _ in table.lines], fontsize=7)
     axes.set_title(_name(table.title))
+
+
+def _set_ticks(axis: "Axis", values: Sequence[float]) -> None:
+    """Plain numbers along a logarithmic axis, where matplotlib would write formulas."""
+    ticks = log_ticks(min(values), max(values))
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def _name(text: str) -> str:
