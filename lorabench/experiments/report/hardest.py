@@ -13,8 +13,6 @@ from lorabench.errors import ConfigError
 if TYPE_CHECKING:
     from lorabench.experiments.report.runs import ReportRun
 
-ROWS_FILE = "validation_predictions.csv"
-"""Columns id, label, true_label and probability_CLASS for each class, as `test_predictions.csv` has them."""
 MOST_ROWS = 25
 _NEEDED = ("id", "label", "true_label")
 
@@ -71,7 +69,7 @@ class HardRows:
 
 
 def read_answers(path: Path) -> list[RowAnswer]:
-    """The answers of one run.
+    """The answers of one run: columns id, label, true_label, and probability_CLASS for each class.
 
     Raises:
         ConfigError: unreadable, or without the columns.

@@ -26,6 +26,7 @@ from lorabench.harmless import printable, without_secrets
 from lorabench.results.report import format_gb, format_seconds
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import footnotes
+from lorabench.wording import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _FACTS = ("python", "platform", "cpu_count", "gpus", "driver", "cuda", "git_commit")
@@ -233,6 +234,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "gb": format_gb,
+        "counted": counted,
         "spread": lambda found, name: tables.spread_text(name, found),
         "figure": lambda value, name: tables.figure_text(name, value),
         "figure_label": tables.figure_label,

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import Any
 
 from lorabench.errors import ConfigError
-from lorabench.experiments.report.hardest import ROWS_FILE, RowAnswer, read_answers
+from lorabench.experiments.report.hardest import RowAnswer, read_answers
 from lorabench.harmless import printable
 from lorabench.results.curves import Curves, collect_curves
 from lorabench.results.figures import Figures
 from lorabench.results.report import FoundRun
-from lorabench.results.run_folder import METRICS_FILE, check_inside, lookup, read_metrics
+from lorabench.results.run_folder import METRICS_FILE, VALIDATION_PREDICTIONS_FILE, check_inside, lookup, read_metrics
 
 # Settings that say where files are or how a run is watched, and none that every table shows by itself.
 _NO_SETTINGS = frozenset({"model.model", "data.task", "optim.seed", "run.output_dir", "run.resume"})
@@ -96,11 +96,11 @@ def _curves(run: FoundRun) -> Curves:
 
 
 def _answers(run: FoundRun) -> Sequence[RowAnswer]:
-    path = run.folder / ROWS_FILE
+    path = run.folder / VALIDATION_PREDICTIONS_FILE
     if not (path.exists() or path.is_symlink()):
         return ()
     try:
-        check_inside(run.folder, (ROWS_FILE,))
+        check_inside(run.folder, (VALIDATION_PREDICTIONS_FILE,))
         return read_answers(path)
     except ConfigError as error:
         _say_left_out(error)
