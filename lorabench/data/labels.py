@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
@@ -33,6 +33,8 @@ _KINDS: Mapping[type, str] = {
 # Fewer rows may have a class each by chance.
 _FEW_ROWS = 20
 _SHOWN = 5
+# Longer ones are codes: no format holds them as numbers, and Python reads them only up to a limit.
+_MOST_DIGITS = 1000
 
 
 def label_text(value: Any) -> str | None:
@@ -157,11 +159,16 @@ def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> 
     kind = _kind_of(values)
     if has_types and kind not in ("integer", "number"):
         return kind
-    whole = [_WHOLE.fullmatch(name) is not None and str(int(name)) == name for name in names]
+    whole = [_is_plain_whole(name) for name in names]
     if all(whole):
         return _kind_of(map(int, names))
     others = [name for name, is_whole in zip(names, whole, strict=True) if not is_whole]
     return _kind_of(map(float, names)) if all(_is_number(n) and str(float(n)) == n for n in others) else "text"
+
+
+def _is_plain_whole(name: str) -> bool:
+    """Whether a whole number is written as Python writes it."""
+    return len(name) <= _MOST_DIGITS and _WHOLE.fullmatch(name) is not None and str(int(name)) == name
 
 
 def _kind_of(values: Iterable[Any]) -> Kind:
@@ -201,7 +208,10 @@ def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _INVISIBLE)
     folded = " ".join(visible.casefold().split())
-    return Decimal(folded) if _is_number(folded) else folded
+    try:
+        return Decimal(folded) if _is_number(folded) else folded
+    except InvalidOperation:  # an exponent that a float rounds to zero
+        return folded
 
 
 def _listed(items: Sequence[str]) -> str:
