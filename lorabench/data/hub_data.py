@@ -51,7 +51,11 @@ def _saved_files(folder: Path) -> list[Path]:
 
 
 def _refuse_outside(folder: Path, files: Iterable[str | Path]) -> None:
-    """Raises `ConfigError` for a file that is not in the folder by its name; links, as the Hub's cache has, may lead out."""
+    """Refuse a file that is not in the folder by its name. Links, as the Hub's cache has, may lead out of it.
+
+    Raises:
+        ConfigError: names the file.
+    """
     inside = os.path.abspath(folder)
     for file in files:
         if "://" in str(file) or not Path(os.path.abspath(file)).is_relative_to(inside):
