@@ -5,6 +5,7 @@ import os
 from lorabench.config.changes import recorded_changes
 from lorabench.config.checks import batch_issues, looks_into_output_dir
 from lorabench.config.run_config import RunConfig
+from lorabench.config.saved_adapter import ADAPTER_SETTINGS
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import gpus_hidden, list_gpus
@@ -19,7 +20,7 @@ def refuse_early(config: RunConfig, data: TaskData) -> None:
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_continuation):
+    for check in (_check_device, _check_model_folder, _check_continuation):
         try:
             check(config)
         except ConfigError as error:
@@ -29,15 +30,31 @@ def refuse_early(config: RunConfig, data: TaskData) -> None:
 
 def _check_device(config: RunConfig) -> None:
     """Refuse what only a GPU can do where there is none. torch is imported only for whom it concerns."""
-    limit = config.run.gpu_memory_limit
-    if limit is None and "fp16" not in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+    limit, captured = config.run.gpu_memory_limit, config.optim.execution == "captured"
+    fp16 = "fp16" in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    if limit is None and not captured and not fp16:
         return
     use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
+    if captured and not use_cuda:
+        raise ConfigError("--execution captured: there is no CUDA GPU; expected auto or eager")
     if limit is not None and not use_cuda:
         raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
+    if not fp16:
+        return
     from lorabench.machine.precision import resolve_precision
 
     resolve_precision(config, use_cuda)
+
+
+def _check_model_folder(config: RunConfig) -> None:
+    """Refuse a local folder that holds an adapter, or no model at all."""
+    model = config.model.model
+    if not os.path.isdir(model):
+        return
+    if os.path.isfile(os.path.join(model, ADAPTER_SETTINGS)):
+        raise ConfigError(f"--model {model}: that is an adapter; --adapter FOLDER goes on from it")
+    if not os.path.isfile(os.path.join(model, "config.json")):
+        raise ConfigError(f"--model {model}: no config.json there; expected the folder of a model for transformers")
 
 
 def _check_continuation(config: RunConfig) -> None:
