@@ -18,6 +18,11 @@ from lorabench.results.row_files import Kind, KindFinder
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
+# As much of Europe writes them; Python, and so CSV files of most programs, do not.
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+# Between labels of which a text holds several.
+_SEPARATOR = re.compile(r"[,;|]")
+_BRACKETS = ("[]", "{}", "()")
 # Marks and joiners that no one sees at the ends of a text.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad\u061c"
 _MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
@@ -135,7 +140,7 @@ def label_names(
     if known:
         return tuple(dict.fromkeys(name for text in known if (name := label_text(text)) in names and name))
     all_numbers = all(map(_is_number, names))
-    if all_numbers and not numeric:
+    if all(_is_number(name) or _DECIMAL_COMMA.fullmatch(name) for name in names) and not numeric:
         decimal = next((i for i, label in enumerate(labels) if not _WHOLE.fullmatch(label)), None)
         if decimal is not None:
             raise ConfigError(
@@ -187,12 +192,13 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     """
     where = f"{origin}: column {column!r}:"
     remarks = []
-    alike: dict[Hashable, list[str]] = {}
-    for name in names:
-        alike.setdefault(_appearance(name), []).append(name)
-    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
-    if groups:
-        remarks.append(f"{where} {_listed(groups)} are classes of their own, though they look alike")
+    for key, likeness in ((_appearance, "look alike"), (_parts, "have the same parts")):
+        groups = _groups(names, key)
+        if groups:
+            remarks.append(f"{where} {_listed(groups)} are classes of their own, though they {likeness}")
+    lists = [repr(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
+    if lists:
+        remarks.append(f"{where} {_listed(lists)} looks like a list; it is the name of one class")
     missing = [repr(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
     if missing:
         remarks.append(f"{where} {_listed(missing)} is the name of a class, not a missing label")
@@ -202,6 +208,19 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     if absent:
         remarks.append(f"{where} no training row has {_listed(absent)}, which the data set names; left out")
     return remarks
+
+
+def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[str]:
+    """Names of one key, where there are several, in a few words."""
+    groups: dict[Hashable, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+
+
+def _parts(name: str) -> Hashable:
+    """The same for texts that list the same labels in another order."""
+    return frozenset(part.strip() for part in _SEPARATOR.split(name))
 
 
 def _appearance(name: str) -> Hashable:
