@@ -5,7 +5,6 @@ import os
 from lorabench.config.changes import recorded_changes
 from lorabench.config.checks import batch_issues, looks_into_output_dir
 from lorabench.config.run_config import RunConfig
-from lorabench.config.saved_adapter import ADAPTER_SETTINGS
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import gpus_hidden, list_gpus
@@ -20,7 +19,7 @@ def refuse_early(config: RunConfig, data: TaskData) -> None:
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_model_folder, _check_continuation):
+    for check in (_check_device, _check_continuation, _check_model):
         try:
             check(config)
         except ConfigError as error:
@@ -46,17 +45,6 @@ def _check_device(config: RunConfig) -> None:
     resolve_precision(config, use_cuda)
 
 
-def _check_model_folder(config: RunConfig) -> None:
-    """Refuse a local folder that holds an adapter, or no model at all."""
-    model = config.model.model
-    if not os.path.isdir(model):
-        return
-    if os.path.isfile(os.path.join(model, ADAPTER_SETTINGS)):
-        raise ConfigError(f"--model {model}: that is an adapter; --adapter FOLDER goes on from it")
-    if not os.path.isfile(os.path.join(model, "config.json")):
-        raise ConfigError(f"--model {model}: no config.json there; expected the folder of a model for transformers")
-
-
 def _check_continuation(config: RunConfig) -> None:
     """Refuse other settings than those of the run that is to go on, where this process sees its folder."""
     folder = config.run.output_dir
@@ -64,3 +52,16 @@ def _check_continuation(config: RunConfig) -> None:
         changes = recorded_changes(folder, read_run(folder), config)
         if changes:
             raise ConfigError(changes)
+
+
+def _check_model(config: RunConfig) -> None:
+    """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
+
+    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model.
+    """
+    from lorabench.models.configuration import configuration_issues, read_model_config
+
+    model_config = read_model_config(config.model)
+    issues = configuration_issues(config.model, config.lora, model_config, config.data.max_length)
+    if issues:
+        raise ConfigError(issues)
