@@ -159,10 +159,10 @@ def _keep_of_singles(
         gone = set(dropped[:excess] if from_front else dropped[len(dropped) - excess :])
         kept[i] = [position for position in range(count) if position not in gone]
     if hopeless:
-        named, needed = listed([name for name, _ in hopeless]), max(length for _, length in hopeless)
+        needed = max(length for _, length in hopeless)
         raise ConfigError(
-            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {named}) are longer even without the part "
-            f"that may be cut; expected at least {needed}, or a file without them"
+            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {listed([row for row, _ in hopeless])}) are "
+            f"longer even without the part that may be cut; expected at least {needed}, or a file without them"
         )
     return kept
 
