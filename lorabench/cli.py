@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|table|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|table|compare|models`; `--help` after any of them."""
 
 import os
 import sys
@@ -26,6 +26,7 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.experiments.compare import CompareOptions, compare_command
 from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
@@ -102,6 +103,13 @@ def table(arguments: Sequence[str]) -> int:
     return 0
 
 
+def compare(arguments: Sequence[str]) -> int:
+    """Train a grid of runs and compare them."""
+    options, others = parse_some(CompareOptions, arguments, "lorabench compare")
+    compare_command(options, others)
+    return 0
+
+
 def models(arguments: Sequence[str]) -> int:
     """List model presets, tasks and architectures."""
     parse(NoOptions, arguments, "lorabench models")
@@ -143,10 +151,19 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     return tyro.cli(options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 
+def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
+    """`parse`, and the words that are none of the command's options."""
+    found, others = tyro.cli(
+        options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), return_unknown_args=True
+    )
+    return found, others
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "predict": predict,
     "table": table,
+    "compare": compare,
     "models": models,
 }
 
@@ -179,6 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(printable(f"lorabench {name}: failed: {error}", keep="\n"), file=sys.stderr)
         return EXIT_RUN_FAILED
+    except RunInterrupted as error:
+        print(printable(f"lorabench {name}: {error}"), file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"lorabench {name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
