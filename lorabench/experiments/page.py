@@ -185,18 +185,22 @@ def _pairs(comparison: Comparison) -> Sheet | None:
         return None
     percent = f"{100 * LEVEL:g} %"
     columns = (
-        *("First", "Second", "F1 first - second", f"{percent} interval", "More than chance"),
-        *("McNemar's p", "Right: first only", "Right: second only", "Rows"),
+        *("First", "Second", "Difference in F1", f"{percent} interval", "More than chance"),
+        *("McNemar's p", "Only one right", "Rows"),
     )
     notes = [
         f"Interval: paired bootstrap over the same validation rows ({percent}, percentiles of {RESAMPLES} resamples);"
         " more than chance: it leaves out 0. It is about other rows, not about other seeds.",
-        "McNemar: exact, two-sided, on the rows that one alone has right"
+        "McNemar: exact, two-sided, on the rows that one alone has right, of the first and of the second"
         + ("; by the mean probability over seeds." if len(comparison.plan.seeds) > 1 else "."),
     ]
     compared = sum(pair.difference is not None for pair in comparison.pairs)
     if compared > 1:
         notes.append(f"Neither is corrected for there being {compared} pairs.")
+    for pair in comparison.pairs:
+        if pair.difference is None:
+            first, second = (describe(cell, comparison.plan) for cell in (pair.first, pair.second))
+            notes.append(f"{first} and {second}: {UNKNOWN}, {pair.reason}.")
     rows = tuple(_pair_row(pair, comparison) for pair in comparison.pairs)
     return Sheet(title="Differences between pairs", columns=columns, rows=rows, notes=tuple(notes))
 
@@ -205,12 +209,12 @@ def _pair_row(pair: Pair, comparison: Comparison) -> tuple[str, ...]:
     names = (describe(pair.first, comparison.plan), describe(pair.second, comparison.plan))
     found = pair.difference
     if found is None:
-        return (*names, UNKNOWN, UNKNOWN, f"{UNKNOWN}: {pair.reason}", *[UNKNOWN] * 4)
+        return (*names, *[UNKNOWN] * 6)
     p = f"{found.mcnemar_p:.3f}" if found.mcnemar_p >= 0.001 else "< 0.001"
     return (
         *(*names, f"{found.f1:+.4f}", f"{found.low:+.4f} to {found.high:+.4f}"),
         *("yes" if found.is_more_than_chance else "no", p),
-        *(str(found.only_first_right), str(found.only_second_right), f"{found.rows:,}"),
+        *(f"{found.only_first_right} : {found.only_second_right}", f"{found.rows:,}"),
     )
 
 

@@ -41,7 +41,8 @@ def print_sheets(sheets: Sequence[Sheet], console: Console) -> None:
             title_justify="left", title_style="bold",
         )  # fmt: skip
         for name, right in zip(sheet.columns, _right_aligned(sheet), strict=True):
-            table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+            # Words give way before figures do.
+            table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right)
         for place, row in enumerate(sheet.rows):
             cells = (Text(printable(cell, keep="\n")) for cell in row)
             table.add_row(*cells, style="dim" if place in sheet.quiet else "")
