@@ -111,7 +111,9 @@ def _reason(exit_code: int | None, log: Path) -> str:
     lines = _last_lines(log)
     said = [line for line in lines if line.startswith(_LAST_WORDS)]
     last = said[-1:] or lines[-1:]
-    return printable(last[0]) if last else f"exit code {exit_code}, without a word"
+    if not last:
+        return f"exit code {exit_code}, without a word"
+    return printable(last[0].removeprefix(_LAST_WORDS[0]).removeprefix(_LAST_WORDS[1]).strip())
 
 
 def _last_lines(log: Path) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_failing_launch_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
     }  # fmt: skip
     assert states["failing"].error == "the loss is not finite"
     assert states["crashing"].error == "ended by SIGKILL"
-    assert states["refused"].error == "lorabench train: error: --epochs 0: expected at least 1"
+    assert states["refused"].error == "--epochs 0: expected at least 1"
 
 
 def test_what_is_complete_or_failed_is_not_repeated(tmp_path: Path) -> None:
