@@ -19,7 +19,7 @@ def refuse_early(config: RunConfig, data: TaskData) -> None:
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_continuation):
+    for check in (_check_device, _check_continuation, _check_model):
         try:
             check(config)
         except ConfigError as error:
@@ -47,3 +47,16 @@ def _check_continuation(config: RunConfig) -> None:
         changes = recorded_changes(folder, read_run(folder), config)
         if changes:
             raise ConfigError(changes)
+
+
+def _check_model(config: RunConfig) -> None:
+    """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
+
+    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model.
+    """
+    from lorabench.models.configuration import configuration_issues, read_model_config
+
+    model_config = read_model_config(config.model)
+    issues = configuration_issues(config.model, config.lora, model_config, config.data.max_length)
+    if issues:
+        raise ConfigError(issues)

@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Tokenizer,
     XLMRobertaTokenizer,
-    XLNetConfig,
 )
 
 from lorabench.config.defaults import resolve_defaults
@@ -25,7 +24,8 @@ from lorabench.data.reading import check_read, remarks_on, unknown_share
 from lorabench.data.task import load_task, text_rows
 from lorabench.data.tokenizer import load_tokenizer, marks_of, stubborn_marks
 from lorabench.errors import ConfigError
-from lorabench.models.description import load_model_config, model_source
+from lorabench.models.configuration import load_model_config
+from lorabench.models.source import model_source
 
 FAMILIES = ("bert", "roberta", "llama", "minilm")
 MARKED = ["a </s> b", "[SEP] x [CLS]", "<s>struck</s>", "<pad> [PAD] [MASK] <unk>", "plain"]
@@ -169,12 +169,6 @@ def test_a_pad_token_by_which_positions_would_be_counted_anew_is_refused(tmp_pat
     ):
         load(tmp_path, "roberta")
     assert load(tmp_path, "bert").pad_token_id == 2
-
-
-def test_a_model_that_reads_the_last_position_of_a_row_is_refused_since_it_may_be_padding(tmp_path: Path) -> None:
-    tiny_tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"type 'xlnet' reads a row at its last position, .*; not supported"):
-        load_tokenizer(ModelConfig(model=str(tmp_path)), str(tmp_path), XLNetConfig(), [], add_prefix_space=False)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
