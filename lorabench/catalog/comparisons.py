@@ -11,12 +11,15 @@ from typing import Any
 _COMPARISONS: dict[str, dict[str, Any]] = {
     # Three models on the tweets, each with its own settings.
     "tweets": {"models": ["roberta-large", "mistral-7b", "llama2-7b"], "tasks": ["disaster-tweets"]},
-    # The preset of the model has its 30 epochs; two cards of 24 GB hold its weights in bf16 only together.
+    # Its loss curve and its accuracy before and after are on the page of every comparison.
     "two-3090s": {"models": ["llama3-8b"], "tasks": ["disaster-tweets"], "flags": {"epochs": 30}},
     # The preset of the task has nf4, all linear layers, batch 2, 3 epochs, and the loss of every 25 steps.
-    "reclor": {"models": ["llama3-8b"], "tasks": ["reclor"]},
+    "reclor": {"models": ["llama2-7b"], "tasks": ["reclor"]},
 }
 COMPARISONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(_COMPARISONS)
 
-REPORTED_ACCURACY: Mapping[tuple[str, str], tuple[float, float]] = {("llama3-8b", "disaster-tweets"): (0.4366, 0.7932)}
+REPORTED_ACCURACY: Mapping[tuple[str, str], tuple[float, float]] = {
+    ("llama3-8b", "disaster-tweets"): (0.4366, 0.7932),
+    ("llama2-7b", "reclor"): (0.25, 0.60),
+}
 """Accuracy before and after training, as published, by model and task."""

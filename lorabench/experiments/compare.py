@@ -3,7 +3,7 @@
 lorabench compare --models minilm mpnet-base --seeds 1 2 3 --task disaster-tweets --train-file train.csv
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,13 +13,14 @@ import tyro
 from lorabench.config.checks import RESULTS
 from lorabench.errors import ConfigError, IssueList, RunError
 from lorabench.experiments.comparison import collect
-from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups
+from lorabench.experiments.launches import Gpus, Launch, Scheduler, gpu_groups
 from lorabench.experiments.page import PAGE, failures, sheets, write_page
 from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
 from lorabench.files import write_text_atomic
 from lorabench.results.run_folder import RUN_FILE
+from lorabench.wording import counted
 
 PLAN_FILE = "compare.yaml"
 
@@ -102,6 +103,13 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
     return plan, groups, folder
 
 
+def _launches(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> Iterator[Launch]:
+    """All launches; the plan is written when the first is asked for, by who then owns the folder."""
+    write_text_atomic(folder / PLAN_FILE, plan.to_yaml())
+    for run in runs:
+        yield run.launch
+
+
 def _name(options: CompareOptions) -> str:
     if options.config is not None:
         return options.config.stem
@@ -113,12 +121,11 @@ def _run(plan: Plan, runs: Sequence[PlannedRun], folder: Path, groups: Sequence[
 
     cells = {run.name: run.cell for run in runs}
     at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
-    print(f"compare    {len(runs)} runs{at_once}, in {folder}", flush=True)
+    print(f"compare    {counted(len(runs), 'run')}{at_once}, in {folder}", flush=True)
     view = ProgressView(list(cells), len(groups), kind=lambda name: str(cells.get(name)))
     scheduler = Scheduler(folder, groups, retry_failed=retry_failed, watch=view)
     with view:
-        states = scheduler.run(run.launch for run in runs)
-    write_text_atomic(folder / PLAN_FILE, plan.to_yaml())
+        states = scheduler.run(_launches(plan, runs, folder))
     comparison = collect(plan, runs, states)
     write_page(comparison, folder)
     print_sheets(sheets(comparison), Console())

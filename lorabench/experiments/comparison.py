@@ -9,7 +9,7 @@ from typing import Any
 
 from lorabench.errors import ConfigError
 from lorabench.experiments.agreement import disagreement, first_losses
-from lorabench.experiments.difference import Difference, compare
+from lorabench.experiments.difference import Difference, compare, f1
 from lorabench.experiments.outcomes import LaunchState
 from lorabench.experiments.plan import Cell, Plan, PlannedRun
 from lorabench.experiments.predictions import Predictions, averaged, read_predictions, same_rows
@@ -98,6 +98,13 @@ class CellResult:
                 known = found.get(label, 0.0)
                 found[label] = None if known is None or gigabytes is None else max(known, gigabytes)
         return found
+
+    def averaged_f1(self) -> float | None:
+        """F1 of the classes by the mean probability over seeds; None where rows differ, or for a single run."""
+        runs = self.predicted
+        if len(runs) < 2 or not same_rows(runs):
+            return None
+        return float(f1(runs[0].truth, averaged(runs), len(runs[0].labels), runs[0].positive))
 
     @property
     def predicted(self) -> list[Predictions]:

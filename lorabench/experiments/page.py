@@ -69,6 +69,7 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
         **asdict(result.cell),
         "runs": {"planned": len(result.runs), "completed": len(result.completed)},
         **{name: None if spread is None else asdict(spread) for name, spread in spreads.items()},
+        "f1_of_mean_probability": result.averaged_f1(),
         "memory_gb": result.memory(),
     }
 
@@ -78,20 +79,22 @@ def _results(comparison: Comparison) -> Sheet:
     plan = comparison.plan
     shown = {"Task": len(plan.tasks) > 1, "Setting": len(plan.settings) > 1, "Strategy": len(plan.strategies) > 1}
     names = ("Model", *(name for name, is_shown in shown.items() if is_shown))
-    columns = (*names, "Runs", "F1", "Training time", "Memory per GPU", "Trainable")
+    with_mean = len(plan.seeds) > 1
+    scores = ("F1", "F1 of mean") if with_mean else ("F1",)
+    columns = (*names, "Runs", *scores, "Training time", "Memory per GPU", "Trainable")
     rows: list[tuple[str, ...]] = []
     quiet: set[int] = set()
     for place, result in enumerate(comparison.cells):
         cell = result.cell
         axes = {"Model": cell.model, "Task": cell.task, "Setting": cell.setting, "Strategy": cell.strategy}
-        rows.append((*(axes[name] for name in names), *_figures(result)))
+        rows.append((*(axes[name] for name in names), *_figures(result, with_mean)))
         following = [other.cell for other in comparison.cells[place + 1 :]]
         reported = _reported(cell)
         if reported is not None and not any(_is_same_row(cell, other) for other in following):
             quiet.add(len(rows))
             axes |= {"Model": reported.model, "Setting": "", "Strategy": reported.strategy}
             *_, f1, seconds, memory, trainable = reported.cells("\n")
-            rows.append((*(axes[name] for name in names), "", f1, seconds, memory, trainable))
+            rows.append((*(axes[name] for name in names), "", f1, *[""] * with_mean, seconds, memory, trainable))
     return Sheet(
         title="Results", columns=columns, rows=tuple(rows), quiet=frozenset(quiet),
         notes=(*_notes(comparison, bool(quiet)), *_agreement_notes(comparison)),
@@ -107,13 +110,15 @@ def _is_same_row(cell: Cell, other: Cell) -> bool:
     return (cell.model, cell.task) == (other.model, other.task)
 
 
-def _figures(result: CellResult) -> tuple[str, ...]:
+def _figures(result: CellResult, with_mean: bool) -> tuple[str, ...]:
     trainable = result.spread("model", "trainable_percent")
     memory = [f"{label}: {format_gb(gigabytes)}" for label, gigabytes in result.memory().items()]
     completed, planned = len(result.completed), len(result.runs)
+    averaged = result.averaged_f1() if with_mean else None
     return (
         str(planned) if completed == planned else f"{completed} of {planned}",
         _score(result.score("best", "f1")),
+        *[UNKNOWN if averaged is None else f"{averaged:.4f}"] * with_mean,
         _seconds(result.spread("train_seconds")),
         "\n".join(memory) or UNKNOWN,
         UNKNOWN if trainable is None else f"{three_digits(trainable.mean)} %",
@@ -126,7 +131,9 @@ def _notes(comparison: Comparison, reported: bool) -> list[str]:
         " Training time: without evaluation and saving."
     ]
     if len(comparison.plan.seeds) > 1:
-        notes.append("± is the sample standard deviation over seeds.")
+        notes.append(
+            "± is the sample standard deviation over seeds; F1 of mean: that of the mean probability over seeds."
+        )
     labels = [label for result in comparison.cells for label in result.memory()]
     if any(label.startswith("GPU") for label in labels):
         notes.append("Memory: most reserved by PyTorch's allocator in any run and phase. GB = 10^9 bytes.")

@@ -31,6 +31,7 @@ from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, Ru
 from lorabench.errors import ConfigError, IssueList
 from lorabench.experiments.launches import Launch
 from lorabench.launch.options import find_config
+from lorabench.wording import listed
 
 AUTO = "auto"
 DEFAULT_SETTING = "default"
@@ -320,8 +321,7 @@ def _raise(found: Mapping[str, Sequence[Cell]], plan: Plan) -> None:
 
 
 def _names(cells: Sequence[Cell], plan: Plan) -> str:
-    names = [describe(cell, plan) for cell in cells]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return listed([describe(cell, plan) for cell in cells], most=3)
 
 
 def describe(cell: Cell, plan: Plan) -> str:

@@ -97,9 +97,8 @@ def test_what_the_presets_stand_for() -> None:
     assert (config.model.model, config.optim.epochs, config.data.task) == ("llama3-8b", 30, "disaster-tweets")
     (cell,) = (plan := read_plan("reclor", None, {}, ["--quantize", "none"])).cells()
     config = parse_run_config(plan.words(cell, 42), launching=True)
-    assert (config.lora.lora_targets, config.optim.batch_size, config.optim.epochs, config.run.logging_steps) == (
-        *("all-linear", 2, 3, 25),
-    )
+    assert (config.model.model, config.lora.lora_targets, config.run.logging_steps) == ("llama2-7b", "all-linear", 25)
+    assert (config.optim.batch_size, config.optim.epochs) == (2, 3)
     assert read_plan("tweets", None, {}, []).models == ("roberta-large", "mistral-7b", "llama2-7b")
 
 
