@@ -126,12 +126,12 @@ class ProgressView:
         """Show how things are, if there is something new to be seen."""
         states = scheduler.states
         self._names += [name for name in states if name not in self._names]
-        self._say_changes(states)
+        changed = self._say_changes(states)
         now = time.monotonic()
-        if now - self._looked < _LOOK_S:
+        if now - self._looked < _LOOK_S and not changed:
             return
         self._looked = now
-        self._progress |= {state.name: read_progress(Path(state.folder)) for state in scheduler.running}
+        self._progress |= {state.name: read_progress(Path(state.folder)) for state in [*scheduler.running, *changed]}
         if self._console.is_terminal:
             self._live.update(self.table(states), refresh=True)
         elif now - self._printed >= _PLAIN_S:
@@ -200,12 +200,14 @@ class ProgressView:
         whole = [_seconds(state) / share for state, share in shares if share]
         return mean(whole) if whole else None
 
-    def _say_changes(self, states: Mapping[str, LaunchState]) -> None:
-        """A plain line for each run that begins or ends, where there is no terminal to show them on."""
+    def _say_changes(self, states: Mapping[str, LaunchState]) -> list[LaunchState]:
+        """A plain line for each run that begins or ends, where there is no terminal to show them on. Returns those."""
+        changed = []
         for name, state in states.items():
             known = self._said.get(name)
             if state.state != known:
                 self._said[name] = state.state
+                changed.append(state)
                 ended = state.state not in ("running", "waiting")
                 if known is None and ended and state.began is None:
                     continue  # of an earlier start of the experiment
@@ -213,6 +215,7 @@ class ProgressView:
                 took = f" after {clock(state.seconds)}" if ended else ""
                 if not self._console.is_terminal:
                     self._print(f"{name}: {state.state}{took}{error}")
+        return changed
 
     def _print(self, line: str) -> None:
         print(printable(line), file=self._console.file, flush=True)

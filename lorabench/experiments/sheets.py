@@ -12,6 +12,7 @@ from rich.text import Text
 from lorabench.harmless import markdown, printable
 from lorabench.results.table import STYLE
 
+_STYLE = "img{max-width:100%}.quiet{color:#666}div{overflow-x:auto}h1,h2{font-weight:600}"
 _NUMERIC = "0123456789-+<(n"
 
 
@@ -70,8 +71,9 @@ def to_html(title: str, sheets: Sequence[Sheet]) -> str:
     """One page: no script, nothing loaded but the pictures beside it."""
     body = "".join(map(_html_sheet, sheets))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{STYLE}img{{max-width:100%}}.quiet{{color:#777}}</style></head><body>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}{_STYLE}</style></head><body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
     )
 
@@ -81,7 +83,7 @@ def _html_sheet(sheet: Sheet) -> str:
     if sheet.columns:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in sheet.columns)
         rows = "".join(_html_row(row, place in sheet.quiet) for place, row in enumerate(sheet.rows))
-        text += f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
+        text += f"<div><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
     if sheet.notes:
         text += "<ul>\n" + "".join(f"<li>{html.escape(note)}</li>\n" for note in sheet.notes) + "</ul>\n"
     for caption, path in sheet.pictures:
