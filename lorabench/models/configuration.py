@@ -69,6 +69,10 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
         raise ConfigError(f"--revision {config.revision}: --model {config.model} is a folder; expected a Hub model")
     if find_adapter_config_file(source, revision=config.revision) is not None:
         raise ConfigError(f"--model {config.model}: that is an adapter; --adapter FOLDER goes on from it")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ConfigError(
+            f"--model {config.model}: no config.json there; expected the folder of a model for transformers"
+        )
     return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
