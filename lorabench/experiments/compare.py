@@ -13,7 +13,7 @@ import tyro
 from lorabench.config.checks import RESULTS
 from lorabench.errors import ConfigError, IssueList, RunError
 from lorabench.experiments.comparison import collect
-from lorabench.experiments.launches import Gpus, Launch, Scheduler, gpu_groups
+from lorabench.experiments.launches import Gpus, Launch, Scheduler, changed_launches, gpu_groups
 from lorabench.experiments.page import PAGE, failures, sheets, write_page
 from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan
 from lorabench.experiments.progress import ProgressView
@@ -97,6 +97,7 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
     try:
         plan = read_plan(options.preset, options.config, given, words)
         check_plan(plan)
+        issues.extend(changed_launches(folder, (run.launch for run in plan.runs(folder))))
     except ConfigError as error:
         issues.extend(error.issues)
     issues.raise_if_any()

@@ -144,6 +144,10 @@ class Scheduler:
             self._take_over()
             with self._listening():
                 self._run(iter(launches))
+        except BaseException:
+            for entry in self._running.values():  # they save a checkpoint, and go on another time
+                entry.send(signal.SIGTERM)
+            raise
         finally:
             ownership.release()
         if self._signals:
@@ -206,7 +210,9 @@ class Scheduler:
         """Start a launch, unless it runs already or has ended for good."""
         known = self.states.get(launch.name)
         if known is not None:
-            _check_same(launch, known)
+            issue = _other_flags(launch, known)
+            if issue is not None:
+                raise ConfigError(issue)
             ended = known.state == "completed" or (known.state == "failed" and not self._retry_failed)
             if launch.name in self._running:
                 self._left.append(launch)
@@ -294,15 +300,26 @@ class _Running:
             os.killpg(self.state.pid, number)
 
 
-def _check_same(launch: Launch, known: LaunchState) -> None:
-    """Raises `ConfigError` where the folder's record is that of another launch."""
+def changed_launches(folder: Path, launches: Iterable[Launch]) -> list[str]:
+    """One message for each launch that an experiment has begun with other flags; to be asked before it goes on.
+
+    Raises:
+        ConfigError: the experiment's record cannot be read.
+    """
+    states = read_states(folder / STATE_FILE)
+    found = (_other_flags(launch, states[launch.name]) for launch in launches if launch.name in states)
+    return [issue for issue in found if issue is not None]
+
+
+def _other_flags(launch: Launch, known: LaunchState) -> str | None:
+    """What is wrong where the record is that of another launch."""
     given = (str(launch.folder), list(launch.flags), list(launch.launcher))
-    if given != (known.folder, known.flags, known.launcher):
-        flags = " ".join([*known.launcher, *known.flags])
-        raise ConfigError(
-            f"{launch.name}: was begun before with other flags ({flags}); expected the same ones, or another "
-            "--output-dir"
-        )
+    if given == (known.folder, known.flags, known.launcher):
+        return None
+    flags = " ".join([*known.launcher, *known.flags])
+    return (
+        f"{launch.name}: was begun before with other flags ({flags}); expected the same ones, or another --output-dir"
+    )
 
 
 def _is_alive(state: LaunchState) -> bool:

@@ -81,6 +81,16 @@ def test_nothing_is_started_where_anything_is_wrong(
     assert not (tmp_path / "out").exists()
 
 
+def test_flags_that_have_changed_since_are_said_before_anything_is_started(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--setting", "wide=--lora-r 32", "--seeds", "1", "3"]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert "minilm-custom-auto-wide-seed1: was begun before with other flags" in said and "--lora-r 16" in said
+    assert len(states_of(tmp_path / "out")) == 4
+
+
 def test_a_dry_run_says_the_commands_and_starts_none(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,17 @@ def test_other_flags_under_a_known_name_are_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / STATE_FILE).read_text(encoding="utf-8"))["launches"]["run"]["state"] == "completed"
 
 
+def test_a_scheduler_that_fails_asks_its_runs_to_stop(tmp_path: Path) -> None:
+    def launches() -> Any:
+        yield run_of(tmp_path, "first", "--wait", "60")
+        wait_until(lambda: status_of(tmp_path / "first") == "running")
+        raise ConfigError("no further launch")
+
+    with pytest.raises(ConfigError, match="no further launch"):
+        Scheduler(tmp_path, [("0",), ("1",)]).run(launches())
+    wait_until(lambda: status_of(tmp_path / "first") == "interrupted")
+
+
 def test_each_group_of_gpus_has_one_launch_at_a_time(tmp_path: Path) -> None:
     groups: list[Gpus] = [("0", "1"), ("2", "3")]
     launches = [run_of(tmp_path, f"run{i}", "--wait", "0.4") for i in range(5)]

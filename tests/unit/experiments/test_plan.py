@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import tiny
 
-from lorabench.catalog.comparisons import COMPARISONS
-from lorabench.config.command_line import parse_run_config
 from lorabench.errors import ConfigError
 from lorabench.experiments.plan import Plan, check_plan, describe, parse_setting, read_plan
 
@@ -82,24 +80,6 @@ def test_a_presets_axes_give_way_to_the_files(tmp_path: Path) -> None:
     (tmp_path / "compare.yaml").write_text("seeds: [1, 2]\n", encoding="utf-8")
     plan = read_plan("tweets", tmp_path / "compare.yaml", {"models": ("minilm",)}, [])
     assert (plan.models, plan.tasks, plan.seeds) == (("minilm",), ("disaster-tweets",), (1, 2))
-
-
-@pytest.mark.parametrize("name", COMPARISONS)
-def test_the_runs_of_a_preset_can_be_asked_for(name: str) -> None:
-    plan = read_plan(name, None, {}, ["--quantize", "none"] if name == "reclor" else [])
-    for cell in plan.cells():
-        assert parse_run_config(plan.words(cell, 1), launching=True).optim.seed == 1
-
-
-def test_what_the_presets_stand_for() -> None:
-    (cell,) = (plan := read_plan("two-3090s", None, {}, [])).cells()
-    config = parse_run_config(plan.words(cell, 42), launching=True)
-    assert (config.model.model, config.optim.epochs, config.data.task) == ("llama3-8b", 30, "disaster-tweets")
-    (cell,) = (plan := read_plan("reclor", None, {}, ["--quantize", "none"])).cells()
-    config = parse_run_config(plan.words(cell, 42), launching=True)
-    assert (config.model.model, config.lora.lora_targets, config.run.logging_steps) == ("llama2-7b", "all-linear", 25)
-    assert (config.optim.batch_size, config.optim.epochs) == (2, 3)
-    assert read_plan("tweets", None, {}, []).models == ("roberta-large", "mistral-7b", "llama2-7b")
 
 
 def test_all_that_is_no_grid_is_said_at_once(tmp_path: Path) -> None:
