@@ -13,6 +13,7 @@ from lorabench.harmless import markdown, printable
 from lorabench.results.table import STYLE
 
 _STYLE = "img{max-width:100%}.quiet{color:#666}div{overflow-x:auto}h1,h2{font-weight:600}"
+_LONGEST_WHOLE_WORD = 16
 _NUMERIC = "0123456789-+<(n"
 
 
@@ -41,9 +42,12 @@ def print_sheets(sheets: Sequence[Sheet], console: Console) -> None:
             box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(sheet.title),
             title_justify="left", title_style="bold",
         )  # fmt: skip
-        for name, right in zip(sheet.columns, _right_aligned(sheet), strict=True):
-            # Words give way before figures do.
-            table.add_column(Text(name), justify="right" if right else "left", overflow="fold", no_wrap=right)
+        for place, (name, right) in enumerate(zip(sheet.columns, _right_aligned(sheet), strict=True)):
+            # Where it is narrow, lines break between words, and only long ones inside.
+            words = [word for text in (name, *(row[place] for row in sheet.rows)) for word in text.split()]
+            width = min(max(map(len, words), default=0), _LONGEST_WHOLE_WORD)
+            title = Text(name.replace(" ", "\n") if right else name)
+            table.add_column(title, justify="right" if right else "left", overflow="fold", min_width=width)
         for place, row in enumerate(sheet.rows):
             cells = (Text(printable(cell, keep="\n")) for cell in row)
             table.add_row(*cells, style="dim" if place in sheet.quiet else "")

@@ -230,5 +230,15 @@ def test_texts_of_others_are_shown_as_texts() -> None:
     assert "a|b <i>[red]x" in text.getvalue() and "\x1b" not in text.getvalue() and "* a note" in text.getvalue()
 
 
+def test_no_word_is_broken_where_it_is_narrow() -> None:
+    figures = tuple(f"0.{number}000 ± 0.0123" for number in range(1, 7))
+    titles = ("Accuracy before", "Accuracy after", "F1 before", "F1 after", "Loss before", "Loss after")
+    sheet = Sheet(title="T", columns=("", *titles), rows=(("minilm / wide", *figures),))
+    text = io.StringIO()
+    print_sheets([sheet], Console(file=text, width=80, color_system=None))
+    words = text.getvalue().split()
+    assert "minilm" in words and "Accuracy" in words and {f"0.{number}000" for number in range(1, 7)} <= set(words)
+
+
 def test_columns_of_figures_stand_at_the_right() -> None:
     assert "| --- | ---: |" in to_markdown("T", [WILD])
