@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|table|compare|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|table|report|compare|models`; `--help` after any of them."""
 
 import os
 import sys
@@ -27,6 +27,7 @@ from lorabench.errors import (
     RunInterrupted,
 )
 from lorabench.experiments.compare import CompareOptions, compare_command
+from lorabench.experiments.report.command import ReportOptions, report_command
 from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
@@ -110,6 +111,14 @@ def compare(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """Write a page, plots or tables of some runs."""
+    options = parse(ReportOptions, arguments, "lorabench report")
+    plots = report_command(options)
+    print(printable(f"wrote {options.output}{f', and {len(plots)} files into {options.plots}' if plots else ''}"))
+    return 0
+
+
 def models(arguments: Sequence[str]) -> int:
     """List model presets, tasks and architectures."""
     parse(NoOptions, arguments, "lorabench models")
@@ -164,6 +173,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "table": table,
     "compare": compare,
+    "report": report,
     "models": models,
 }
 

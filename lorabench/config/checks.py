@@ -1,5 +1,6 @@
 """What is wrong with the values of a configuration: each issue names flag, value and expectation."""
 
+import errno
 import math
 import os
 import tempfile
@@ -205,6 +206,8 @@ def _files_issues(folder: Path, nearest: Path) -> list[str]:
             file.write(bytes(_TRIAL_BYTES))
             file.flush()
     except OSError as error:
+        if error.errno == errno.EFBIG:  # a limit of this process on single files: the folder takes smaller ones
+            return []
         reason = full_disk(error, nearest) or f"{nearest} takes no files ({_reason(error)})"
         return [f"--output-dir {folder}: {reason}; expected a folder that can be written to"]
     return []
