@@ -80,8 +80,8 @@ class Ownership:
     def give_up(self) -> None:
         """Take a new run's record away again, and the folder that it made, while the lock is held.
 
-        A folder that was there keeps the lock's file, which others may be waiting for. One that holds anything else, or
-        cannot be changed, stays as it is.
+        A folder that was there keeps the lock file, which others may be waiting for. One with other files in it, or
+        one that cannot be changed, stays as it is.
         """
         folder = self._folder
         if folder is None or self._descriptor is None:
