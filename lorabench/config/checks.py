@@ -20,6 +20,10 @@ LOCK_FILE = ".lock"
 LARGEST_SEED = 2**63 - 1
 # What a new folder has to take: a run writes at least its record, and an adapter.
 _TRIAL_BYTES = 1_000_000
+# LoRA's updates are scaled by alpha over rank; more than this is a slip, and no number in half precision.
+_LARGEST_ALPHA = 65_504
+# What ranks find each other by, beside their number.
+_MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
@@ -46,6 +50,8 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     seed = config.optim.seed
     issues.check(0 <= seed <= LARGEST_SEED, f"--seed {seed}: expected a whole number from 0 to {LARGEST_SEED}")
     issues.extend(split_issues(config.data))
+    alpha = config.lora.lora_alpha
+    issues.check(alpha <= _LARGEST_ALPHA, f"--lora-alpha {alpha}: expected at most {_LARGEST_ALPHA}")
     targets = config.lora.lora_targets
     issues.check(
         all(name.strip() for name in targets.split(",")),
@@ -60,6 +66,8 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     issues.extend(text_issues(config.data))
     issues.extend(quantization_issues(config))
     variables = launch_variable_issues()
+    if not launching and not variables:
+        variables = meeting_issues()
     issues.extend(variables)
     folder, resume = config.run.output_dir, config.run.resume
     if (resume and folder is None) or (not launching and not variables and looks_into_output_dir()):
@@ -233,6 +241,19 @@ def launch_variable_issues(environment: Mapping[str, str] = os.environ) -> list[
             rank, ranks = found.get(name, 0), found.get(size)
             issues.check(ranks is None or rank < ranks, f"{name}={rank}: expected a number below {size}={ranks}")
     return list(issues)
+
+
+def meeting_issues(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What ranks, or DeepSpeed even on one, lack to find each other; MPI tells them by other means."""
+    size = environment.get("WORLD_SIZE") or "1"
+    needed, asked = _MEETING if size != "1" else (), f"WORLD_SIZE={size}"
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes"):
+        needed, asked = ("WORLD_SIZE", *_MEETING, "LOCAL_RANK"), "ACCELERATE_USE_DEEPSPEED"
+    lacking = [name for name in needed if not environment.get(name)]
+    if not lacking or any(name.startswith(("OMPI_COMM_", "PMI_")) for name in environment):
+        return []
+    expected = "expected accelerate launch, which sets them all, or no such variable"
+    return [f"{asked} in the environment, without {', '.join(lacking)}: {expected}"]
 
 
 def looks_into_output_dir() -> bool:

@@ -3,6 +3,7 @@
 Neither PEFT nor a model is imported, so that a wrong name is answered before they are.
 """
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -19,6 +20,7 @@ from lorabench.models.source import model_source
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
 )
+WEIGHTS_FILE = "model.safetensors"
 # What transformers calls a label that is one of several classes.
 SINGLE_LABEL = "single_label_classification"
 
@@ -107,6 +109,7 @@ def configuration_issues(
             "--quantize nf4 quantises as it loads"
         )
     issues.extend(_pickle_issues(config))
+    issues.extend(_weights_issues(config, getattr(model_config, "transformers_weights", None)))
     if family is None:
         issues.extend(_unknown_type_issues(config, model_config))
     else:
@@ -149,3 +152,52 @@ def _pickle_issues(config: ModelConfig) -> list[str]:
         "model.safetensors. If you trust its author, convert it: AutoModel.from_pretrained(FOLDER, "
         "use_safetensors=False).save_pretrained(NEW_FOLDER), with the Auto class of its own head"
     ]
+
+
+def _weights_issues(config: ModelConfig, named: str | None) -> list[str]:
+    """What is wrong with a local checkpoint's weights by the names, sizes and headers of its files.
+
+    Args:
+        named: a file that the configuration names for them, which is left to transformers.
+    """
+    folder = Path(model_source(config))
+    if named is not None or config.weights == "random" or not folder.is_dir() or _pickle_issues(config):
+        return []
+    subject, whole = f"--model {config.model}", folder / WEIGHTS_FILE
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if whole.is_file():
+        shards = [whole.name]
+    elif index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return [f"{subject}: {index.name} is no index of weights; expected one with a weight_map"]
+    else:
+        return [f"{subject}: no weights there; expected {WEIGHTS_FILE} beside its config.json"]
+    lacking = [name for name in shards if not (folder / str(name)).is_file()]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        return [f"{subject}: {index.name} names {lacking[0]}{more}, not there; expected all files of its weights"]
+    return [
+        f"{subject}: {name} {wrong}; expected a whole file"
+        for name in shards
+        if (wrong := _safetensors_issue(folder / name)) is not None
+    ]
+
+
+def _safetensors_issue(path: Path) -> str | None:
+    """What is wrong with a file by its header: eight bytes with its length, then JSON with the places of tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"is cut short, or no safetensors ({size} bytes)"
+        try:
+            header = json.loads(file.read(length))
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return "has a damaged header"
+    told = 8 + length + end
+    return None if size == told else f"has {size} bytes where its header tells of {told}"

@@ -263,6 +263,15 @@ def test_a_lock_that_was_left_is_no_result(tmp_path: Path) -> None:
         ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 in the environment"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: expected a number below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment, without RANK, MASTER_ADDR, MASTER_PORT: expected acc"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h"},
+            "WORLD_SIZE=2 in the environment, without MASTER_PORT:",
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "ACCELERATE_USE_DEEPSPEED in the environment, without WORLD_SIZE, RANK",
+        ),
     ],
 )
 def test_a_launcher_s_number_that_is_none_is_one_issue(
@@ -272,6 +281,22 @@ def test_a_launcher_s_number_that_is_none_is_one_issue(
         monkeypatch.setenv(name, value)
     (issue,) = find_issues(RunConfig())
     assert issue.startswith(said)
+
+
+def test_what_a_launcher_sets_is_no_issue(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**whole, "ACCELERATE_USE_DEEPSPEED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert find_issues(RunConfig()) == []
+    monkeypatch.delenv("LOCAL_RANK")
+    assert find_issues(RunConfig(), launching=True) == []
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert find_issues(RunConfig()) == []
+
+
+def test_an_alpha_that_is_no_number_in_half_precision_is_refused() -> None:
+    assert find_issues(changed("lora", lora_alpha=65_504)) == []
+    assert find_issues(changed("lora", lora_alpha=10**400))[0].endswith(": expected at most 65504")
 
 
 def test_a_launcher_s_empty_variables_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
