@@ -78,7 +78,7 @@ def source_issues(data: DataConfig) -> list[str]:
         issues.check(
             known, f"--encoding {data.encoding}: unknown; expected an encoding such as utf-8, cp1252 or utf-16"
         )
-    if preset.row_text.columns is None and data.label_column in data.text_column.split(","):
+    if preset.row_text.columns is None and data.label_column in map(str.strip, data.text_column.split(",")):
         issues.add(f"--text-column {data.text_column}: the labels' column, too; expected another --label-column")
     names = ("dataset_config", "dataset_revision", "train_split", "validation_split", "test_split")
     for name in names:
@@ -149,7 +149,11 @@ def text_issues(data: DataConfig) -> list[str]:
     flag, preset = f"--template {data.template!r}", task_preset(data.task)
     issues = IssueList()
     try:
-        parse_template(data.template)
+        columns = parse_template(data.template).columns
+        issues.check(
+            data.label_column not in columns,
+            f"{flag}: {data.label_column} is the labels' column; expected another --label-column",
+        )
     except ValueError as error:
         issues.add(f'{flag}: {error}; expected names of columns in braces, as in "{{keyword}}: {{text}}"')
     issues.check(preset.row_text.columns is None, f"{flag}: task {data.task} joins columns of its own")

@@ -179,6 +179,11 @@ def test_the_label_is_no_text() -> None:
     (issue,) = data_issues(text_column="y", label_column="y")
     assert issue == "--text-column y: the labels' column, too; expected another --label-column"
     assert len(data_issues(text_column="a,y", label_column="y")) == 1
+    assert len(data_issues(text_column="a, y", label_column="y")) == 1
+    assert data_issues(template="{a} {y}", label_column="y") == [
+        "--template '{a} {y}': y is the labels' column; expected another --label-column"
+    ]
+    assert data_issues(template="{a} {{y}}", label_column="y") == []
     assert data_issues(task="reclor", text_column="label", label_column="label") == []
 
 
