@@ -1,5 +1,6 @@
 """What is wrong with the values of a configuration: each issue names flag, value and expectation."""
 
+import codecs
 import errno
 import math
 import os
@@ -18,6 +19,10 @@ RESULTS = Path("runs")
 LOCK_FILE = ".lock"
 """Of the process that a run's folder belongs to; one that was left there is no result."""
 LARGEST_SEED = 2**63 - 1
+LARGEST_WEIGHT = 1e30
+"""Of a class: sums of losses by weights like this, and by its inverse, stay within fp32."""
+# Codecs of Python that text can be decoded by, for other ends than files.
+_NOT_OF_FILES = ("idna", "punycode", "unicode_escape", "unicode-escape", "raw_unicode_escape", "raw-unicode-escape")
 # What a new folder has to take: a run writes at least its record, and an adapter.
 _TRIAL_BYTES = 1_000_000
 
@@ -98,7 +103,7 @@ def is_text_encoding(name: str) -> bool:
     """Whether Python can decode text by that name."""
     try:
         "a".encode(name)
-        return True
+        return codecs.lookup(name).name not in _NOT_OF_FILES
     except (LookupError, ValueError):
         return False
 
@@ -262,8 +267,10 @@ def class_weight_issues(text: str) -> list[str]:
         weights = parse_class_weights(text)
     except ValueError:
         weights = ()
-    if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
+    if weights and all(1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT for weight in weights):
         return []
+    if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
+        return [f"--class-weights {text!r}: expected weights of {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"]
     return [f"--class-weights {text!r}: expected `balanced`, `none` or one number above 0 per class, as in 0.9,1.2"]
 
 

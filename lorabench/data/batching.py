@@ -7,7 +7,7 @@ pass, without communication) and gives a run a position to resume from.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -95,12 +95,11 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
     )
 
 
-def _encode(
-    tokenizer: "PreTrainedTokenizerBase", texts: list[str], pairs: list[str] | None
-) -> "BatchEncoding":
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], pairs: list[str] | None) -> "BatchEncoding":
     return tokenizer(
         texts, pairs, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False,
-        return_token_type_ids="token_type_ids" in tokenizer.model_input_names, padding=False, truncation=False, verbose=False,
+        return_token_type_ids="token_type_ids" in tokenizer.model_input_names, padding=False, truncation=False,
+        verbose=False,
     )  # fmt: skip
 
 
@@ -162,9 +161,7 @@ def _keep_of_singles(
     return kept
 
 
-def _keep_of_pairs(
-    encoded: "BatchEncoding", long: Sequence[int], most: int, from_front: bool
-) -> dict[int, list[int]]:
+def _keep_of_pairs(encoded: "BatchEncoding", long: Sequence[int], most: int, from_front: bool) -> dict[int, list[int]]:
     """Positions of the tokens that stay of each pair in `long`: those of the tokenizer's own `longest_first`.
 
     Its own truncation of a pair also makes a piece of each part of the one text with each of the other, which takes
