@@ -16,7 +16,7 @@ from lorabench.data.file_format import is_number
 from lorabench.data.texts import describe_rows, is_invisible
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
-from lorabench.wording import listed, quoted
+from lorabench.wording import listed, quoted, shortened
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
@@ -267,7 +267,7 @@ def class_weights(choice: str, labels: Sequence[int], names: tuple[str, ...]) ->
     if len(weights) != len(names):
         raise ConfigError(
             f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of "
-            f"{listed([quoted(name) for name in names], most=20)}"
+            f"{listed([shortened(name) for name in names], most=20)}"
         )
     return weights
 

@@ -73,11 +73,6 @@ def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table
             tables, remarks = _load_data_set(preset.hub_id, config, wanted)
         else:
             issues.add(f"--task {config.task}: expected --train-file (CSV, JSON lines, JSON or Parquet)")
-    scored = [path for path in (config.validation_file, config.test_file) if path is not None and path.exists()]
-    if len(scored) == 2 and scored[0].samefile(scored[1]):
-        issues.add(
-            f"--test-file {config.test_file}: the same file as --validation-file; expected rows that choose no weights"
-        )
     for split, path in files.items():
         if path is None:
             continue

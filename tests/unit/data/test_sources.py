@@ -208,13 +208,12 @@ def test_a_folder_that_a_file_replaces_is_said_not_to_be_read(tmp_path: Path) ->
     assert f"--task {folder}: not read, since --train-file names the rows" in load(folder, train_file=own).remarks
 
 
-def test_one_file_to_choose_weights_and_to_test_them_is_refused(tmp_path: Path) -> None:
-    write_csv(tmp_path / "a.csv", ["a", "b"] * 2)
-    (tmp_path / "link.csv").symlink_to("a.csv")
-    files = {"train_file": tmp_path / "a.csv", "validation_file": tmp_path / "a.csv"}
-    with pytest.raises(ConfigError) as raised:
-        load_task(DataConfig(task="custom", test_file=tmp_path / "link.csv", **files), 42)
-    assert "link.csv: the same file as --validation-file" in str(raised.value)
+def test_one_file_to_choose_weights_and_to_test_them_is_counted(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["a", "b"] * 2, text="x")
+    write_csv(tmp_path / "b.csv", ["a", "b"] * 2, text="y")
+    scored = {"validation_file": tmp_path / "b.csv", "test_file": tmp_path / "b.csv"}
+    findings = load_task(DataConfig(task="custom", train_file=tmp_path / "a.csv", **scored), 42).findings
+    assert (findings.test_in_validation, findings.shared) == (4, {"validation": 0, "test": 0})
 
 
 def test_a_saved_split_without_rows_is_one_sentence(tmp_path: Path) -> None:
