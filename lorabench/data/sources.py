@@ -20,7 +20,7 @@ from lorabench.data.hub_data import (
     resolved_commit,
 )
 from lorabench.data.readers import TableStream, data_suffix, file_hash, stream_table
-from lorabench.data.split_names import Part, choose_parts
+from lorabench.data.split_names import Part, choose_parts, split_in_name
 from lorabench.errors import ConfigError, IssueList
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
@@ -37,7 +37,7 @@ class Table:
         class_names: of columns whose classes the data set itself names, in its order.
         source: where the rows are from, for the record: `path`, `form`, `rows` and `sha256` of a file, `dataset`,
             `split`, `rows` and `revision` (None: unknown) of a data set on the Hub, and `sha256` of the files of one
-            in a folder.
+            in a folder; `and` has those of the others, where the rows of several stand one after the other.
     """
 
     origin: str
@@ -63,6 +63,8 @@ def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table
     tables: dict[str, Table] = {}
     remarks: list[str] = []
     issues = IssueList()
+    if config.train_file is not None and preset.hub_id is not None and Path(preset.hub_id).is_dir():
+        remarks.append(f"--task {config.task}: not read, since --train-file names the rows")
     if config.train_file is None:
         if preset.embedded:
             tables = {split: _read_sample(split) for split in own}
@@ -175,7 +177,8 @@ def _plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
             raise ConfigError(f"{origin}: {files[stem].name} and {path.name} could both be the split {stem}")
         files[stem] = path
     if len(files) == 1:
-        return {"train": list(files.values())}
+        ((stem, path),) = files.items()
+        return {split_in_name(stem) or "train": [path]}
     named = any(stem.lower() in ("train", "training") for stem in files)
     return {stem: [path] for stem, path in files.items()} if named else {}
 
@@ -224,6 +227,10 @@ def _join(tables: Sequence[Table]) -> Table:
             f"{first.origin} + {other.origin}",
             {name: values + other.columns[name] for name, values in first.columns.items()},
             first.class_names,
-            {**first.source, "rows": first.source["rows"] + other.source["rows"], "and": other.source},
+            {
+                **first.source,
+                "rows": first.source["rows"] + other.source["rows"],
+                "and": [*first.source.get("and", ()), other.source],
+            },
         )
     return first

@@ -22,10 +22,17 @@ from lorabench.data.labels import (
 )
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
-from lorabench.data.texts import describe_rows, is_blank, read_texts
+from lorabench.data.texts import (
+    check_header_rows,
+    check_training_texts,
+    describe_rows,
+    is_blank,
+    odd_characters,
+    read_texts,
+)
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
-from lorabench.wording import counted, listed
+from lorabench.wording import counted, listed, quoted, shortened
 
 ID_COLUMNS = ("id", "id_string")
 
@@ -131,6 +138,9 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     issues = IssueList()
     texts = {split: _rows(table, config, preset, issues, remarks) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
+    check_training_texts(tables["train"].origin, tables["train"].columns, config, preset, issues)
+    for table in tables.values():
+        check_header_rows(table.origin, table.columns, issues)
     issues.raise_if_any()
 
     labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)
@@ -208,6 +218,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         f"{table.origin}: {counted(count, 'row')} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
+    remarks += odd_characters(table.origin, found)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
 
 
@@ -256,10 +267,10 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
     index = {name: i for i, name in enumerate(labels)}
     unknown = [i for i, label in enumerate(raw) if label not in index]
     if unknown:
-        values = listed([repr(name) for name in sorted({raw[i] for i in unknown})])
+        values = listed([quoted(name) for name in sorted({raw[i] for i in unknown})])
         issues.add(
             f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
-            f"{listed(labels, most=20)}"
+            f"{listed([shortened(name) for name in labels], most=20)}"
         )
     return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 
@@ -276,5 +287,7 @@ def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: Da
             cause, advice = "the split into training and validation rows", "expected more of them"
         if config.split == "random":
             advice += ", or --split stratified, which keeps one of each class"
-        raise ConfigError(f"{origin}: {cause} left no training row of class {listed(absent)}; {advice}")
+        raise ConfigError(
+            f"{origin}: {cause} left no training row of class {listed([shortened(name) for name in absent])}; {advice}"
+        )
     return train

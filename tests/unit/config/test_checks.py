@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
-from lorabench.config.checks import find_issues, parse_class_weights
+from lorabench.config.checks import class_weight_issues, find_issues, parse_class_weights
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, RunConfig, RunOptions
 
@@ -171,14 +171,25 @@ def test_what_is_no_delimiter_is_refused(delimiter: str) -> None:
 
 def test_an_encoding_is_one_of_texts() -> None:
     assert data_issues(encoding="cp1252") == data_issues(encoding="UTF-16") == []
-    for encoding in ("klingon", "rot13", "base64", ""):
+    for encoding in ("klingon", "rot13", "base64", "idna", "punycode", "unicode-escape", ""):
         assert data_issues(encoding=encoding)[0].startswith(f"--encoding {encoding}: unknown; expected an encoding")
+
+
+def test_weights_that_overflow_are_refused() -> None:
+    assert class_weight_issues("1e308,1e308") == ["--class-weights '1e308,1e308': expected weights of 1e-30 to 1e+30"]
+    assert len(class_weight_issues("1,1e-300")) == 1
+    assert class_weight_issues("1e30,1e-30") == []
 
 
 def test_the_label_is_no_text() -> None:
     (issue,) = data_issues(text_column="y", label_column="y")
     assert issue == "--text-column y: the labels' column, too; expected another --label-column"
     assert len(data_issues(text_column="a,y", label_column="y")) == 1
+    assert len(data_issues(text_column="a, y", label_column="y")) == 1
+    assert data_issues(template="{a} {y}", label_column="y") == [
+        "--template '{a} {y}': y is the labels' column; expected another --label-column"
+    ]
+    assert data_issues(template="{a} {{y}}", label_column="y") == []
     assert data_issues(task="reclor", text_column="label", label_column="label") == []
 
 
