@@ -35,6 +35,7 @@ from lorabench.results.report import TableForm, TableFormat, table_command
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
+from lorabench.wording import counted
 
 Options = TypeVar("Options")
 
@@ -90,7 +91,7 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "lorabench predict")
     quiet_libraries()
     summary = predict_file(options)
-    print(f"wrote {summary.rows} predictions to {options.output} ({summary})")
+    print(f"wrote {counted(summary.rows, 'prediction')} to {options.output} ({summary})")
     return 0
 
 

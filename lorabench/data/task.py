@@ -9,7 +9,7 @@ from typing import Any
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.division import check_split_flags, divide
-from lorabench.data.file_format import list_columns
+from lorabench.data.file_format import is_number, list_columns
 from lorabench.data.findings import Findings, absent_classes, rare_classes
 from lorabench.data.given_texts import is_encodable, list_texts
 from lorabench.data.labels import (
@@ -250,6 +250,8 @@ def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: l
     known = train.class_names.get(column, ())
     names = label_names(train.origin, column, labels, known, config.numeric_classes)
     remarks += label_remarks(train.origin, column, names, len(labels), known)
+    if config.numeric_classes and not all(map(is_number, names)):
+        remarks.append("--numeric-classes: without effect, as not all labels are numbers")
     return names
 
 
