@@ -341,7 +341,7 @@ def test_help_says_whose_defaults_it_shows(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse_run_config(["--model", "llama3-8b", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "Defaults follow --model and --task: those shown are of --model llama3-8b --task sample" in text
+    assert "Defaults follow --model and --task: those shown are of --model llama3-8b --task disaster-tweets" in text
 
 
 def test_who_brings_a_training_file_alone_brings_data_of_their_own(tmp_path: Path) -> None:
