@@ -22,6 +22,7 @@ from lorabench.data.hub_data import (
 from lorabench.data.readers import TableStream, data_suffix, file_hash, stream_table
 from lorabench.data.split_names import Part, choose_parts, split_in_name
 from lorabench.errors import ConfigError, IssueList
+from lorabench.files import is_address
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 _SPLITS = ("train", "validation", "test")
@@ -81,7 +82,23 @@ def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table
         except ConfigError as error:
             issues.extend(error.issues)
     issues.raise_if_any()
+    forms = [str(table.source.get("form", "")) for table in tables.values()]
+    remarks += [f"{flag}: without effect: {reason}" for flag, reason in idle_format_flags(file_format(config), forms)]
     return {split: tables[split] for split in _SPLITS if split in tables}, remarks
+
+
+def idle_format_flags(given: FileFormat, forms: Sequence[str]) -> list[tuple[str, str]]:
+    """The flags that say how files are written and that none of the files read has a use for; and why.
+
+    Args:
+        forms: how each file was read, in words, see `TableStream.form`; empty for what is no file.
+    """
+    idle = []
+    if given.delimiter is not None and not any(form.startswith(("CSV", "TSV")) for form in forms):
+        idle.append((f"--delimiter {given.delimiter!r}", "no file is CSV or TSV"))
+    if given.encoding is not None and not any(form.startswith(("CSV", "TSV", "JSON")) for form in forms):
+        idle.append((f"--encoding {given.encoding}", "no file is text"))
+    return idle
 
 
 def read_table(flag: str, path: Path, given: FileFormat) -> Table:
@@ -129,6 +146,8 @@ def _find_splits(origin: str, name: str, folder: Path, config: DataConfig) -> di
         raise ConfigError(f"{origin}: a file; expected the folder of a data set, or --train-file {name}")
     if folder.is_dir():
         return _find_local_splits(origin, folder, config)
+    if is_address(name):
+        raise ConfigError(f"{origin}: an address; expected the Hub id (owner/name) or the folder of a data set")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise ConfigError(f"{origin}: no such folder")
     return _loaded_splits(origin, name, load_splits(name, config))

@@ -1,7 +1,7 @@
 """A task's rows: where they come from, how they split, which classes they have and what those weigh."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.division import check_split_flags, divide
-from lorabench.data.file_format import list_columns
+from lorabench.data.file_format import is_number, list_columns
 from lorabench.data.findings import Findings, absent_classes, rare_classes
+from lorabench.data.given_texts import is_encodable, list_texts
 from lorabench.data.labels import (
     class_weights,
     count_classes,
@@ -182,18 +183,20 @@ def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
     return rows
 
 
-def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = False) -> Rows:
+def text_rows(texts: Iterable[str] | Iterable[tuple[str, str]], paired: bool = False) -> Rows:
     """Texts that stand in no file, as they are.
 
     Args:
-        texts: a text for each row, or its two.
+        texts: a text for each row, or its two; gone through once.
         paired: rows have two texts.
 
     Raises:
-        ConfigError: some are no texts, or empty, or not two where two are expected.
+        ConfigError: no list of texts; some are no texts, or empty, or not two where two are expected.
     """
     width = 2 if paired else 1
-    rows: list[tuple[Any, ...]] = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in texts]
+    rows: list[tuple[Any, ...]] = [
+        tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in list_texts(texts)
+    ]
     bad = [
         i
         for i, row in enumerate(rows)
@@ -202,6 +205,12 @@ def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = F
     if bad:
         expected = "expected pairs of texts: the run reads two columns" if paired else "expected texts"
         raise ConfigError(f"texts: {describe_rows(bad)} without a {'pair' if paired else 'text'}; {expected}")
+    broken = [i for i, row in enumerate(rows) if not all(map(is_encodable, row))]
+    if broken:
+        raise ConfigError(
+            f"texts: {describe_rows(broken)} with half of a surrogate pair, which is no character; expected "
+            "texts that UTF-8 can hold"
+        )
     first = [str(row[0]) for row in rows]
     pairs = [str(row[-1]) for row in rows] if paired else None
     return Rows([str(i) for i in range(len(rows))], first, None, [(0, len(text)) for text in first], pairs)
@@ -252,6 +261,8 @@ def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: l
     known = train.class_names.get(column, ())
     names = label_names(train.origin, column, labels, known, config.numeric_classes)
     remarks += label_remarks(train.origin, column, names, len(labels), known)
+    if config.numeric_classes and not all(map(is_number, names)):
+        remarks.append("--numeric-classes: without effect, as not all labels are numbers")
     return names
 
 

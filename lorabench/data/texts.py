@@ -67,7 +67,7 @@ def read_texts(
     missing = [name for name in dict.fromkeys(names) if name not in columns]
     if missing:
         named = f" ({flag})" if flag else ""
-        issues.add(f"{origin}: no column {', '.join(missing)!r}{named}; {list_columns(columns)}")
+        issues.add(f"{origin}: no column {', '.join(map(repr, missing))}{named}; {list_columns(columns)}")
         return None
     if preset.row_text.columns:
         return _joined_by_task([columns[name] for name in names], preset)

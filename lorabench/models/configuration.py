@@ -13,6 +13,7 @@ from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
+from lorabench.files import is_address
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.positions import usable_positions
 from lorabench.models.source import model_source
@@ -61,7 +62,7 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
     """The same, with the errors of the libraries below where it cannot be had.
 
     Raises:
-        ConfigError: what is named is an adapter, or a folder with a revision.
+        ConfigError: what is named is an adapter, a folder with a revision, or a path where no folder is.
     """
     if config.weights == "random" and config.model in MODELS:
         preset = MODELS[config.model]
@@ -69,6 +70,7 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
     source = model_source(config)
     if config.revision is not None and Path(source).is_dir():
         raise ConfigError(f"--revision {config.revision}: --model {config.model} is a folder; expected a Hub model")
+    _refuse_absent_path(config, source)
     if find_adapter_config_file(source, revision=config.revision) is not None:
         raise ConfigError(f"--model {config.model}: that is an adapter; --adapter FOLDER goes on from it")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
@@ -76,6 +78,18 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
             f"--model {config.model}: no config.json there; expected the folder of a model for transformers"
         )
     return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+def _refuse_absent_path(config: ModelConfig, source: str) -> None:
+    """Refuse what can only be a path, and is none of a folder: libraries would take it for a malformed Hub id."""
+    if Path(source).is_dir():
+        return
+    if is_address(source):
+        raise ConfigError(f"--model {config.model}: an address; expected a Hub id (owner/name) or a local folder")
+    if Path(source).is_file():
+        raise ConfigError(f"--model {config.model}: a file; expected the folder of a model for transformers")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
+        raise ConfigError(f"--model {config.model}: no such folder. {MODEL_EXPECTATION}")
 
 
 def set_pad(model_config: PretrainedConfig, pad_token_id: int) -> None:

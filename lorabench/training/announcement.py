@@ -15,7 +15,7 @@ from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICT
 from lorabench.results.table import render_terminal
 from lorabench.training.data_notes import data_lines
 from lorabench.training.record import RecordKeeper
-from lorabench.wording import listed
+from lorabench.wording import counted, listed
 
 # Classes whose weights are named one by one.
 NAMED_WEIGHTS = 20
@@ -78,10 +78,10 @@ def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if "path" in source:
             names = [Path(file["path"]).name for file in (source, *source.get("and", ()))]
             files = names[0] if len(names) == 1 else f"{len(names)} files, {listed(names)}"
-            lines.append(f"{files}: {source['rows']} rows ({source['form']})")
+            lines.append(f"{files}: {counted(source['rows'], 'row')} ({source['form']})")
         elif "dataset" in source:
             revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
-            lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
+            lines.append(f"{source['dataset']}: {counted(source['rows'], 'row')} ({source['split']} split{revision})")
     return lines
 
 

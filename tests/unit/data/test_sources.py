@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.config.run_config import DataConfig
+from lorabench.data.file_format import FileFormat
 from lorabench.data.hub_data import resolved_commit
+from lorabench.data.sources import idle_format_flags
 from lorabench.data.task import TaskData, load_task
 from lorabench.errors import ConfigError
 from lorabench.training.announcement import source_lines
@@ -270,3 +272,10 @@ def test_a_file_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
     path.write_text("the soup was very good and warm,1\nnot so good,0\n")
     with pytest.raises(ConfigError, match="is the first line a row"):
         load_task(DataConfig(task="custom", train_file=path), 42)
+
+
+def test_flags_that_no_file_has_a_use_for_are_said() -> None:
+    given = FileFormat(";", "cp1252")
+    assert [flag for flag, _ in idle_format_flags(given, ["Parquet", ""])] == ["--delimiter ';'", "--encoding cp1252"]
+    assert [flag for flag, _ in idle_format_flags(given, ["JSON lines"])] == ["--delimiter ';'"]
+    assert idle_format_flags(given, ["Parquet", "CSV, ';', cp1252"]) == idle_format_flags(FileFormat(), []) == []
