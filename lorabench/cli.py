@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|table|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|table|report|compare|models`; `--help` after any of them."""
 
 import os
 import sys
@@ -26,14 +26,17 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.experiments.compare import CompareOptions, compare_command
+from lorabench.experiments.report.command import ReportOptions, report_command
 from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
-from lorabench.results.report import OutputFormat, TableForm, table_command
+from lorabench.results.report import TableForm, TableFormat, table_command
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
+from lorabench.wording import counted
 
 Options = TypeVar("Options")
 
@@ -44,10 +47,11 @@ class TableOptions:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of them."""
-    format: OutputFormat = "terminal"
-    """How to print. `csv` and `json` hold plain numbers, one in a column, with the unit in the column's name."""
+    format: TableFormat = "auto"
+    """How to print; `auto`: as the end of --output says, else for the terminal. `csv` and `json` hold plain numbers,
+    one in a column, with the unit in the column's name."""
     output: Path | None = None
-    """Write to a new file instead."""
+    """Write to a new file instead: .html, .md, .tex, .csv, .json, .txt, or any with --format."""
     overwrite: bool = False
     """Let --output replace a file; never one of a run's own."""
     reported: bool = False
@@ -88,7 +92,7 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "lorabench predict")
     quiet_libraries()
     summary = predict_file(options)
-    print(f"wrote {summary.rows} predictions to {options.output} ({summary})")
+    print(f"wrote {counted(summary.rows, 'prediction')} to {options.output} ({summary})")
     return 0
 
 
@@ -99,6 +103,21 @@ def table(arguments: Sequence[str]) -> int:
         raise ConfigError("expected at least one run folder, as in: lorabench table runs/")
     form = {field.name: getattr(options, field.name) for field in fields(TableForm)}
     table_command(options.runs, TableForm(**form))
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Train a grid of runs and compare them."""
+    options, others = parse_some(CompareOptions, arguments, "lorabench compare")
+    compare_command(options, others)
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Write a page, plots or tables of some runs."""
+    options = parse(ReportOptions, arguments, "lorabench report")
+    plots = report_command(options)
+    print(printable(f"wrote {options.output}{f', and {len(plots)} files into {options.plots}' if plots else ''}"))
     return 0
 
 
@@ -143,10 +162,20 @@ def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Option
     return tyro.cli(options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 
+def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
+    """`parse`, and the words that are none of the command's options."""
+    found, others = tyro.cli(
+        options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), return_unknown_args=True
+    )
+    return found, others
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "predict": predict,
     "table": table,
+    "compare": compare,
+    "report": report,
     "models": models,
 }
 
@@ -179,6 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(printable(f"lorabench {name}: failed: {error}", keep="\n"), file=sys.stderr)
         return EXIT_RUN_FAILED
+    except RunInterrupted as error:
+        print(printable(f"lorabench {name}: {error}"), file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"lorabench {name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

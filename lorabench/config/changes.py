@@ -1,6 +1,7 @@
 """What may differ between a run and the launch that goes on with it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) ->
     try:
         if record["status"] == "completed":
             raise ConfigError(f"--resume: the run in {folder} is complete")
-        differences = changed_fields(RunConfig.from_json(record["config"]), now)
-    except (KeyError, TypeError) as error:
+        before = RunConfig.from_json(record["config"])
+        if now.model.revision is not None and now.model.revision == record.get("model", {}).get("revision"):
+            # The commit that the run began at, named where its branch has moved on.
+            now = replace(now, model=replace(now.model, revision=before.model.revision))
+        differences = changed_fields(before, now)
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"
         ) from None

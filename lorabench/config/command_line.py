@@ -18,6 +18,7 @@ from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_defaults, resolve_
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
+from lorabench.files import ADDRESS_ISSUE, is_address
 from lorabench.harmless import printable
 
 PROGRAM = "lorabench train"
@@ -45,7 +46,8 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
         args=list(arguments),
         default=resolve_defaults(model, task, saved),
         prog=prog,
-        description=f"Fine-tune a classifier with LoRA. Example: {_EXAMPLE}. "
+        description=f"Fine-tune a classifier with LoRA. Defaults follow --model and --task: those shown are of "
+        f"--model {model} --task {task}; name others beside --help to see theirs. Example: {_EXAMPLE}. "
         f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         console_outputs=launching or is_first_on_host(),
@@ -83,7 +85,11 @@ def missing_files(data: DataConfig) -> list[str]:
         if path is None:
             continue
         flag = f"--{split}-file {path}"
-        if not os.path.exists(path):
+        if path == Path():
+            issues.add(f"--{split}-file: an empty name, or the current folder; expected a file")
+        elif is_address(path):
+            issues.add(f"{flag}: {ADDRESS_ISSUE}")
+        elif not os.path.exists(path):
             issues.add(f"{flag}: no such file")
         elif os.path.isdir(path):
             issues.add(f"{flag}: expected a file, found a folder (that of a whole data set is for --task)")

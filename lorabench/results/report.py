@@ -3,10 +3,13 @@
 lorabench table runs/ --format markdown --reported
 """
 
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,16 +41,30 @@ from lorabench.results.table import (
     TableRow,
     render_terminal,
     to_html,
+    to_latex,
     to_markdown,
     to_text,
     with_reported,
 )
 
-OutputFormat = Literal["terminal", "markdown", "csv", "json", "html"]
+FileForm = Literal["markdown", "latex", "csv", "json", "html"]
+OutputFormat = Literal["terminal", "markdown", "latex", "csv", "json", "html"]
+TableFormat = Literal["auto", "terminal", "markdown", "latex", "csv", "json", "html"]
+
+FORM_BY_SUFFIX: Mapping[str, FileForm] = {
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+}
+"""What the end of a file's name says of its form."""
 
 _FORMS: Mapping[str, Callable[[Sequence[TableRow]], str]] = {
     "terminal": to_text,
     "markdown": to_markdown,
+    "latex": to_latex,
     "html": to_html,
 }
 
@@ -96,6 +113,8 @@ def three_digits(value: float) -> str:
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The `run.json` files that `paths` mean: each a record, a run's folder, or a folder with runs at any depth.
 
+    Links are followed where a path is one, and not within a folder.
+
     Raises:
         ConfigError: a path that is missing or holds no run, all of them at once.
     """
@@ -109,12 +128,30 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             files = [path / RUN_FILE]
         else:
             files = sorted(file for file in path.rglob(RUN_FILE) if file.is_file() or file.is_symlink())
-            expected = f"expected a run's output folder, its {RUN_FILE}, or a folder that holds runs"
-            issues.check(bool(files), f"{path}: {'no run in it' if path.is_dir() else 'no such folder'}; {expected}")
+            if not files:
+                issues.extend(_link_issues([path], ()) or [_no_run(path)])
         for file in files:
             found.setdefault(file.resolve(), file)
     issues.raise_if_any()
     return list(found.values())
+
+
+def _no_run(path: Path) -> str:
+    expected = f"expected a run's output folder, its {RUN_FILE}, or a folder that holds runs"
+    return f"{path}: {'no run in it' if path.is_dir() else 'no such folder'}; {expected}"
+
+
+def _link_issues(paths: Sequence[Path], found: Sequence[Path]) -> list[str]:
+    """One sentence for each linked folder below `paths` that is a run or holds some, none of which was found."""
+    known = {file.resolve() for file in found}
+    issues = []
+    for path in paths:
+        entries = (Path(folder, name) for folder, names, _ in os.walk(path) for name in sorted(names))
+        for link in filter(Path.is_symlink, entries):
+            runs = {file.resolve() for pattern in (RUN_FILE, f"*/{RUN_FILE}") for file in link.glob(pattern)}
+            if runs and not runs <= known:
+                issues.append(f"{link}: a link, which is not followed; expected it by name to read what it leads to")
+    return issues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +159,7 @@ class TableForm:
     """Which runs, in which order and form.
 
     Attributes:
-        format: `terminal` writes plain text of 120 columns into a file.
+        format: `terminal` writes plain text of 120 columns into a file; `auto` goes by the end of `output`.
         output: a file to write instead of printing.
         overwrite: whether `output` may replace a file.
         reported: also list the figures published for the original experiments.
@@ -130,13 +167,35 @@ class TableForm:
         where: conditions, see `figures.select`.
     """
 
-    format: OutputFormat = "terminal"
+    format: TableFormat = "auto"
     output: Path | None = None
     overwrite: bool = False
     reported: bool = False
     sort: str | None = None
     descending: bool = False
     where: tuple[str, ...] = ()
+
+    def issues(self) -> list[str]:
+        """What keeps it from being written, one sentence each."""
+        issues = order_issues(self.sort, self.descending)
+        if self.output is None:
+            return [*issues, "--overwrite: expected --output with a file to write"] if self.overwrite else issues
+        if self.format == "auto" and self.output.suffix.lower() not in (*FORM_BY_SUFFIX, ".txt"):
+            ends = ", ".join((*FORM_BY_SUFFIX, ".txt"))
+            issues.append(f"--output {self.output}: expected a name that ends in one of {ends}, or --format")
+        return [*issues, *output_issues(self.output, self.overwrite)]
+
+    @property
+    def chosen(self) -> OutputFormat:
+        """The form by itself, or by the end of the file's name."""
+        if self.format != "auto":
+            return self.format
+        return "terminal" if self.output is None else FORM_BY_SUFFIX.get(self.output.suffix.lower(), "terminal")
+
+
+def order_issues(sort: str | None, descending: bool) -> list[str]:
+    """What is wrong with the order that is asked for, whatever the runs."""
+    return ["--descending: expected --sort with a column"] if descending and sort is None else []
 
 
 def table_command(paths: Sequence[Path], form: TableForm) -> None:
@@ -149,22 +208,18 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
 
     Raises:
         ConfigError: no run found, or none whose record can be read, or that fulfils the conditions; no such column; an
-            output that cannot be written.
+            output of unknown form, or that cannot be written; a flag without the one that it is for.
         RunError: the output could not be written after all.
     """
-    issues = [] if form.output is None else output_issues(form.output, form.overwrite)
+    issues = form.issues()
     if issues:
         raise ConfigError(issues)
-    runs = _chosen(_read_all(find_runs(paths)), form)
-    rows = with_reported([row for row, _ in runs]) if form.reported else [row for row, _ in runs]
-    figures = [figures for _, figures in runs]
-    if form.reported:
-        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
-    if form.format == "terminal" and form.output is None:
+    runs = choose_runs(read_runs(paths, "lorabench table"), form.where, form.sort, form.descending)
+    rows, figures = rows_and_figures(runs, form.reported)
+    if form.chosen == "terminal" and form.output is None:
         render_terminal(rows, Console())
         return
-    text = {"csv": to_csv, "json": to_json}[form.format](figures) if form.format in ("csv", "json") else ""
-    text = text or _FORMS[form.format](rows)
+    text = table_text(form.chosen, rows, figures)
     if form.output is None:
         sys.stdout.write(text)
         return
@@ -172,40 +227,107 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _read_all(files: Sequence[Path]) -> list[tuple[TableRow, Figures]]:
-    """Row and figures of each run whose record can be read. Raises `ConfigError` where there is none."""
-    runs, issues = [], []
+def rows_and_figures(runs: "Sequence[FoundRun]", reported: bool) -> tuple[list[TableRow], list[Figures]]:
+    """The table as texts and as plain numbers.
+
+    Args:
+        reported: also the figures published for the original experiments.
+    """
+    rows, figures = [run.row for run in runs], [run.figures for run in runs]
+    if reported:
+        rows = with_reported(rows)
+        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
+    return rows, figures
+
+
+def table_text(form: OutputFormat, rows: Sequence[TableRow], figures: Sequence[Figures]) -> str:
+    """The table in one of its forms, `terminal` without colours.
+
+    Args:
+        rows: what forms for readers show.
+        figures: the same runs, for those of plain numbers.
+    """
+    if form == "csv":
+        return to_csv(figures)
+    return to_json(figures) if form == "json" else _FORMS[form](rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRun:
+    """One run whose record could be read.
+
+    Attributes:
+        name: tells it from the others.
+        record: its `run.json`, with the status that it has now.
+    """
+
+    folder: Path
+    name: str
+    record: Mapping[str, Any]
+
+    @cached_property
+    def row(self) -> TableRow:
+        """The run as texts."""
+        return table_row(self.record, self.name)
+
+    @cached_property
+    def figures(self) -> Figures:
+        """The run as plain numbers."""
+        return run_figures(self.record, self.name, lookup(self.record, "status"))
+
+
+def read_runs(paths: Sequence[Path], program: str) -> list[FoundRun]:
+    """All runs below `paths`. A record that cannot be read, or is a link out of its folder, is left out, and named in
+    one line on stderr; so are linked folders within a folder.
+
+    Args:
+        paths: see `find_runs`.
+        program: who says so.
+
+    Raises:
+        ConfigError: no run found, or none whose record can be read.
+    """
+    files = find_runs(paths)
+    runs, issues = [], _link_issues(paths, files)
     names = _run_names([file.parent for file in files])
     for file, name in zip(files, names, strict=True):
         try:
-            record = read_run(file)
+            # A path given by name may be a link; a folder's file leads nowhere else.
+            record = read_run(file if file in paths else file.parent)
         except ConfigError as error:
             issues += error.issues
             continue
         status = present_status(file.parent, record)
-        runs.append((table_row({**record, "status": status}, name), run_figures(record, name, status)))
+        runs.append(FoundRun(folder=file.parent, name=name, record={**record, "status": status}))
     if not runs:
         raise ConfigError(issues)
     for issue in issues:
-        print(printable(f"lorabench table: left out: {issue}"), file=sys.stderr)
+        print(printable(f"{program}: left out: {issue}"), file=sys.stderr)
     return runs
 
 
 def _run_names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, or their paths where a name stands for several."""
     names = [folder.resolve().name for folder in folders]
-    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+    counts = Counter(names)
+    return [str(folder) if counts[name] > 1 else name for folder, name in zip(folders, names, strict=True)]
 
 
-def _chosen(runs: list[tuple[TableRow, Figures]], form: TableForm) -> list[tuple[TableRow, Figures]]:
-    """The runs that are asked for, in the order that is."""
-    kept = select([figures for _, figures in runs], form.where)
+def choose_runs(
+    runs: Sequence[FoundRun], where: Sequence[str] = (), sort: str | None = None, descending: bool = False
+) -> list[FoundRun]:
+    """The runs that are asked for, in the order that is.
+
+    Raises:
+        ConfigError: a condition that none fulfils, or of another form; no such column.
+    """
+    kept = select([run.figures for run in runs], where)
     chosen = [run for run, keep in zip(runs, kept, strict=True) if keep]
     if not chosen:
-        raise ConfigError(f"--where {' '.join(form.where)}: none of {len(runs)} runs is so")
-    if form.sort is None:
+        raise ConfigError(f"--where {' '.join(where)}: none of {len(runs)} runs is so")
+    if sort is None:
         return chosen
-    return [chosen[place] for place in order([figures for _, figures in chosen], form.sort, form.descending)]
+    return [chosen[place] for place in order([run.figures for run in chosen], sort, descending)]
 
 
 def summary_lines(run: Mapping[str, Any]) -> list[str]:

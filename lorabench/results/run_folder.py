@@ -23,14 +23,16 @@ RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 TEST_PREDICTIONS_FILE = "test_predictions.csv"
+VALIDATION_PREDICTIONS_FILE = "validation_predictions.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
 """Where the adapter is while a better one takes its place."""
 ADAPTER_STAGING = f".{ADAPTER_FOLDER}.writing"
+_PREDICTIONS = (VALIDATION_PREDICTIONS_FILE, TEST_PREDICTIONS_FILE)
 OWN_NAMES = frozenset(
-    {RUN_FILE, METRICS_FILE, CURVES_FILE, TEST_PREDICTIONS_FILE, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
+    {RUN_FILE, METRICS_FILE, CURVES_FILE, *_PREDICTIONS, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
 )
 """Files and folders that a run writes into its folder, beside some whose names begin with a dot."""
 
@@ -48,16 +50,18 @@ def read_run(path: Path) -> dict[str, Any]:
     """Read the record of a run.
 
     Args:
-        path: a run's output folder, or its `run.json`.
+        path: a run's output folder, or its `run.json`, which may be a link.
 
     Raises:
-        ConfigError: missing, unreadable, no record of a run, with values of other types than a run writes, or written
-            by a newer version.
+        ConfigError: missing, unreadable, a link out of the folder, no record of a run, with values of other types than
+            a run writes, or written by a newer version.
     """
     file = path / RUN_FILE if path.is_dir() else path
     try:
         if file.exists() and not file.is_file():
             raise ConfigError(f"{file}: no regular file; expected the JSON record of a run")
+        if file != path:
+            check_inside(path, (RUN_FILE,))
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected a run's output folder or its {RUN_FILE}; there is no {file}") from None

@@ -1,4 +1,4 @@
-"""The table's rows as text, and its forms for readers: terminal, Markdown, HTML."""
+"""The table's rows as text, and its forms for readers: terminal, Markdown, LaTeX, HTML."""
 
 import html
 import io
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorabench.harmless import markdown
+from lorabench.harmless import latex, markdown
 
 Source = Literal["measured", "random weights", "reported"]
 
@@ -21,7 +21,7 @@ COLUMNS = ("Model", "Task", "Strategy", "F1", "Training time", "Memory", "Traina
 _LONGEST_WHOLE_WORD = 16
 _SHORTEST_NAME = 8
 _RIGHT_ALIGNED = ("Seed", "F1", "Training time", "Trainable")
-_STYLE = (
+STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222}"
     "table{border-collapse:collapse}th,td{padding:.4rem .9rem;text-align:left;border-bottom:1px solid #ddd}"
     "th{border-bottom:2px solid #888}td{font-variant-numeric:tabular-nums;vertical-align:top}"
@@ -193,6 +193,17 @@ def to_markdown(rows: Sequence[TableRow]) -> str:
     return table + "\n" + "".join(f"- {markdown(note)}\n" for note in footnotes(rows))
 
 
+def to_latex(rows: Sequence[TableRow]) -> str:
+    """A `tabular` with booktabs' rules (`\\usepackage{booktabs}`), footnotes below."""
+    names = shown_columns(rows)
+    columns = "".join("r" if name in _RIGHT_ALIGNED else "l" for name in names)
+    lines = [[latex(cell) for cell in line] for line in (names, *(row.cells(names=names) for row in rows))]
+    head, *body = [f"{' & '.join(line)} \\\\\n" for line in lines]
+    notes = "".join(f"\n\\par\\smallskip\\noindent\\footnotesize {latex(note)}\n" for note in footnotes(rows))
+    table = f"\\toprule\n{head}\\midrule\n{''.join(body)}\\bottomrule\n"
+    return f"% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{columns}}}\n{table}\\end{{tabular}}\n{notes}"
+
+
 def to_html(rows: Sequence[TableRow]) -> str:
     """One self-contained page: no script, nothing loaded from elsewhere."""
     names = shown_columns(rows)
@@ -201,7 +212,7 @@ def to_html(rows: Sequence[TableRow]) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>\n" for note in footnotes(rows))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>lorabench</title>\n'
-        f"<style>{_STYLE}</style></head><body>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+        f"<style>{STYLE}</style></head><body>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
         f"<ul>\n{notes}</ul>\n</body></html>\n"
     )
 

@@ -15,6 +15,7 @@ from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICT
 from lorabench.results.table import render_terminal
 from lorabench.training.data_notes import data_lines
 from lorabench.training.record import RecordKeeper
+from lorabench.wording import counted, listed
 
 # Classes whose weights are named one by one.
 NAMED_WEIGHTS = 20
@@ -75,10 +76,12 @@ def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for source in sources.values():
         if "path" in source:
-            lines.append(f"{Path(source['path']).name}: {source['rows']} rows ({source['form']})")
+            names = [Path(file["path"]).name for file in (source, *source.get("and", ()))]
+            files = names[0] if len(names) == 1 else f"{len(names)} files, {listed(names)}"
+            lines.append(f"{files}: {counted(source['rows'], 'row')} ({source['form']})")
         elif "dataset" in source:
             revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
-            lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
+            lines.append(f"{source['dataset']}: {counted(source['rows'], 'row')} ({source['split']} split{revision})")
     return lines
 
 

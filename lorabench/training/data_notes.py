@@ -23,6 +23,11 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"duplicates {parts} have a text that stands in train, too; --drop-duplicates takes it out of train"
         )
+    if data["test_rows_in_validation"]:
+        lines.append(
+            f"duplicates {data['test_rows_in_validation']} of {data['rows']['test']} test rows have a text that "
+            "stands in validation, too, by which the best weights are chosen"
+        )
     conflicts = data["conflicting_labels"]
     if conflicts["texts"]:
         texts, rows = counted(conflicts["texts"], "text"), counted(conflicts["rows"], "row")

@@ -3,7 +3,7 @@
 import os
 
 from lorabench.config.changes import recorded_changes
-from lorabench.config.checks import batch_issues, looks_into_output_dir
+from lorabench.config.checks import batch_issues, is_one_machine, looks_into_output_dir
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
@@ -29,12 +29,17 @@ def refuse_early(config: RunConfig, data: TaskData) -> None:
 
 def _check_device(config: RunConfig) -> None:
     """Refuse what only a GPU can do where there is none. torch is imported only for whom it concerns."""
-    limit = config.run.gpu_memory_limit
-    if limit is None and "fp16" not in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+    limit, captured = config.run.gpu_memory_limit, config.optim.execution == "captured"
+    fp16 = "fp16" in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    if limit is None and not captured and not fp16:
         return
     use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
+    if captured and not use_cuda:
+        raise ConfigError("--execution captured: there is no CUDA GPU; expected auto or eager")
     if limit is not None and not use_cuda:
         raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
+    if not fp16:
+        return
     from lorabench.machine.precision import resolve_precision
 
     resolve_precision(config, use_cuda)
@@ -52,8 +57,11 @@ def _check_continuation(config: RunConfig) -> None:
 def _check_model(config: RunConfig) -> None:
     """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
 
-    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model.
+    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model. Machines may
+    differ in what they have; one that refused alone would leave the others waiting, so there all look together later.
     """
+    if not is_one_machine():
+        return
     from lorabench.models.configuration import configuration_issues, read_model_config
 
     model_config = read_model_config(config.model)

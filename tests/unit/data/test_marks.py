@@ -272,3 +272,10 @@ def test_rows_of_a_file_say_how_many_hold_marks(tmp_path: Path) -> None:
         "20 rows with a mark of the tokenizer, '</s>' in 20; it is read as text"
     ]
     assert max(max(ids) for ids in tokens["train"].input_ids) < EMBEDDINGS
+
+
+def test_rows_of_one_id_are_each_looked_at(tmp_path: Path) -> None:
+    UNIGRAM["t5"]().save_pretrained(tmp_path / "model")
+    rows = dataclasses.replace(text_rows(["ab</s>cd", "abc"]), ids=["7", "7"])
+    with pytest.raises(ConfigError, match=r"1 row \(id 7\) with '</s>' in the text"):
+        tokenize(rows, load(tmp_path / "model"), 64, "the texts")
