@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
@@ -13,7 +13,14 @@ from lorabench import __version__
 from lorabench.catalog.families import FAMILIES
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
-from lorabench.config.command_line import PROGRAM, is_first_on_host, parse_run_config, report_config_error
+from lorabench.config.command_line import (
+    PROGRAM,
+    ConfigOption,
+    is_first_on_host,
+    parse_options,
+    parse_train_command,
+    report_config_error,
+)
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import (
@@ -31,15 +38,14 @@ from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, TableForm, table_command
+from lorabench.training.dry_run import show_dry_run
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
 
-Options = TypeVar("Options")
-
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(ConfigOption):
     """Runs side by side: F1, training time, memory of every GPU, share of trainable parameters."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -65,7 +71,11 @@ def train(arguments: Sequence[str]) -> int:
     """Train on one process; `accelerate launch -m lorabench.train` for more."""
     quiet_libraries()
     try:
-        start(parse_run_config(arguments, PROGRAM))
+        command = parse_train_command(arguments, PROGRAM)
+        if command.dry_run:
+            show_dry_run(command.flags)
+        else:
+            start(command.flags)
     except ConfigError as error:
         return report_config_error(error, PROGRAM)
     except RunError as error:
@@ -85,7 +95,7 @@ def train(arguments: Sequence[str]) -> int:
 
 def predict(arguments: Sequence[str]) -> int:
     """Predict a file."""
-    options = parse(PredictOptions, arguments, "lorabench predict")
+    options = parse_options(PredictOptions, arguments, "lorabench predict")
     quiet_libraries()
     summary = predict_file(options)
     print(f"wrote {summary.rows} predictions to {options.output} ({summary})")
@@ -94,7 +104,7 @@ def predict(arguments: Sequence[str]) -> int:
 
 def table(arguments: Sequence[str]) -> int:
     """Print the table of some runs."""
-    options = parse(TableOptions, arguments, "lorabench table")
+    options = parse_options(TableOptions, arguments, "lorabench table")
     if not options.runs:
         raise ConfigError("expected at least one run folder, as in: lorabench table runs/")
     form = {field.name: getattr(options, field.name) for field in fields(TableForm)}
@@ -104,7 +114,7 @@ def table(arguments: Sequence[str]) -> int:
 
 def models(arguments: Sequence[str]) -> int:
     """List model presets, tasks and architectures."""
-    parse(NoOptions, arguments, "lorabench models")
+    tyro.cli(NoOptions, args=list(arguments), prog="lorabench models")
     print("\n".join(model_lines()))
     return 0
 
@@ -136,11 +146,6 @@ def model_lines() -> list[str]:
         source = "embedded, synthetic" if task.embedded else task.hub_id or "your files: --train-file"
         lines.append(f"  {name:<16} {source}{f'. {task.note}' if task.note else ''}")
     return lines
-
-
-def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Options:
-    """Options of a command. Raises `SystemExit`, with a message, on unknown flags and values of the wrong type."""
-    return tyro.cli(options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

@@ -1,6 +1,7 @@
 """What may differ between a run and the launch that goes on with it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lorabench.errors import ConfigError
 FREE_FIELDS = frozenset(
     {
         *("run.resume", "run.output_dir", "run.keep_checkpoints", "run.track", "run.logging_steps"),
+        *("run.track_project", "run.track_name", "run.track_tags", "run.track_group"),
         *("run.on_oom", "run.gpu_memory_limit", "optim.execution"),
         *("optim.batch_size", "optim.eval_batch_size", "optim.gradient_accumulation"),
         *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
@@ -30,6 +32,21 @@ def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
     ]
 
 
+def with_versions(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
+    """A configuration that names the commits of model and data set that were read, where it left them open.
+
+    Args:
+        record: the run's, with its `model` and the `sources` of its `data`.
+    """
+    model, source = record["model"], record["data"].get("sources", {}).get("train", {})
+    read, data = model.get("revision"), source.get("revision")
+    return replace(
+        config,
+        model=replace(config.model, revision=config.model.revision or read),
+        data=replace(config.data, dataset_revision=config.data.dataset_revision or data),
+    )
+
+
 def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) -> list[str]:
     """One message for each setting in which `--resume` differs from the run in `folder`, and must not.
 
@@ -42,7 +59,8 @@ def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) ->
     try:
         if record["status"] == "completed":
             raise ConfigError(f"--resume: the run in {folder} is complete")
-        differences = changed_fields(RunConfig.from_json(record["config"]), now)
+        before = RunConfig.from_json(record["config"])
+        differences = changed_fields(before, now) and changed_fields(with_versions(before, record), now)
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"

@@ -1,8 +1,6 @@
 """What a run tells the user: a few lines at its start, the results at its end."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -11,9 +9,9 @@ from lorabench.harmless import printable
 from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
-from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
+from lorabench.results.run_folder import CONFIG_FILE, CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
 from lorabench.results.table import render_terminal
-from lorabench.training.data_notes import data_lines
+from lorabench.training.data_notes import data_lines, source_lines
 from lorabench.training.record import RecordKeeper
 
 # Classes whose weights are named one by one.
@@ -59,18 +57,6 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the rows are from and how many were read, a line for each file and split."""
-    lines = []
-    for source in sources.values():
-        if "path" in source:
-            lines.append(f"{Path(source['path']).name}: {source['rows']} rows ({source['form']})")
-        elif "dataset" in source:
-            revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
-            lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
-    return lines
-
-
 def _weights(labels: Sequence[str], weights: Sequence[float]) -> str:
     """Each class's weight, or of many classes the range."""
     if len(weights) > NAMED_WEIGHTS:
@@ -96,5 +82,5 @@ def show_results(keeper: RecordKeeper) -> None:
     print()
     if record["model"]["weights"] == "random":
         print("random weights: no adapter was saved, since it would fit no real model")
-    names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
+    names = ("run.json", CONFIG_FILE, METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
     print("\n".join(printable(f"wrote {folder / name}") for name in names if (folder / name).exists()), flush=True)

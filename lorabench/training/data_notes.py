@@ -1,6 +1,7 @@
 """What a run says of its rows before it begins: how they were split, and what about them makes scores doubtful."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lorabench.results.class_table import name_cells
@@ -45,6 +46,18 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
                 f"of class {name_cells(name)} rests on {_counted(n, f'{split} row')}" for name, n in classes.items()
             ]
             lines.append(f"rare       F1 {_joined(parts)}")
+    return lines
+
+
+def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the rows are from and how many were read, a line for each file and split."""
+    lines = []
+    for source in sources.values():
+        if "path" in source:
+            lines.append(f"{Path(source['path']).name}: {source['rows']} rows ({source['form']})")
+        elif "dataset" in source:
+            revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
+            lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
     return lines
 
 

@@ -242,7 +242,9 @@ def test_wandb_is_online_only_with_a_key_or_on_request(
     (recorder,) = made
     assert recorder.run_name == "lorabench"
     settings = recorder.arguments.pop("settings")
-    assert recorder.arguments == {"name": "my-run", "dir": str(tmp_path / "my-run"), "mode": mode}
+    assert recorder.arguments == {
+        "name": "my-run", "tags": None, "group": None, "dir": str(tmp_path / "my-run"), "mode": mode,
+    }  # fmt: skip
     assert (settings.init_timeout, settings.finish_timeout) == (WANDB_START_S, WANDB_FINISH_S)
     assert recorder.events == ["start"]
     assert recorder.stored == {"optim.epochs": 3, "optim.max_steps": "none"}
