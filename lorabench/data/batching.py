@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from lorabench.data.task import Rows
-from lorabench.data.texts import count_rows
+from lorabench.data.texts import name_rows
 from lorabench.data.tokenizer import stubborn_marks
 from lorabench.errors import ConfigError
+from lorabench.wording import listed
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -129,7 +130,7 @@ def _check_marks_in_texts(
     if bad:
         named = ", ".join(repr(mark) for mark, index in stubborn.items() if index in set().union(*bad.values()))
         raise ConfigError(
-            f"{origin}: {_name_rows(list(bad))} with {named} in the text, of which this model's tokenizer makes its "
+            f"{origin}: {name_rows(list(bad))} with {named} in the text, of which this model's tokenizer makes its "
             "own mark; expected texts without it"
         )
 
@@ -138,14 +139,7 @@ def _check_any_token(encoded: "BatchEncoding", rows: Rows, origin: str) -> None:
     """Refuse rows without a single token, as of texts that a tokenizer without marks leaves nothing of."""
     bad = [rows.ids[i] for i, ids in enumerate(encoded["input_ids"]) if not ids]
     if bad:
-        raise ConfigError(
-            f"{origin}: {_name_rows(bad)} of which the tokenizer makes no token; expected a text in each"
-        )
-
-
-def _name_rows(ids: Sequence[str]) -> str:
-    """`2 rows (id a, b)`, at most five named."""
-    return f"{count_rows(len(ids))} (id {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})"
+        raise ConfigError(f"{origin}: {name_rows(bad)} of which the tokenizer makes no token; expected a text in each")
 
 
 def _keep_of_singles(
@@ -162,10 +156,9 @@ def _keep_of_singles(
         gone = set(dropped[:excess] if from_front else dropped[len(dropped) - excess :])
         kept[i] = [position for position in range(count) if position not in gone]
     if hopeless:
-        named = ", ".join(list(hopeless)[:5]) + (", ..." if len(hopeless) > 5 else "")
         raise ConfigError(
-            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {named}) are longer even without the part "
-            f"that may be cut; expected at least {max(hopeless.values())}, or a file without them"
+            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {listed(list(hopeless))}) are longer even "
+            f"without the part that may be cut; expected at least {max(hopeless.values())}, or a file without them"
         )
     return kept
 

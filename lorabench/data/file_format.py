@@ -1,5 +1,6 @@
 """What the readers of all kinds of files share: how a file is written, and what a first pass over it found."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -52,14 +53,14 @@ def list_columns(columns: Iterable[str]) -> str:
     """
     names = list(columns)
     shown = ", ".join(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names)
-    row_like = any(len(name) > _SHOWN_CHARACTERS or name.count(" ") > _SPACES or _is_number(name) for name in names)
+    row_like = any(len(name) > _SHOWN_CHARACTERS or name.count(" ") > _SPACES or is_number(name) for name in names)
     return f"the columns are {shown}{' (is the first line a row? it has to name the columns)' if row_like else ''}"
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is written as a finite number."""
     try:
-        float(text)
-        return True
+        return math.isfinite(float(text))
     except ValueError:
         return False
 

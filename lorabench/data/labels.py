@@ -12,9 +12,11 @@ from decimal import Decimal
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
+from lorabench.data.file_format import is_number
 from lorabench.data.texts import describe_rows
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
+from lorabench.wording import listed
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
@@ -32,7 +34,6 @@ _KINDS: Mapping[type, str] = {
 }
 # Fewer rows may have a class each by chance.
 _FEW_ROWS = 20
-_SHOWN = 5
 
 
 def label_text(value: Any) -> str | None:
@@ -132,7 +133,7 @@ def label_names(
         raise ConfigError(f"{where} only one class, {next(iter(names), '')!r}; expected at least two")
     if known:
         return tuple(dict.fromkeys(name for text in known if (name := label_text(text)) in names and name))
-    all_numbers = all(map(_is_number, names))
+    all_numbers = all(map(is_number, names))
     if all_numbers and not numeric:
         decimal = next((i for i, label in enumerate(labels) if not _WHOLE.fullmatch(label)), None)
         if decimal is not None:
@@ -161,7 +162,7 @@ def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> 
     if all(whole):
         return _kind_of(map(int, names))
     others = [name for name, is_whole in zip(names, whole, strict=True) if not is_whole]
-    return _kind_of(map(float, names)) if all(_is_number(n) and str(float(n)) == n for n in others) else "text"
+    return _kind_of(map(float, names)) if all(is_number(n) and str(float(n)) == n for n in others) else "text"
 
 
 def _kind_of(values: Iterable[Any]) -> Kind:
@@ -185,15 +186,15 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
         alike.setdefault(_appearance(name), []).append(name)
     groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
     if groups:
-        remarks.append(f"{where} {_listed(groups)} are classes of their own, though they look alike")
+        remarks.append(f"{where} {listed(groups)} are classes of their own, though they look alike")
     missing = [repr(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
     if missing:
-        remarks.append(f"{where} {_listed(missing)} is the name of a class, not a missing label")
+        remarks.append(f"{where} {listed(missing)} is the name of a class, not a missing label")
     if len(names) > max(_FEW_ROWS, rows / 2):
         remarks.append(f"{where} {len(names)} classes in {rows} rows")
     absent = [repr(text) for text in known if label_text(text) not in names]
     if absent:
-        remarks.append(f"{where} no training row has {_listed(absent)}, which the data set names; left out")
+        remarks.append(f"{where} no training row has {listed(absent)}, which the data set names; left out")
     return remarks
 
 
@@ -201,19 +202,7 @@ def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _INVISIBLE)
     folded = " ".join(visible.casefold().split())
-    return Decimal(folded) if _is_number(folded) else folded
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return Decimal(folded) if is_number(folded) else folded
 
 
 def count_classes(labels: Sequence[int], classes: int) -> list[int]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from lorabench.catalog.families import family_of
 from lorabench.data.batching import TokenizedRows
 from lorabench.data.task import Rows
-from lorabench.data.texts import count_rows
+from lorabench.data.texts import name_rows
 from lorabench.data.tokenizer import marks_of
 from lorabench.errors import IssueList
+from lorabench.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,9 +26,8 @@ def check_read(splits: Mapping[str, Rows], tokens: Mapping[str, TokenizedRows]) 
     for split, rows in splits.items():
         bad = [rows.ids[i] for i in tokens[split].unread]
         if bad:
-            named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
             issues.add(
-                f"the {split} rows: {count_rows(len(bad))} (id {named}) with a text of which the tokenizer leaves "
+                f"the {split} rows: {name_rows(bad)} with a text of which the tokenizer leaves "
                 "nothing; expected a file without them"
             )
     issues.raise_if_any()
@@ -45,7 +45,7 @@ def remarks_on(
     if found and tokenizer.split_special_tokens:
         mark, count = found.most_common(1)[0]
         remarks.append(
-            f"{count_rows(found.total())} with a mark of the tokenizer, {mark!r} in {count}; it is read as text"
+            f"{counted(found.total(), 'row')} with a mark of the tokenizer, {mark!r} in {count}; it is read as text"
         )
     share = unknown_share([ids for split in tokens.values() for ids in split.input_ids], tokenizer)
     if share >= MANY_UNKNOWN:
@@ -56,7 +56,7 @@ def remarks_on(
     beyond = sum(length > limit for split in tokens.values() for length in split.lengths)
     if beyond:
         remarks.append(
-            f"{count_rows(beyond)} of more than {limit} tokens, the most that the tokenizer gives for its model"
+            f"{counted(beyond, 'row')} of more than {limit} tokens, the most that the tokenizer gives for its model"
         )
     family = family_of(model_type)
     if family is not None and not family.causal and tokenizer.num_special_tokens_to_add() == 0:

@@ -22,9 +22,10 @@ from lorabench.data.labels import (
 )
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
-from lorabench.data.texts import count_rows, describe_rows, is_blank, read_texts
+from lorabench.data.texts import describe_rows, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
+from lorabench.wording import counted, listed
 
 ID_COLUMNS = ("id", "id_string")
 
@@ -204,7 +205,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
     if found.blank:
         issues.add(f"{table.origin}: {describe_rows(found.blank)} without a text; {found.expectation}")
     remarks += [
-        f"{table.origin}: {count_rows(count)} without a value in column {name!r}, which the template leaves out"
+        f"{table.origin}: {counted(count, 'row')} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
@@ -255,10 +256,10 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
     index = {name: i for i, name in enumerate(labels)}
     unknown = [i for i, label in enumerate(raw) if label not in index]
     if unknown:
-        values = ", ".join(repr(name) for name in sorted({raw[i] for i in unknown})[:5])
+        values = listed([repr(name) for name in sorted({raw[i] for i in unknown})])
         issues.add(
             f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
-            f"{', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}"
+            f"{listed(labels, most=20)}"
         )
     return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 
@@ -275,6 +276,5 @@ def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: Da
             cause, advice = "the split into training and validation rows", "expected more of them"
         if config.split == "random":
             advice += ", or --split stratified, which keeps one of each class"
-        named = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        raise ConfigError(f"{origin}: {cause} left no training row of class {named}; {advice}")
+        raise ConfigError(f"{origin}: {cause} left no training row of class {listed(absent)}; {advice}")
     return train

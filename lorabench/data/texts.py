@@ -13,6 +13,7 @@ from lorabench.config.run_config import DataConfig
 from lorabench.config.template import parse_template
 from lorabench.data.file_format import list_columns
 from lorabench.errors import IssueList
+from lorabench.wording import counted, listed
 
 # Unicode's separators, controls, and characters that only format others, as the zero-width space.
 _INVISIBLE = ("Z", "Cc", "Cf")
@@ -103,13 +104,12 @@ def is_blank(text: str) -> bool:
 
 def describe_rows(indices: Sequence[int], first: int = 0) -> str:
     """`3 rows (1, 5, 9)`, counted from 1, at most five named; `first` is the number of index 0, counted from 0."""
-    named = ", ".join(str(first + i + 1) for i in indices[:5]) + (", ..." if len(indices) > 5 else "")
-    return f"{count_rows(len(indices))} ({named})"
+    return f"{counted(len(indices), 'row')} ({listed([str(first + i + 1) for i in indices])})"
 
 
-def count_rows(count: int) -> str:
-    """`1 row`, `3 rows`."""
-    return f"{count} row{'s' if count != 1 else ''}"
+def name_rows(ids: Sequence[str]) -> str:
+    """`2 rows (id a, b)`, at most five named."""
+    return f"{counted(len(ids), 'row')} (id {listed(ids)})"
 
 
 def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

@@ -102,16 +102,11 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _check_pad(config: ModelConfig, model_config: "PretrainedConfig", pad: int) -> None:
-    """Refuse a model that would read padding on the right as part of its rows, or count positions by it anew.
+    """Refuse a pad token by which the model would count its positions anew.
 
     Raises:
-        ConfigError: says why.
+        ConfigError: names both tokens.
     """
-    if getattr(model_config, "summary_type", None) == "last":
-        raise ConfigError(
-            f"--model {config.model}: type {model_config.model_type!r} reads a row at its last position, where "
-            "shorter rows have padding; not supported"
-        )
     family, own = family_of(model_config.model_type), getattr(model_config, "pad_token_id", None)
     if family is not None and family.counts_from_pad and own not in (None, pad):
         raise ConfigError(

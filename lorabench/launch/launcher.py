@@ -31,6 +31,7 @@ from lorabench.launch.options import CONFIGS, LaunchOptions, find_config, launch
 from lorabench.machine.gpus import Gpu, check_driver, list_gpus
 from lorabench.models.footprint import count_folder, count_preset
 from lorabench.units import GB
+from lorabench.wording import counted
 
 _WEIGHT_FACTOR = 1.1
 _RESERVED_BYTES = 2 * GB
@@ -145,7 +146,7 @@ def choose(gpus: Sequence[Gpu], size: ModelSize, machines: int = 1) -> Choice:
     if ranks == 1:
         found = f"1 GPU ({gpus[0].name}, {cards}) -> one process"
         return Choice("single_gpu.yaml", 1, f"{found}{_note_on_one_card(gpus[0], size)}")
-    found = f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({cards}){everywhere}"
+    found = f"{counted(len(gpus), 'GPU')} ({cards}){everywhere}"
     data_parallel = _nearest_file("ddp", len(gpus), machines)
     if size.weight_bytes is None:
         reason = f"{found}: size of {size.model} is unknown -> DDP; if it does not fit one card: zero3.yaml"

@@ -12,7 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
-from lorabench.errors import ConfigError, IssueList
+from lorabench.errors import ConfigError, IssueList, first_line
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.footprint import WeightCount
 from lorabench.models.head import SINGLE_LABEL
@@ -115,12 +115,8 @@ def inspect_model(
             "--quantize nf4 quantises as it loads"
         )
     issues.extend(_pickle_issues(config))
-    text = model_config.get_text_config()
-    if text is not model_config and family_of(model_config.model_type) is None:
-        issues.add(
-            f"--model {config.model}: type {model_config.model_type!r} is a text model inside another one, and not "
-            "supported; expected the text model alone"
-        )
+    if family_of(model_config.model_type) is None:
+        issues.extend(_unknown_type_issues(config, model_config))
     issues.raise_if_any()
     skeleton = build_skeleton(config, model_config)
     usable = usable_positions(model_config, skeleton)
@@ -132,6 +128,24 @@ def inspect_model(
         issues.extend(cpu_issues(skeleton))
         issues.raise_if_any()
     return count_weights(skeleton)
+
+
+def _unknown_type_issues(config: ModelConfig, model_config: PretrainedConfig) -> list[str]:
+    """What an architecture outside the table says of itself that rules it out.
+
+    Not every one that reads padding says so: `training.assembly.check_neighbours` finds the others by what they
+    compute.
+    """
+    subject = f"--model {config.model}: type {model_config.model_type!r} is"
+    issues = []
+    if model_config.get_text_config() is not model_config:
+        issues.append(f"{subject} a text model inside another one, and not supported; expected the text model alone")
+    place = {"last": "at its last position", "mean": "by the mean of all positions"}.get(
+        getattr(model_config, "summary_type", "first")
+    )
+    if place is not None:
+        issues.append(f"{subject} not supported: it reads a row {place}, padding included")
+    return issues
 
 
 def _pickle_issues(config: ModelConfig) -> list[str]:
@@ -161,7 +175,7 @@ def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTr
     except (ValueError, ImportError) as error:
         flag = f"--attn-implementation {config.attn_implementation}"
         subject = f"--model {config.model}" if config.attn_implementation == "auto" else flag
-        raise ConfigError(f"{subject}: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"{subject}: {first_line(error)}") from None
 
 
 def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lorabench.models.classifier import head_names
+from lorabench.wording import listed
 
 _GENERIC = re.compile(r"LABEL_\d+")
 SINGLE_LABEL = "single_label_classification"
@@ -81,14 +82,13 @@ def plan_head(saved: SavedHead, labels: Sequence[str], whose: str = "the checkpo
         moved = "" if rows == tuple(range(len(rows))) else ", its rows in the order of the data's classes"
         return HeadPlan(rows, f"{whose}, for the same classes{moved}")
     if all(_GENERIC.fullmatch(name) for name in saved.names):
-        taken = ", ".join(f"row {row} for {label!r}" for row, label in enumerate(labels[:3]))
-        more = ", ..." if len(labels) > 3 else ""
-        return HeadPlan(tuple(range(len(labels))), f"{whose}, which names no classes: {taken}{more}")
-    return HeadPlan(None, f"new: {whose} is for {_listed(saved.names)} and the data for {_listed(labels)}")
+        taken = listed([f"row {row} for {label!r}" for row, label in enumerate(labels)], most=3)
+        return HeadPlan(tuple(range(len(labels))), f"{whose}, which names no classes: {taken}")
+    return HeadPlan(None, f"new: {whose} is for {_quoted(saved.names)} and the data for {_quoted(labels)}")
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+def _quoted(names: Sequence[str]) -> str:
+    return listed([repr(name) for name in names], most=3)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from lorabench.harmless import printable
 from lorabench.results.run_folder import lookup, number_at
 
 # Classes whose confusions are columns; classes that have a line each; how many of more than those, from either end.
@@ -15,7 +16,7 @@ _INDENT = " " * 11
 
 def name_cells(name: object, cells: int = NAME_CELLS) -> str:
     """A class's name as one word of a line: at most `cells` wide, and nothing that moves a terminal's cursor."""
-    text = "".join(sign if sign.isprintable() else "?" for sign in str(name))
+    text = printable(str(name))
     return text if cell_len(text) <= cells else set_cell_size(text, cells - 3) + "..."
 
 

@@ -1,6 +1,7 @@
 """What a run tells the user: a few lines at its start, the results at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -25,36 +26,47 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
         device: what the ranks compute on: a launch file for GPUs runs on the CPU where there are none.
     """
     record = keeper.record
-    config, data, model = record["config"], record["data"], record["model"]
-    optim = config["optim"]
+    optim, model = record["config"]["optim"], record["model"]
     effective = optim["batch_size"] * optim["gradient_accumulation"] * record["world_size"]
-    counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
     four_bits = ", nf4" if model["quantize"] == "nf4" else ""
     lines = [
         f"model      {model['name']} ({model['weights']} weights{four_bits}), {model['source']}",
-        f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
+        *_row_lines(record),
         f"strategy   {record['strategy']}, {record['world_size']} process(es) on {device}, {record['precision']}",
         f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
         f"{record['world_size']} rank(s)",
         f"results    {keeper.folder}",
+        *(f"note       {note}" for note in _notes(record["data"])),
     ]
+    return [printable(line) for line in lines]
+
+
+def _row_lines(record: Mapping[str, Any]) -> list[str]:
+    """What the rows are, where they are from and how they are read."""
+    data = record["data"]
+    counts = ", ".join(f"{split} {rows}" for split, rows in data["rows"].items())
+    lines = [
+        f"task       {data['task']}: {counts} rows, {len(data['labels'])} classes",
+        *(f"data       {line}" for line in source_lines(data["sources"])),
+        *data_lines(record),
+    ]
+    if data["positive_label"] is not None:
+        lines.append(f"positive   {data['positive_label']!r}, of {data['labels']}")
     if data["class_weights"] is not None:
-        lines.insert(2, f"weights    {_weights(data['labels'], data['class_weights'])}")
-    lines[2:2] = [f"data       {line}" for line in source_lines(data.get("sources", {}))]
-    if data.get("positive_label") is not None:
-        lines.insert(2, f"positive   {data['positive_label']!r}, of {data['labels']}")
-    lines += [f"note       {remark}" for remark in data.get("remarks", ())]
-    cut = {split: rows for split, rows in data["cut_rows"].items() if rows}
+        lines.append(f"weights    {_weights(data['labels'], data['class_weights'])}")
+    cut = ", ".join(f"{rows} {split}" for split, rows in data["cut_rows"].items() if rows)
     if cut:
-        parts = ", ".join(f"{rows} {split}" for split, rows in cut.items())
-        lines.insert(2, f"cut        {parts} rows to {config['data']['max_length']} tokens")
-    lines[2:2] = data_lines(record)
+        lines.append(f"cut        {cut} rows to {record['config']['data']['max_length']} tokens")
+    return lines
+
+
+def _notes(data: Mapping[str, Any]) -> list[str]:
+    """What is odd about the rows as they were read, and what the task itself is to be noted for."""
     preset = task_preset(data["task"])
     # What is said of the embedded rows is not true of the user's own in place of them.
-    says_nothing = preset.note is None or (preset.synthetic and not data["synthetic"])
-    if not says_nothing:
-        lines.append(f"note       {preset.note}")
-    return [printable(line) for line in lines]
+    if preset.note is None or (preset.synthetic and not data["synthetic"]):
+        return data["remarks"]
+    return [*data["remarks"], preset.note]
 
 
 def _weights(labels: Sequence[str], weights: Sequence[float]) -> str:

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.results.class_table import name_cells
-
-# Classes that a line names before it only counts them.
-NAMED_CLASSES = 5
+from lorabench.wording import counted, listed
 
 
 def data_lines(record: Mapping[str, Any]) -> list[str]:
@@ -18,10 +16,8 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         share, how = f"{100 * flags['validation_share']:g} %", f"{flags['split']}, seed {flags['split_seed']}"
         lines.append(f"split      {share} of the rows held out for validation, {how}")
     if data["dropped"] is not None:
-        shared, repeated = data["dropped"]["shared"], data["dropped"]["repeated"]
-        lines.append(
-            f"dropped    {shared} training rows whose text stands in validation or test, and {repeated} repeated ones"
-        )
+        shared, repeated = counted(data["dropped"]["shared"], "training row"), data["dropped"]["repeated"]
+        lines.append(f"dropped    {shared} whose text stands in validation or test, and {repeated} repeated")
     shared = {split: rows for split, rows in data["rows_in_train"].items() if rows}
     if shared:
         parts = " and ".join(f"{rows} of {data['rows'][split]} {split} rows" for split, rows in shared.items())
@@ -30,22 +26,20 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         )
     conflicts = data["conflicting_labels"]
     if conflicts["texts"]:
-        lines.append(
-            f"conflicts  {_counted(conflicts['texts'], 'text')} with unlike labels, in {conflicts['rows']} rows of "
-            "the training data"
-        )
+        texts, rows = counted(conflicts["texts"], "text"), counted(conflicts["rows"], "row")
+        lines.append(f"conflicts  {texts} with unlike labels, in {rows} of the training data")
     for split, classes in data["absent_classes"].items():
         if classes:
             which = (
-                f"class {_listed(classes)}: it has" if len(classes) == 1 else f"classes {_listed(classes)}: they have"
+                f"class {_names(classes)}: it has" if len(classes) == 1 else f"classes {_names(classes)}: they have"
             )
             lines.append(f"absent     no {split} row of {which} no score there")
     for split, classes in data["rare_classes"].items():
         if classes:
             parts = [
-                f"of class {name_cells(name)} rests on {_counted(n, f'{split} row')}" for name, n in classes.items()
+                f"of class {name_cells(name)} rests on {counted(n, f'{split} row')}" for name, n in classes.items()
             ]
-            lines.append(f"rare       F1 {_joined(parts)}")
+            lines.append(f"rare       F1 {listed(parts)}")
     return lines
 
 
@@ -61,14 +55,5 @@ def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _counted(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return _joined([name_cells(name) for name in names])
-
-
-def _joined(parts: Sequence[str]) -> str:
-    left = len(parts) - NAMED_CLASSES
-    return ", ".join(parts[:NAMED_CLASSES]) + (f" and {left} more" if left > 0 else "")
+def _names(classes: Sequence[str]) -> str:
+    return listed([name_cells(name) for name in classes])

@@ -11,6 +11,7 @@ import torch
 from lorabench.checkpoint.adapter import load_adapter
 from lorabench.data.batching import MicroBatch, PaddedCollator, tokenize
 from lorabench.data.task import Rows
+from lorabench.data.texts import name_rows
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RunError
@@ -135,8 +136,7 @@ class RowPredictor:
             logits = predict_logits(forward, data, batch_size, Ranks(self._device), may_halve=True)
         broken = [rows.ids[i] for i in (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()]
         if broken:
-            named = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-            raise RunError(f"{origin}: the model's logits of {len(broken)} rows (id {named}) are no finite numbers")
+            raise RunError(f"{origin}: the model's logits of {name_rows(broken)} are no finite numbers")
         return RowLogits(logits, tokens.cut_rows)
 
     def _forward_for(self, longest: int, types: bool) -> Forward:

@@ -242,11 +242,22 @@ def test_another_architecture_trains_where_its_modules_are_named(tmp_path: Path)
     assert result.record["status"] == "completed"
 
 
-def test_an_architecture_that_reads_padding_is_refused_by_its_type(tmp_path: Path) -> None:
-    """It takes a row's last token, whatever stands there."""
-    shape = dict(d_model=32, n_layer=1, n_head=4, d_inner=48, initializer_range=0.15)
-    with pytest.raises(ConfigError, match=r"type 'xlnet' is not supported: its logits of a row depend on the rows"):
-        train_unknown(tmp_path, "xlnet", shape, "layer_1")
+@pytest.mark.parametrize(
+    ("summary", "place"), [("last", "at its last position"), ("mean", "by the mean of all positions")]
+)
+def test_an_architecture_that_says_that_it_reads_padding_is_refused_before_its_weights_are_loaded(
+    summary: str, place: str
+) -> None:
+    config = AutoConfig.for_model("xlnet", summary_type=summary, num_labels=2)
+    with pytest.raises(ConfigError, match=f"type 'xlnet' is not supported: it reads a row {place}, padding included"):
+        inspect_model(ModelConfig(model="some/model"), LoraArgs(lora_targets="layer_1"), config, max_length=8)
+
+
+def test_an_architecture_that_reads_padding_is_refused_by_what_it_computes(tmp_path: Path) -> None:
+    """Its convolutions reach from a row's last tokens into the padding; its configuration does not say so."""
+    shape = {**tiny.SHAPES["bert"], "initializer_range": 0.15}
+    with pytest.raises(ConfigError, match=r"type 'convbert' is not supported: its logits of a row depend on the rows"):
+        train_unknown(tmp_path, "convbert", shape, "query,value")
 
 
 def test_a_text_model_inside_an_unknown_one_is_refused(tmp_path: Path) -> None:

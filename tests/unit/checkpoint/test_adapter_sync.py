@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from lorabench.checkpoint.adapter import adapter_state, save_adapter
+from lorabench.config.saved_adapter import CLASSES_FILE
 
 
 @pytest.mark.parametrize("replaces", [False, True])
@@ -19,7 +20,7 @@ def test_files_and_folder_are_synced_before_the_swap_and_the_runs_folder_after(
     state, tokenizer = adapter_state(classifier.adapted), tiny.tiny_tokenizer("bert")
 
     def save() -> None:
-        save_adapter(run_dir, classifier.adapted, state, tokenizer, "card")
+        save_adapter(run_dir, classifier.adapted, state, tokenizer, "card", ("no", "yes"))
 
     if replaces:
         save()
@@ -41,6 +42,7 @@ def test_files_and_folder_are_synced_before_the_swap_and_the_runs_folder_after(
     assert after.count("rename") == (2 if replaces else 1)
     adapter = run_dir / "adapter"
     held = {path.name: path.stat().st_ino for path in (adapter, *adapter.rglob("*"))}
-    assert {"adapter", "adapter_model.safetensors", "adapter_config.json", "README.md", "tokenizer.json"} <= set(held)
+    written = {"adapter_model.safetensors", "adapter_config.json", "README.md", "tokenizer.json", CLASSES_FILE}
+    assert {"adapter", *written} <= set(held)
     assert [name for name, inode in held.items() if inode not in before] == []
     assert after[-1] == run_dir.stat().st_ino

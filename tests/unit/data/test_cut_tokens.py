@@ -31,8 +31,9 @@ def test_only_tokens_that_lie_wholly_in_the_span_are_dropped(
     text = " ".join(words)
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, len(text)))
-    starts = [len(" ".join(words[:i])) + (i > 0) for i in range(len(words))]
-    inside = [i for i, at in enumerate(starts) if start <= at and at + len(words[i]) <= end]
+    # A word's token begins with the space before it, and so outside a part that begins with the word.
+    ends = [len(" ".join(words[: i + 1])) for i in range(len(words))]
+    inside = [i for i, at in enumerate([0, *ends[:-1]]) if start <= at and ends[i] <= end]
     if not inside:
         return
     excess = data.draw(st.integers(1, len(inside)))

@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Tokenizer,
     XLMRobertaTokenizer,
-    XLNetConfig,
 )
 
 from lorabench.config.defaults import resolve_defaults
@@ -169,12 +168,6 @@ def test_a_pad_token_by_which_positions_would_be_counted_anew_is_refused(tmp_pat
     ):
         load(tmp_path, "roberta")
     assert load(tmp_path, "bert").pad_token_id == 2
-
-
-def test_a_model_that_reads_the_last_position_of_a_row_is_refused_since_it_may_be_padding(tmp_path: Path) -> None:
-    tiny_tokenizer("bert").save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"type 'xlnet' reads a row at its last position, .*; not supported"):
-        load_tokenizer(ModelConfig(model=str(tmp_path)), str(tmp_path), XLNetConfig(), [], add_prefix_space=False)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -162,7 +162,7 @@ def test_texts_that_are_no_texts_are_refused(tmp_path: Path) -> None:
 def test_many_rows_are_counted_and_five_are_named() -> None:
     assert describe_rows([0]) == "1 row (1)"
     assert describe_rows([0, 4, 8]) == "3 rows (1, 5, 9)"
-    assert describe_rows(list(range(6))) == "6 rows (1, 2, 3, 4, 5, ...)"
+    assert describe_rows(list(range(6))) == "6 rows (1, 2, 3, 4, 5 and 1 more)"
 
 
 def test_a_wrong_column_is_answered_with_those_that_are_there(tmp_path: Path) -> None:

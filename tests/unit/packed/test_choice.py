@@ -60,7 +60,7 @@ def passes_of(folder: Path, monkeypatch: pytest.MonkeyPatch, execution: str = "a
         config=SimpleNamespace(optim=SimpleNamespace(execution=execution)), ranks=OneRank(), precision="fp32",
         strategy=strategy,
     )  # fmt: skip
-    return choice.passes_or_reason(setting, classifier, 32), classifier
+    return choice.passes_or_reason(setting, classifier, 32, token_types=False), classifier
 
 
 def hooks_of(classifier: Any) -> int:

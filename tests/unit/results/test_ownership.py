@@ -23,13 +23,14 @@ from lorabench.training.start import owning
 
 ROOT = Path(__file__).parents[3]
 HOLDER = """
-import os, sys
+import subprocess, sys
 from pathlib import Path
 from lorabench.results.ownership import Ownership
 ownership = Ownership()
 ownership.take(Path(sys.argv[1]))
-if len(sys.argv) > 2 and os.fork() == 0:
-    os.execvp("sleep", ["sleep", "600"])
+if len(sys.argv) > 2:
+    # Returns once the child runs its own program, which has what its parent left open for it.
+    subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, close_fds=False)
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -45,7 +45,7 @@ def test_what_was_dropped_is_counted(tmp_path: Path) -> None:
     twice = {name: [*values, *values[:3]] for name, values in CLEAN.items()}
     said = lines_of(tmp_path, {"train": twice, "test": {"text": ["text 59", "x"]}}, "--drop-duplicates")
     assert said[1:] == [
-        "dropped    1 training rows whose text stands in validation or test, and 3 repeated ones",
+        "dropped    1 training row whose text stands in validation or test, and 3 repeated",
     ]
 
 
@@ -62,10 +62,10 @@ def test_absent_and_rare_classes_are_named_for_each_split(tmp_path: Path) -> Non
     validation = {"text": list("uvwxyz"), "label": ["a", "a", "a", "a", "a", "b"]}
     test = {"text": list("UVWXYZ"), "label": ["a", "b", "b", "c", "d\x1b[2J", "c"]}
     assert lines_of(tmp_path, {"train": train, "validation": validation, "test": test}) == [
-        "absent     no validation row of classes c, d?[2J: they have no score there",
+        "absent     no validation row of classes c, d\\x1b[2J: they have no score there",
         "rare       F1 of class b rests on 1 validation row",
         "rare       F1 of class a rests on 1 test row, of class b rests on 2 test rows, of class c rests on 2 test "
-        "rows, of class d?[2J rests on 1 test row",
+        "rows, of class d\\x1b[2J rests on 1 test row",
     ]
 
 

@@ -1,17 +1,116 @@
-"""How a run ended before its time is said in one sentence and recorded without secrets."""
+"""How a run ended before its time: said in one sentence, recorded without secrets, and raised to the launcher."""
 
 import errno
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from toys import ALLOCATOR_SAYS, OneRank, make_strategy
 
-from lorabench.distributed.setting import Setting
-from lorabench.errors import RankError, RunError, RunInterrupted
-from lorabench.training.failures import recorded
+from lorabench.errors import ConfigError, PeerLostError, RankError, RunError, RunInterrupted
+from lorabench.training.failures import how_to_go_on, recorded
 from lorabench.training.record import RecordKeeper
+
+FOLDER = Path("runs/one")
+GO_ON = "; the same command with --output-dir runs/one --resume goes on"
+
+
+class NotingKeeper:
+    """Notes what is recorded: status, error, and whether all ranks end with it."""
+
+    def __init__(self, execution: str) -> None:
+        self.folder = FOLDER
+        self.record = {"steps": 7, "execution": execution}
+        self.failures: list[tuple[str, str, bool]] = []
+
+    def fail(self, status: str, error: str, every_rank: bool) -> None:
+        self.failures.append((status, error, every_rank))
+
+
+def fail_with(
+    error: BaseException, strategy: str = "single", loading: bool = False, execution: str = "eager"
+) -> tuple[tuple[str, str, bool], BaseException]:
+    """What is recorded, and what is raised."""
+    setting: Any = SimpleNamespace(ranks=OneRank(), strategy=make_strategy(strategy))
+    keeper: Any = NotingKeeper(execution)
+    with pytest.raises(BaseException) as raised, recorded(setting, keeper, loading):
+        raise error
+    (failure,) = keeper.failures
+    return failure, raised.value
+
+
+def test_a_block_that_ends_well_is_no_failure() -> None:
+    keeper: Any = NotingKeeper("eager")
+    setting: Any = None
+    with recorded(setting, keeper):
+        pass
+    assert keeper.failures == []
+
+
+@pytest.mark.parametrize(("number", "name"), [(2, "SIGINT (Ctrl-C)"), (15, "SIGTERM")])
+def test_a_signal_ends_all_ranks_and_is_said_once_with_how_to_go_on(
+    number: int, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure, raised = fail_with(RunInterrupted(number))
+    message = f"stopped by {name} after step 7{GO_ON}"
+    assert failure == ("interrupted", message, True) and str(raised) == message
+    assert isinstance(raised, RunInterrupted) and raised.exit_code == 128 + number
+    assert capsys.readouterr().out == ""
+
+
+def test_how_to_go_on_names_the_folder() -> None:
+    assert how_to_go_on(FOLDER) == GO_ON
+
+
+def test_the_keyboard_interrupts() -> None:
+    failure, raised = fail_with(KeyboardInterrupt())
+    assert failure == ("interrupted", "interrupted from the keyboard", True)
+    assert isinstance(raised, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    ("error", "every_rank"),
+    [(RunError("no number"), True), (ConfigError("--flag"), True), (RankError("mine alone"), False)],
+)
+def test_an_error_of_the_runs_own_is_recorded_as_it_is(error: Exception, every_rank: bool) -> None:
+    failure, raised = fail_with(error)
+    assert failure == ("failed", str(error), every_rank) and raised is error
+
+
+def test_a_peer_that_is_gone_leaves_a_run_to_go_on_with() -> None:
+    failure, raised = fail_with(PeerLostError("another rank has ended"))
+    assert failure == ("failed", f"another rank has ended{GO_ON}", False)
+    assert isinstance(raised, PeerLostError) and str(raised) == failure[1]
+
+
+def test_any_other_error_is_named_by_its_type() -> None:
+    error = ValueError("shapes")
+    failure, raised = fail_with(error)
+    assert failure == ("failed", "ValueError: shapes", False) and raised is error
+
+
+@pytest.mark.parametrize(
+    ("how", "advice", "none_of"),
+    [
+        (dict(loading=True), "zero3.yaml", "--eval-batch-size"),
+        (dict(), "Try a smaller --eval-batch-size,", "offload"),
+        (dict(strategy="FSDP2"), "zero3_offload.yaml", "zero3.yaml"),
+        (dict(execution="captured"), "Try --execution eager with a small --eval-batch-size,", "a smaller"),
+    ],
+)
+def test_a_lack_of_memory_says_what_to_try(how: dict[str, Any], advice: str, none_of: str) -> None:
+    failure, raised = fail_with(torch.OutOfMemoryError(ALLOCATOR_SAYS), **how)
+    assert failure[0] == "failed" and failure[2] is False
+    assert failure[1].startswith(f"out of GPU memory: {ALLOCATOR_SAYS} Try ")
+    assert advice in failure[1] and none_of not in failure[1]
+    assert isinstance(raised, RankError) and str(raised) == failure[1]
+
+
+# --- files
 
 
 @pytest.fixture
@@ -21,9 +120,9 @@ def keeper(tmp_path: Path) -> RecordKeeper:
 
 
 def failed(keeper: RecordKeeper, error: BaseException) -> tuple[BaseException, dict[str, Any]]:
-    """What is raised in place of an error, and the record."""
-    expected = RunInterrupted if isinstance(error, RunInterrupted) else RunError
-    with pytest.raises(expected) as raised, recorded(cast(Setting, None), keeper):
+    """What is raised in place of an error, and the record on the disk."""
+    setting: Any = None
+    with pytest.raises(RunError) as raised, recorded(setting, keeper):
         raise error
     return raised.value, json.loads((keeper.folder / "run.json").read_text())
 
@@ -47,16 +146,6 @@ def test_a_file_that_cannot_be_written_is_one_sentence(
 def test_standard_output_that_is_full_is_not_taken_for_the_run_s_disk(keeper: RecordKeeper) -> None:
     raised, _ = failed(keeper, OSError(errno.ENOSPC, "No space left on device"))
     assert str(raised) == "No space left on device"
-
-
-def test_a_stop_says_once_how_to_go_on(keeper: RecordKeeper, capsys: pytest.CaptureFixture[str]) -> None:
-    raised, record = failed(keeper, RunInterrupted(2))
-    expected = (
-        f"stopped by SIGINT (Ctrl-C) after step 7; the same command with --output-dir {keeper.folder} --resume goes on"
-    )
-    assert (str(raised), record["error"], record["status"]) == (expected, expected, "interrupted")
-    assert isinstance(raised, RunInterrupted) and raised.exit_code == 130
-    assert capsys.readouterr().out == ""
 
 
 def test_a_recorded_error_holds_no_secret(keeper: RecordKeeper, monkeypatch: pytest.MonkeyPatch) -> None:

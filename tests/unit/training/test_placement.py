@@ -48,7 +48,8 @@ def collators(*rows: list[list[int]], pad: int = 0) -> dict[str, PaddedCollator]
 
 
 def check(found: dict[str, PaddedCollator], size: int) -> None:
-    config: Any = SimpleNamespace(vocab_size=size)
+    # A configuration of several parts has the size in that of its text.
+    config: Any = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=size))
     check_vocabulary(RunConfig(model=ModelConfig(model="owner/mine")), config, found)
 
 

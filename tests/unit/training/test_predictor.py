@@ -132,7 +132,7 @@ def test_other_errors_stay_what_they_are(one: RowPredictor, monkeypatch: pytest.
 def test_logits_that_are_no_numbers_are_refused(one: RowPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = torch.tensor([[0.0, 1.0], [float("nan"), 0.0]])
     monkeypatch.setattr("lorabench.training.predictor.predict_logits", lambda *arguments, **keywords: broken)
-    with pytest.raises(RunError, match=r"--input a.csv: the model's logits of 1 rows \(id 1\) are no finite numbers"):
+    with pytest.raises(RunError, match=r"--input a.csv: the model's logits of 1 row \(id 1\) are no finite numbers"):
         one.logits(rows(), "--input a.csv")
 
 

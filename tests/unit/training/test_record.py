@@ -132,14 +132,15 @@ def test_a_record_that_cannot_be_read_hides_no_error(tmp_path: Path, capsys: pyt
 def built_of(name: str = "captured", recomputes: bool = False) -> Any:
     execution = SimpleNamespace(name=name, recomputes=recomputes, state=lambda: {"decided": 1})
     counts = SimpleNamespace(total=100, base=90, trainable=12, trainable_percent=12.0)
-    return SimpleNamespace(execution=execution, counts=counts)
+    classifier = SimpleNamespace(origin=SimpleNamespace(reason="new: why", resized=False))
+    return SimpleNamespace(execution=execution, counts=counts, classifier=classifier)
 
 
 @pytest.mark.parametrize("recomputes", [True, False])
 def test_the_model_is_described_by_its_counts(recomputes: bool) -> None:
     assert model_facts({"name": "mine"}, built_of(recomputes=recomputes)) == {
         "name": "mine", "total_parameters": 100, "base_parameters": 90, "trainable_parameters": 12,
-        "trainable_percent": 12.0, "gradient_checkpointing": recomputes,
+        "trainable_percent": 12.0, "gradient_checkpointing": recomputes, "head": "new: why",
     }  # fmt: skip
 
 

@@ -8,15 +8,18 @@ import pytest
 import tiny
 import torch
 from toys import CPU, OneRank
+from transformers import AutoConfig
 
+from lorabench.checkpoint import adapter
 from lorabench.checkpoint.adapter import adapter_state
-from lorabench.config.run_config import OptimConfig, RunConfig
+from lorabench.config.run_config import ModelConfig, OptimConfig, RunConfig
 from lorabench.data.batching import PaddedCollator, TokenizedRows
 from lorabench.distributed.data_parallel import DataParallel
 from lorabench.errors import RunError
 from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.footprint import WeightCount
 from lorabench.step.evaluation import PaddedForward, predict_logits
-from lorabench.training.best import RELOAD_TOLERANCE, BestAdapter
+from lorabench.training.best import CALLED_BYTES, RELOAD_TOLERANCE, BestAdapter
 
 ROWS = 11
 BATCH = 2
@@ -33,21 +36,27 @@ class Alone(OneRank):
 class Run:
     """A tiny model with its validation rows, and what keeps its best adapter."""
 
-    def __init__(self, folder: Path, precision: str = "fp32", shape_only: bool = False) -> None:
+    def __init__(
+        self, folder: Path, precision: str = "fp32", shape_only: bool = False, weights: int = CALLED_BYTES // 4 + 1
+    ) -> None:
+        """`weights` are as many as the card's call is made for, at most; by default it is not."""
         self.folder = folder / "run"
         self.classifier: SequenceClassifier = tiny.build_tiny(tiny.save_tiny(folder / "model", "bert")).eval()
         ids = [[3 + (5 * i + 7 * j) % 300 for j in range(1 + i % 7)] for i in range(ROWS)]
         self.data = PaddedCollator(TokenizedRows(ids, [i % 2 for i in range(ROWS)], 0), (1.0, 1.0), 0)
-        config = RunConfig(optim=OptimConfig(eval_batch_size=BATCH))
+        config = RunConfig(model=ModelConfig(model=str(folder / "model")), optim=OptimConfig(eval_batch_size=BATCH))
         launch: Any = SimpleNamespace(num_processes=1)
         self.ranks = Alone()
         setting = SimpleNamespace(
             config=config, ranks=self.ranks, strategy=DataParallel(launch), precision=precision, may_halve=True,
-            shape_only=shape_only,
+            shape_only=shape_only, data=SimpleNamespace(labels=("no", "yes")),
         )  # fmt: skip
         execution = SimpleNamespace(forward=PaddedForward(self.classifier, CPU), name="eager")
         built = SimpleNamespace(classifier=self.classifier, execution=execution)
-        inputs = SimpleNamespace(collators={"validation": self.data}, tokenizer=tiny.tiny_tokenizer("bert"))
+        inputs = SimpleNamespace(
+            collators={"validation": self.data}, tokenizer=tiny.tiny_tokenizer("bert"),
+            weights=WeightCount(weights, linear=0), saved_config=AutoConfig.from_pretrained(folder / "model"),
+        )  # fmt: skip
         self.execution = execution
         self.best = BestAdapter(cast(Any, setting), cast(Any, inputs), cast(Any, built), self.folder)
 
@@ -129,6 +138,61 @@ def test_a_file_that_was_changed_is_found(run: Run) -> None:
     path.write_bytes(held)
     with pytest.raises(RunError, match="1 tensors differ from the trained ones"):
         run.best.restore()
+
+
+# --- the card's call
+
+
+@pytest.fixture
+def small_run(run: Run, tmp_path: Path) -> Run:
+    """A run of a model that is small enough for the call to be made."""
+    return Run(tmp_path / "small", weights=CALLED_BYTES // 4)
+
+
+def test_the_call_of_the_card_gives_what_was_trained(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run.keep()
+    calls: list[Path] = []
+    call = adapter.load_with_peft
+    monkeypatch.setattr(
+        adapter, "load_with_peft", lambda folder, *more: (calls.append(folder), call(folder, *more))[1]
+    )
+    assert small_run.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
+    assert calls == [small_run.folder / "adapter"]
+
+
+def test_no_second_copy_of_a_large_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "load_with_peft", None)
+    run.keep()
+    assert run.best.restore() is not None
+
+
+def test_a_base_model_that_has_changed_gives_other_logits_by_the_call(small_run: Run, tmp_path: Path) -> None:
+    small_run.keep()
+    tiny.save_tiny(tmp_path / "small" / "model", "bert", seed=7)
+    with pytest.raises(RunError, match=r"adapter: the call that its card shows gives logits that differ by \d"):
+        small_run.best.restore()
+
+
+def test_a_call_that_gives_another_adapter_is_found(small_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_run.keep()
+    call = adapter.load_with_peft
+
+    def moved(folder: Path, arguments: dict[str, Any]) -> Any:
+        reloaded = call(folder, arguments)
+        tiny.stir_adapter(cast(Any, reloaded), seed=5)
+        return reloaded
+
+    monkeypatch.setattr(adapter, "load_with_peft", moved)
+    with pytest.raises(RunError, match=r"the call that its card shows gives \d+ other tensors \("):
+        small_run.best.restore()
+
+
+def test_a_call_that_fails_is_one_sentence(small_run: Run, tmp_path: Path) -> None:
+    small_run.keep()
+    (tmp_path / "small" / "model" / "config.json").unlink()
+    with pytest.raises(RunError, match=r"the call that its card shows fails \(") as caught:
+        small_run.best.restore()
+    assert "\n" not in str(caught.value)
 
 
 def test_only_the_longest_rows_are_computed_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

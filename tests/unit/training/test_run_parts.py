@@ -1,5 +1,6 @@
 """The parts of a run around its training: loading, where records go, and the test split."""
 
+import functools
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,46 +33,54 @@ class Alone:
 
 def finish(
     monkeypatch: pytest.MonkeyPatch, folder: Path, test: Any, shape_only: bool = False, is_main: bool = True
-) -> Any:
+) -> tuple[Any, list[Any]]:
+    """What the record says of the test split, and what its predictions are written with."""
+    written: list[Any] = []
     monkeypatch.setattr(run, "predict", lambda job, data: LOGITS if data == "test rows" else None)
+    monkeypatch.setattr(run, "write_predictions", lambda *arguments: written.append(arguments))
     scores = SimpleNamespace(to_json=lambda: {"f1": 0.5})
-    monkeypatch.setattr(
-        run, "score_split", lambda job, logits, labels: scores if logits is LOGITS and labels == [1, 0] else None
-    )
-    monkeypatch.setattr(run, "score_split_classes", lambda job, logits, labels: {"classes": len(labels)})
+
+    def scored(job: Any, logits: Any, labels: Any, found: Any) -> Any:
+        return found if logits is LOGITS and labels == [1, 0] else None
+
+    monkeypatch.setattr(run, "score_split", functools.partial(scored, found=scores))
+    monkeypatch.setattr(run, "score_split_classes", functools.partial(scored, found={"classes": ["each"]}))
     data = SimpleNamespace(test=test, labels=("no", "yes"))
     setting = SimpleNamespace(data=data, shape_only=shape_only, ranks=Alone(is_main))
     job: Any = SimpleNamespace(setting=setting, inputs=SimpleNamespace(collators={"test": "test rows"}))
-    return finish_test(job, folder)
+    return finish_test(job, folder), written
 
 
 def rows(labels: list[int] | None) -> Any:
     return SimpleNamespace(labels=labels, ids=["a", "b"])
 
 
-@pytest.mark.parametrize(("labels", "scores"), [(None, None), ([1, 0], {"f1": 0.5, "classes": 2})])
 @pytest.mark.parametrize("is_main", [True, False])
-def test_a_test_split_is_predicted_into_a_file_by_the_first_rank_and_scored_where_it_is_labelled(
-    is_main: bool, labels: list[int] | None, scores: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("labels", [[1, 0], None])
+def test_a_test_split_is_predicted_into_a_file_by_the_first_rank_and_scored_if_it_is_labelled(
+    labels: list[int] | None, is_main: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written: list[Any] = []
-    monkeypatch.setattr(run, "write_predictions", lambda *arguments: written.append(arguments))
-    assert finish(monkeypatch, tmp_path, rows(labels), is_main=is_main) == scores
+    said, written = finish(monkeypatch, tmp_path, rows(labels), is_main=is_main)
+    assert said == (None if labels is None else {"f1": 0.5, "classes": ["each"]})
     expected = (tmp_path / "test_predictions.csv", ["a", "b"], ("no", "yes"), LOGITS, labels)
     assert written == ([expected] if is_main else [])
 
 
 def test_there_may_be_none_and_random_weights_predict_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert finish(monkeypatch, tmp_path, None) is None
-    assert finish(monkeypatch, tmp_path, rows([1, 0]), shape_only=True) is None
+    assert finish(monkeypatch, tmp_path, None) == (None, [])
+    assert finish(monkeypatch, tmp_path, rows([1, 0]), shape_only=True) == (None, [])
 
 
 # --- loading
 
 
-@pytest.mark.parametrize("is_main", [True, False])
+@pytest.mark.parametrize(("is_main", "is_folder"), [(True, True), (False, True), (True, False)])
 def test_a_loaded_model_is_in_the_record(
-    is_main: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    is_main: bool,
+    is_folder: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     phases: list[str] = []
     updates: dict[str, Any] = {}
@@ -84,16 +93,22 @@ def test_a_loaded_model_is_in_the_record(
     built = SimpleNamespace(construction_seconds=2.5, execution=SimpleNamespace(name="eager"), reason="as asked for")
     monkeypatch.setattr(run, "build", lambda setting, inputs: built if inputs == "inputs" else None)
     monkeypatch.setattr(run, "model_facts", lambda known, of: {**known, "counted": of is built})
-    keeper: Any = SimpleNamespace(record={"model": {"name": "mine"}}, update=lambda **values: updates.update(values))
+    monkeypatch.setattr(run, "fingerprint_files", lambda folder: {"files of": folder})
+    source = str(tmp_path) if is_folder else "owner/mine"
+    model = {"source": source, "head": "new: why"}
+    keeper: Any = SimpleNamespace(record={"model": model})
+    keeper.update = lambda **values: updates.update(values)
     setting: Any = SimpleNamespace(ranks=Alone(is_main))
     inputs: Any = "inputs"
     memory: Any = Memory()
     assert load(setting, inputs, keeper, memory) is built
     assert phases == ["load"]
     assert updates == {
-        "model": {"name": "mine", "counted": True}, "model_construction_seconds": 2.5, "execution": "eager",
+        "model": {**model, "counted": True, "files": {"files of": tmp_path} if is_main and is_folder else None},
+        "model_construction_seconds": 2.5, "execution": "eager",
     }  # fmt: skip
-    assert capsys.readouterr().out == ("execution  eager: as asked for\n" if is_main else "")
+    said = "head       new: why\nexecution  eager: as asked for\n"
+    assert capsys.readouterr().out == (said if is_main else "")
 
 
 def test_a_lack_of_memory_while_loading_is_recorded_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +118,8 @@ def test_a_lack_of_memory_while_loading_is_recorded_as_one(monkeypatch: pytest.M
     failures: list[str] = []
     monkeypatch.setattr(run, "build", fail)
     keeper: Any = SimpleNamespace(
-        record={"execution": None}, fail=lambda status, error, every_rank: failures.append(error)
+        record={"execution": None, "model": {"source": "owner/mine"}},
+        fail=lambda status, error, every_rank: failures.append(error),
     )
     setting: Any = SimpleNamespace(ranks=Alone(), strategy=SimpleNamespace(meets_in_steps=False))
     nothing: Any = None
