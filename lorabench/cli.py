@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|table|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|merge|table|models`; `--help` after any of them."""
 
 import os
 import sys
@@ -39,6 +39,8 @@ from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import OutputFormat, TableForm, table_command
 from lorabench.training.dry_run import show_dry_run
+from lorabench.training.merge import MergeOptions
+from lorabench.training.merge import merge as merge_run
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
@@ -102,6 +104,14 @@ def predict(arguments: Sequence[str]) -> int:
     return 0
 
 
+def merge(arguments: Sequence[str]) -> int:
+    """Merge a run's adapter into its base model."""
+    options = parse_options(MergeOptions, arguments, "lorabench merge")
+    quiet_libraries()
+    print("\n".join(merge_run(options)))
+    return 0
+
+
 def table(arguments: Sequence[str]) -> int:
     """Print the table of some runs."""
     options = parse_options(TableOptions, arguments, "lorabench table")
@@ -151,6 +161,7 @@ def model_lines() -> list[str]:
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "predict": predict,
+    "merge": merge,
     "table": table,
     "models": models,
 }
