@@ -174,8 +174,8 @@ def _lines(run: FinishedRun, folder: Path, facts: MergeFacts) -> list[str]:
     lines = [f"merged     {run.folder}: {size / 1e6:,.1f} MB in {facts.dtype}"]
     if facts.dequantized:
         lines.append(
-            "dequantised: the base model was held in 4 bits (nf4), and what is merged are the plain weights that those "
-            "stand for, not its checkpoint's"
+            "dequantised: the base model was held in 4 bits (nf4), and what is merged are the plain weights that "
+            "those stand for, not its checkpoint's"
         )
     said = f"of {len(_TEXTS)} texts differ by {facts.difference:.2g} from those of base model and adapter"
     why = "" if facts.dtype == "fp32" else f", by rounding to {facts.dtype}; before it by less than {TOLERANCE:g}"
