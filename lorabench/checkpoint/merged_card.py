@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 
 from lorabench.catalog.tasks import task_preset
@@ -40,7 +41,7 @@ def base_licence(base: str, revision: str | None) -> str | None:
     path = Path(source) / "README.md" if Path(source).is_dir() else try_to_load_from_cache(source, "README.md")
     try:
         found = metadata_load(path) if isinstance(path, str | Path) else None
-    except (OSError, ValueError):  # no card, or one without metadata that can be read
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one without metadata that can be read
         return None
     licence = (found or {}).get("license")
     return licence if isinstance(licence, str) else None

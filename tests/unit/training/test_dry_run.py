@@ -1,11 +1,13 @@
 """A dry run reads the data and says what would run, as a configuration file; it loads and writes nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+from finished import finished_run
 from limits import HANG_S
 
 from lorabench import cli
@@ -54,9 +56,7 @@ def test_it_is_light(words: list[str]) -> None:
         "import sys; from lorabench import cli; code = cli.main(['train', *sys.argv[1:]]);"
         "print('# loaded', [name for name in ('torch', 'transformers', 'peft') if name in sys.modules], code)"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=HANG_S
-    )
+    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=HANG_S)
     assert ran.stdout.endswith("# loaded [] 0\n"), ran.stderr
 
 
@@ -70,3 +70,20 @@ def test_the_launcher_says_what_it_would_start_and_starts_one_process(
     assert capsys.readouterr().out.startswith("# lorabench: no GPU -> one process on the CPU")
     named = launcher.build_command(["--config_file", "cpu.yaml", *flags])
     assert named == [sys.executable, "-m", "lorabench.train", *flags]
+
+
+# --- the file that a run leaves
+
+
+def test_a_run_is_started_again_by_the_file_that_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = finished_run(tmp_path, max_steps=4, seed=7)
+    text = (first / "config.yaml").read_text()
+    assert text.startswith(f"# The run in {first}, single on 1 process(es), was started in {Path.cwd()} by\n# ")
+    words = ["--config", str(first / "config.yaml"), "--output-dir", str(tmp_path / "again")]
+    assert tiny.train_in_process(words) == 0
+    losses = []
+    for run in (first, tmp_path / "again"):
+        events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        losses.append([(event["event"], event["step"], event["loss"]) for event in events])
+    assert losses[0] == losses[1] and len(losses[0]) > 4
+    assert tiny.train_in_process(["--config", str(first / "config.yaml"), "--output-dir", str(first)]) == 2
