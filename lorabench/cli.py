@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|merge|table|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|merge|table|report|models`; `--help` after any of them."""
 
 import os
 import sys
@@ -33,6 +33,7 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.experiments.report.command import ReportOptions, report_command
 from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
@@ -122,6 +123,14 @@ def table(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """Write a page, plots or tables of some runs."""
+    options = parse_options(ReportOptions, arguments, "lorabench report")
+    plots = report_command(options)
+    print(printable(f"wrote {options.output}{f', and {len(plots)} files into {options.plots}' if plots else ''}"))
+    return 0
+
+
 def models(arguments: Sequence[str]) -> int:
     """List model presets, tasks and architectures."""
     tyro.cli(NoOptions, args=list(arguments), prog="lorabench models")
@@ -163,6 +172,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "merge": merge,
     "table": table,
+    "report": report,
     "models": models,
 }
 

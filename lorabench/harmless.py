@@ -10,6 +10,12 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
+_LATEX_SPECIAL = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", chr(34): r"\char34{}"},
+    **{"[": "{[}", "*": "{*}"},  # an option of the end of the line before
+}
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*~|\[\]]")
 # What a spreadsheet takes for the beginning of a formula, or reads past to find one.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -45,6 +51,11 @@ def markdown(text: str) -> str:
     """A text inside a line of Markdown: no markup, no HTML, no end of the line or of a table's cell."""
     marked = _MARKDOWN_SPECIAL.sub(r"\\\g<0>", html.escape(text, quote=False))
     return printable(" ".join(marked.split()))
+
+
+def latex(text: str) -> str:
+    """A text inside a line of LaTeX: no command, no formula, no end of a table's cell."""
+    return "".join(_LATEX_SPECIAL.get(sign, sign) for sign in printable(" ".join(text.split())))
 
 
 def csv_cell(value: object) -> object:

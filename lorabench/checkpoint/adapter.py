@@ -144,8 +144,11 @@ def check_call(
     dtypes = {parameter.dtype for parameter in reloaded.parameters() if parameter.is_floating_point()}
     if not rows or dtypes != {torch.float32}:
         return
-    with torch.no_grad():
-        logits = torch.cat([reloaded(**row).logits for row in rows])
+    try:
+        with torch.no_grad():
+            logits = torch.cat([reloaded(**row).logits for row in rows])
+    except Exception as error:  # on one rank: the others wait for its word
+        raise RunError(f"{folder}: the call that its card shows takes no rows ({first_line(error)})") from error
     difference = ((logits - expected).abs().max() / expected.abs().max().clamp_min(1)).item()
     if not difference <= tolerance:
         raise RunError(f"{folder}: the call that its card shows gives logits that differ by {difference:.2g}")

@@ -33,18 +33,28 @@ def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
 
 
 def with_versions(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
-    """A configuration that names the commits of model and data set that were read, where it left them open.
+    """A configuration that names the commits of model and data set that were read, in place of a branch or of nothing.
 
     Args:
         record: the run's, with its `model` and the `sources` of its `data`.
     """
-    model, source = record["model"], record["data"].get("sources", {}).get("train", {})
-    read, data = model.get("revision"), source.get("revision")
+    read = record.get("model", {}).get("revision")
+    rows = record.get("data", {}).get("sources", {}).get("train", {}).get("revision")
     return replace(
         config,
-        model=replace(config.model, revision=config.model.revision or read),
-        data=replace(config.data, dataset_revision=config.data.dataset_revision or data),
+        model=replace(config.model, revision=read or config.model.revision),
+        data=replace(config.data, dataset_revision=rows or config.data.dataset_revision),
     )
+
+
+def _as_asked(now: RunConfig, before: RunConfig, pinned: RunConfig) -> RunConfig:
+    """A continuation as its run was asked for, where it names the commits that the run began at."""
+    model, data = now.model, now.data
+    if model.revision == pinned.model.revision:
+        model = replace(model, revision=before.model.revision)
+    if data.dataset_revision == pinned.data.dataset_revision:
+        data = replace(data, dataset_revision=before.data.dataset_revision)
+    return replace(now, model=model, data=data)
 
 
 def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) -> list[str]:
@@ -60,8 +70,8 @@ def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) ->
         if record["status"] == "completed":
             raise ConfigError(f"--resume: the run in {folder} is complete")
         before = RunConfig.from_json(record["config"])
-        differences = changed_fields(before, now) and changed_fields(with_versions(before, record), now)
-    except (KeyError, TypeError) as error:
+        differences = changed_fields(before, _as_asked(now, before, with_versions(before, record)))
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"
         ) from None

@@ -132,6 +132,9 @@ def config_text(config: RunConfig, remarks: tuple[str, ...] = ()) -> str:
 
 def _sections(config: RunConfig) -> Iterator[str]:
     for section, values in config.to_json().items():
-        kept = {name: value for name, value in values.items() if name not in _NOT_REPEATED}
         yield f"\n# {section}"
-        yield yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=_LONGEST_LINE).rstrip("\n")
+        for name, value in values.items():
+            if name not in _NOT_REPEATED:
+                # Unescaped, line breaks outside ASCII would be read as a space.
+                plain = str(value).isprintable()
+                yield yaml.safe_dump({name: value}, allow_unicode=plain, width=_LONGEST_LINE).rstrip("\n")

@@ -28,6 +28,10 @@ _WITHOUT_EFFECT = (
 )
 
 
+# Words of `init_lora_weights` that leave the model as it is; others, as PiSSA's, take from it what they put into LoRA.
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
+
+
 @dataclass(frozen=True)
 class SavedAdapter:
     """What a saved adapter is.
@@ -133,6 +137,9 @@ def _kind_issues(settings: Mapping[str, Any]) -> list[str]:
     targets = settings.get("target_modules")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         issues.append(f"target_modules is {targets!r}; expected a list of names")
+    start = settings.get("init_lora_weights", True)
+    if not (isinstance(start, bool | None) or start in _PLAIN_STARTS):
+        issues.append(f"init_lora_weights is {start!r}, by which PEFT changed the model below; expected plain LoRA")
     odd = [name for name, value in settings.items() if value and name not in _READ and name not in _WITHOUT_EFFECT]
     if odd:
         issues.append(f"it is LoRA with {', '.join(sorted(odd))}; expected plain LoRA")

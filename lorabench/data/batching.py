@@ -122,15 +122,17 @@ def _check_marks_in_texts(
     found = set(stubborn.values())
     if not found:
         return
-    bad = {
-        rows.ids[i]: {token for token, mark in zip(ids, encoded["special_tokens_mask"][i], strict=True) if not mark}
-        for i, ids in enumerate(encoded["input_ids"])
-    }
-    bad = {name: tokens & found for name, tokens in bad.items() if tokens & found}
+    bad: list[str] = []
+    seen: set[int] = set()
+    for row, ids, special in zip(rows.ids, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        marks = found.intersection(token for token, is_own in zip(ids, special, strict=True) if not is_own)
+        if marks:
+            bad.append(row)
+            seen |= marks
     if bad:
-        named = ", ".join(repr(mark) for mark, index in stubborn.items() if index in set().union(*bad.values()))
+        named = ", ".join(repr(mark) for mark, index in stubborn.items() if index in seen)
         raise ConfigError(
-            f"{origin}: {name_rows(list(bad))} with {named} in the text, of which this model's tokenizer makes its "
+            f"{origin}: {name_rows(bad)} with {named} in the text, of which this model's tokenizer makes its "
             "own mark; expected texts without it"
         )
 
@@ -146,19 +148,21 @@ def _keep_of_singles(
     encoded: "BatchEncoding", rows: Rows, long: Sequence[int], max_length: int, from_front: bool, origin: str
 ) -> dict[int, list[int]]:
     """Positions of the tokens that stay of each row in `long`."""
-    kept, hopeless = {}, {}
+    kept: dict[int, list[int]] = {}
+    hopeless: list[tuple[str, int]] = []
     for i in long:
         count = len(encoded["input_ids"][i])
         excess = count - max_length
         dropped = _cuttable_tokens(encoded["offset_mapping"][i], encoded["special_tokens_mask"][i], rows.cuttable[i])
         if len(dropped) < excess:
-            hopeless[rows.ids[i]] = count - len(dropped)
+            hopeless.append((rows.ids[i], count - len(dropped)))
         gone = set(dropped[:excess] if from_front else dropped[len(dropped) - excess :])
         kept[i] = [position for position in range(count) if position not in gone]
     if hopeless:
+        needed = max(length for _, length in hopeless)
         raise ConfigError(
-            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {listed(list(hopeless))}) are longer even "
-            f"without the part that may be cut; expected at least {max(hopeless.values())}, or a file without them"
+            f"--max-length {max_length}: {len(hopeless)} of {origin} (id {listed([row for row, _ in hopeless])}) are "
+            f"longer even without the part that may be cut; expected at least {needed}, or a file without them"
         )
     return kept
 

@@ -1,7 +1,9 @@
 """Data sets that the library `datasets` reads: from the Hub, from a folder of many files, from `save_to_disk`."""
 
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,41 @@ def load_saved(folder: Path) -> Mapping[str, Any]:
     """The splits of a folder that `save_to_disk` wrote; a single `Dataset` is the training split.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or names files outside.
     """
     import datasets
 
     try:
+        _refuse_outside(folder, _saved_files(folder))
         loaded = datasets.load_from_disk(str(folder))
+    except ConfigError:
+        raise
     except Exception as error:  # files of others: whatever Arrow and the JSON files in it give rise to
         raise ConfigError(f"--task {folder}: not readable as save_to_disk writes it ({error})") from None
-    return {str(name): split for name, split in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    # One that was saved with a format, as torch's, would give its tensors for values.
+    return {str(name): split.with_format(None) for name, split in splits.items()}
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files that the JSON files of `save_to_disk` name: a folder may come from anybody."""
+    listing = folder / "dataset_dict.json"
+    names = json.loads(listing.read_text(encoding="utf-8"))["splits"] if listing.is_file() else ["."]
+    folders = [folder / name for name in names]
+    states = {part: json.loads((part / "state.json").read_text(encoding="utf-8")) for part in folders}
+    return [part / file["filename"] for part, state in states.items() for file in state["_data_files"]]
+
+
+def _refuse_outside(folder: Path, files: Iterable[str | Path]) -> None:
+    """Refuse a file that is not in the folder by its name. Links, as the Hub's cache has, may lead out of it.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    inside = os.path.abspath(folder)
+    for file in files:
+        if "://" in str(file) or not Path(os.path.abspath(file)).is_relative_to(inside):
+            raise ConfigError(f"--task {folder}: it names {file}, which is not in the folder, and is not read")
 
 
 def load_splits(name: str, config: DataConfig) -> Mapping[str, Any]:
@@ -62,7 +90,7 @@ def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None
     to be known, they are read as files that a flag names.
 
     Raises:
-        ConfigError: the folder has no data, or which of its configurations is not said.
+        ConfigError: the folder has no data, or names files outside, or which of its configurations is not said.
     """
     import datasets
     import datasets.exceptions
@@ -72,6 +100,7 @@ def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(_explain(str(folder), error)) from None
     listed: Any = builder.config.data_files
+    _refuse_outside(folder, (file for files in (listed or {}).values() for file in files))
     plain = builder.info.features is None and getattr(builder.config, "field", None) is None
     if not plain or not listed or type(builder).__module__.rpartition(".")[2] not in ("csv", "json", "parquet"):
         return None

@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
@@ -20,6 +20,11 @@ from lorabench.wording import listed
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
+# As much of Europe writes them; Python, and so CSV files of most programs, do not.
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+# Between labels of which a text holds several.
+_SEPARATOR = re.compile(r"[,;|]")
+_BRACKETS = ("[]", "{}", "()")
 # Marks and joiners that no one sees at the ends of a text.
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad\u061c"
 _MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
@@ -34,6 +39,8 @@ _KINDS: Mapping[type, str] = {
 }
 # Fewer rows may have a class each by chance.
 _FEW_ROWS = 20
+# Longer ones are codes: no format holds them as numbers, and Python reads them only up to a limit.
+_MOST_DIGITS = 1000
 
 
 def label_text(value: Any) -> str | None:
@@ -134,7 +141,7 @@ def label_names(
     if known:
         return tuple(dict.fromkeys(name for text in known if (name := label_text(text)) in names and name))
     all_numbers = all(map(is_number, names))
-    if all_numbers and not numeric:
+    if all(is_number(name) or _DECIMAL_COMMA.fullmatch(name) for name in names) and not numeric:
         decimal = next((i for i, label in enumerate(labels) if not _WHOLE.fullmatch(label)), None)
         if decimal is not None:
             raise ConfigError(
@@ -158,11 +165,16 @@ def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> 
     kind = _kind_of(values)
     if has_types and kind not in ("integer", "number"):
         return kind
-    whole = [_WHOLE.fullmatch(name) is not None and str(int(name)) == name for name in names]
+    whole = [_is_plain_whole(name) for name in names]
     if all(whole):
         return _kind_of(map(int, names))
     others = [name for name, is_whole in zip(names, whole, strict=True) if not is_whole]
     return _kind_of(map(float, names)) if all(is_number(n) and str(float(n)) == n for n in others) else "text"
+
+
+def _is_plain_whole(name: str) -> bool:
+    """Whether a whole number is written as Python writes it."""
+    return len(name) <= _MOST_DIGITS and _WHOLE.fullmatch(name) is not None and str(int(name)) == name
 
 
 def _kind_of(values: Iterable[Any]) -> Kind:
@@ -181,12 +193,13 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     """
     where = f"{origin}: column {column!r}:"
     remarks = []
-    alike: dict[Hashable, list[str]] = {}
-    for name in names:
-        alike.setdefault(_appearance(name), []).append(name)
-    groups = [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]
-    if groups:
-        remarks.append(f"{where} {listed(groups)} are classes of their own, though they look alike")
+    for key, likeness in ((_appearance, "look alike"), (_parts, "have the same parts")):
+        groups = _groups(names, key)
+        if groups:
+            remarks.append(f"{where} {listed(groups)} are classes of their own, though they {likeness}")
+    lists = [repr(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
+    if lists:
+        remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
     missing = [repr(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
     if missing:
         remarks.append(f"{where} {listed(missing)} is the name of a class, not a missing label")
@@ -198,11 +211,27 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     return remarks
 
 
+def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[str]:
+    """Names of one key, where there are several, in a few words."""
+    groups: dict[Hashable, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+
+
+def _parts(name: str) -> Hashable:
+    """The same for texts that list the same labels in another order."""
+    return frozenset(part.strip() for part in _SEPARATOR.split(name))
+
+
 def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _INVISIBLE)
     folded = " ".join(visible.casefold().split())
-    return Decimal(folded) if is_number(folded) else folded
+    try:
+        return Decimal(folded) if is_number(folded) else folded
+    except InvalidOperation:  # an exponent that a float rounds to zero
+        return folded
 
 
 def count_classes(labels: Sequence[int], classes: int) -> list[int]:

@@ -33,8 +33,14 @@ def name_classes(column: str, values: list[Any], names: tuple[str, ...]) -> list
     """Numbers of classes -> their names; None for an unlabelled row, which the Hub's convention marks by -1.
 
     Raises:
-        ConfigError: a number that has no name.
+        ConfigError: a number that has no name, or what is no number of a class at all.
     """
+    odd = next((value for value in values if value is not None and type(value) is not int), None)
+    if odd is not None:
+        raise ConfigError(
+            f"column {column!r} holds {odd!r}, though the file says that it has numbers of {len(names)} classes; "
+            "expected whole numbers"
+        )
     try:
         return [None if value is None or value < 0 else names[value] for value in values]
     except IndexError:

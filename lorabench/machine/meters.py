@@ -66,6 +66,7 @@ class MemoryMonitor:
             "host": socket.gethostname(),
             "device": str(self.device) if is_cuda else "cpu",
             "device_name": torch.cuda.get_device_name(self.device) if is_cuda else None,
+            "capacity_gb": torch.cuda.mem_get_info(self.device)[1] / GB if is_cuda else None,
             "phases": self.phases,
         }
 

@@ -17,16 +17,9 @@ from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, head_names, trained_copies
+from lorabench.models.configuration import MODEL_EXPECTATION, fetch_model_config, load_model_config
 from lorabench.models.continued import put_saved_adapter
-from lorabench.models.description import (
-    MODEL_EXPECTATION,
-    beside_text,
-    build_skeleton,
-    fetch_model_config,
-    load_model_config,
-    lora_targets,
-    model_arguments,
-)
+from lorabench.models.description import beside_text, build_skeleton, lora_targets, model_arguments
 from lorabench.models.head import HeadPlan, settle_head
 from lorabench.models.quantization import POOLER, build_random, build_settings, cpu_issues, expand_anew, keep_layout
 from lorabench.models.reload import load_with_peft, reload_arguments

@@ -1,90 +1,19 @@
-"""What is known of a model before its weights: where it is, its configuration, and what can be refused."""
+"""What a model is before its weights are there: its skeleton, and what that lets refuse."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.catalog.families import FAMILIES, family_of
-from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList, first_line
-from lorabench.machine.hub import explain_hub_error
+from lorabench.models.configuration import configuration_issues, length_issues
 from lorabench.models.footprint import WeightCount
-from lorabench.models.head import SINGLE_LABEL
 from lorabench.models.positions import usable_positions
 from lorabench.models.quantization import count_weights, cpu_issues
-from lorabench.models.source import model_source
-
-MODEL_EXPECTATION = (
-    "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
-)
-
-
-def load_model_config(config: ModelConfig, classes: int) -> PretrainedConfig:
-    """The transformers configuration with the number of classes, without the weights.
-
-    Raises:
-        ConfigError: see `read_model_config`.
-    """
-    return with_classes(config, read_model_config(config), classes)
-
-
-def with_classes(config: ModelConfig, model_config: PretrainedConfig, classes: int) -> PretrainedConfig:
-    """Turn a configuration, in place, into that of a classifier with so many classes, and with the run's dropout."""
-    model_config.num_labels = classes
-    # Another task of the checkpoint is none of ours; transformers' own loss, and its pipelines, would go by it.
-    if getattr(model_config, "problem_type", None) is not None:
-        model_config.problem_type = SINGLE_LABEL
-    if config.base_dropout is not None:
-        set_dropout(model_config, config.base_dropout)
-    return model_config
-
-
-def read_model_config(config: ModelConfig) -> PretrainedConfig:
-    """The transformers configuration as it is saved.
-
-    Raises:
-        ConfigError: the Hub cannot be reached, the model is gated or unknown, or is an adapter.
-    """
-    try:
-        return fetch_model_config(config)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
-
-
-def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
-    """The same, with the errors of the libraries below where it cannot be had.
-
-    Raises:
-        ConfigError: what is named is an adapter, or a folder with a revision.
-    """
-    if config.weights == "random" and config.model in MODELS:
-        preset = MODELS[config.model]
-        return AutoConfig.for_model(preset.model_type, **preset.shape)
-    source = model_source(config)
-    if config.revision is not None and Path(source).is_dir():
-        raise ConfigError(f"--revision {config.revision}: --model {config.model} is a folder; expected a Hub model")
-    if find_adapter_config_file(source, revision=config.revision) is not None:
-        raise ConfigError(f"--model {config.model}: that is an adapter; --adapter FOLDER goes on from it")
-    return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
-
-
-def set_pad(model_config: PretrainedConfig, pad_token_id: int) -> None:
-    """Have a model pad with this id, its text part included."""
-    model_config.pad_token_id = model_config.get_text_config().pad_token_id = pad_token_id
-
-
-def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
-    """Set every dropout of the base model; architectures name theirs differently, but all with this word."""
-    text = model_config.get_text_config()
-    for name, value in text.to_dict().items():
-        if "dropout" in name and (value is None or isinstance(value, float)):
-            setattr(text, name, probability)
 
 
 def inspect_model(
@@ -98,67 +27,21 @@ def inspect_model(
             have, or rows longer than the model's positions.
     """
     issues = IssueList()
-    if model_config.model_type not in FAMILIES and lora.lora_targets == "auto":
-        issues.add(
-            f"--model {config.model}: type {model_config.model_type!r} is not in the table of architectures "
-            f"({', '.join(FAMILIES)}); name the modules that get LoRA with --lora-targets"
-        )
+    issues.extend(configuration_issues(config, lora, model_config, max_length))
     has_remote_code = config.trust_remote_code and getattr(model_config, "auto_map", None)
     if type(model_config) not in AutoModelForSequenceClassification._model_mapping and not has_remote_code:  # pyright: ignore[reportAttributeAccessIssue]
         issues.add(
             f"--model {config.model}: transformers has no sequence classifier of type {model_config.model_type!r}"
         )
-    if getattr(model_config, "quantization_config", None) is not None:
-        # Such a checkpoint brings its own list of what is not quantised, and no classifier's head is in it.
-        issues.add(
-            f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
-            "--quantize nf4 quantises as it loads"
-        )
-    issues.extend(_pickle_issues(config))
-    if family_of(model_config.model_type) is None:
-        issues.extend(_unknown_type_issues(config, model_config))
     issues.raise_if_any()
     skeleton = build_skeleton(config, model_config)
-    usable = usable_positions(model_config, skeleton)
-    if usable is not None:
-        issues.check(max_length <= usable, f"--max-length {max_length}: expected at most the model's {usable}")
+    issues.extend(length_issues(max_length, usable_positions(model_config, skeleton)))
     issues.raise_if_any()
     _check_targets(lora, model_config.model_type, skeleton)
     if config.quantize == "nf4" and on_cpu:
         issues.extend(cpu_issues(skeleton))
         issues.raise_if_any()
     return count_weights(skeleton)
-
-
-def _unknown_type_issues(config: ModelConfig, model_config: PretrainedConfig) -> list[str]:
-    """What an architecture outside the table says of itself that rules it out.
-
-    Not every one that reads padding says so: `training.assembly.check_neighbours` finds the others by what they
-    compute.
-    """
-    subject = f"--model {config.model}: type {model_config.model_type!r} is"
-    issues = []
-    if model_config.get_text_config() is not model_config:
-        issues.append(f"{subject} a text model inside another one, and not supported; expected the text model alone")
-    place = {"last": "at its last position", "mean": "by the mean of all positions"}.get(
-        getattr(model_config, "summary_type", "first")
-    )
-    if place is not None:
-        issues.append(f"{subject} not supported: it reads a row {place}, padding included")
-    return issues
-
-
-def _pickle_issues(config: ModelConfig) -> list[str]:
-    """What is said of a local checkpoint whose weights are a pickle, which runs what its author wrote as it loads."""
-    folder = Path(model_source(config))
-    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
-    if config.weights == "random" or not pickles or any(folder.glob("*.safetensors")):
-        return []
-    return [
-        f"--model {config.model}: its weights are a pickle ({pickles[0]}), which can run code; expected "
-        "model.safetensors. If you trust its author, convert it: AutoModel.from_pretrained(FOLDER, "
-        "use_safetensors=False).save_pretrained(NEW_FOLDER), with the Auto class of its own head"
-    ]
 
 
 def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from lorabench.models.classifier import head_names
+from lorabench.models.configuration import SINGLE_LABEL
 from lorabench.wording import listed
 
 _GENERIC = re.compile(r"LABEL_\d+")
-SINGLE_LABEL = "single_label_classification"
 
 
 @dataclass(frozen=True)

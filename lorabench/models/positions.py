@@ -11,31 +11,32 @@ from lorabench.catalog.families import family_of
 _CHANGING_ROPES = ("dynamic", "longrope")
 
 
-def first_position(config: PretrainedConfig, body: nn.Module) -> int:
+def first_position(config: PretrainedConfig, body: nn.Module | None = None) -> int:
     """Position of a row's first token; an architecture without an entry tells by its table of positions.
 
     Args:
         config: of the model.
-        body: the model, or its skeleton without storage.
+        body: the model, or its skeleton without storage; not asked where the architecture has an entry.
     """
     family = family_of(config.model_type)
     if family is not None:
         return family.first_position(config.pad_token_id)
-    tables = [module for name, module in body.named_modules() if name.split(".")[-1] == "position_embeddings"]
+    named = [] if body is None else body.named_modules()
+    tables = [module for name, module in named if name.split(".")[-1] == "position_embeddings"]
     # A table that leaves out the pad id, as RoBERTa's and those of its kin, is counted from there on.
     embeddings = [table for table in tables if isinstance(table, nn.Embedding)]
     reserved = [table.padding_idx for table in embeddings if table.padding_idx is not None]
     return reserved[0] + 1 if reserved else 0
 
 
-def usable_positions(config: PretrainedConfig, body: nn.Module) -> int | None:
+def usable_positions(config: PretrainedConfig, body: nn.Module | None = None) -> int | None:
     """Tokens of the longest row that the model can read; None where its positions have no end.
 
     The text part's, where a configuration has several. What only tells how far two tokens are apart has no end.
 
     Args:
         config: of the model.
-        body: the model, or its skeleton without storage.
+        body: the model, or its skeleton without storage; not asked where the architecture has an entry.
     """
     text: Any = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)

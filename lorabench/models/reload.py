@@ -8,7 +8,7 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from lorabench.models.head import SINGLE_LABEL
+from lorabench.models.configuration import SINGLE_LABEL
 from lorabench.models.source import local_source
 
 

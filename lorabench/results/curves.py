@@ -24,7 +24,7 @@ _SMOOTH_SHARE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Curves:
+class Curves:
     """What is drawn: (x, y) points in the order of x; losses over steps, scores over epochs, by label."""
 
     train_loss: Points
@@ -46,7 +46,7 @@ def draw_curves(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], pa
         Whether there was anything to draw; if not, no file is written.
     """
     random = lookup(run, "model", "weights") == "random"
-    curves = _collect(run, metrics, with_scores=not random)
+    curves = collect_curves(run, metrics, with_scores=not random)
     panels = []
     if curves.train_loss or curves.eval_loss:
         panels.append(_draw_losses)
@@ -73,7 +73,14 @@ def draw_curves(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], pa
     return True
 
 
-def _collect(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], with_scores: bool) -> _Curves:
+def collect_curves(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], with_scores: bool) -> Curves:
+    """What there is to draw.
+
+    Args:
+        run: see `draw_curves`.
+        metrics: see `draw_curves`.
+        with_scores: whether its scores mean anything.
+    """
     before, history = lookup(run, "before"), lookup(run, "history")
     evaluations: list[Mapping[str, Any]] = [{**before, "step": 0, "epoch": 0}] if isinstance(before, Mapping) else []
     evaluations += history if isinstance(history, list) else []
@@ -81,7 +88,7 @@ def _collect(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], with_
     # The best epoch by a score of random weights would be a matter of chance.
     best_epoch = number_at(run, "best", "epoch") if with_scores else None
     steps = [number_at(event, "step") for event in evaluations if number_at(event, "epoch") == best_epoch]
-    return _Curves(
+    return Curves(
         train_loss=_points([event for event in metrics if event.get("event") == "train"], "step", "loss"),
         eval_loss=_points(evaluations, "step", "loss"),
         scores={
@@ -118,7 +125,7 @@ def _title(run: Mapping[str, Any], random: bool) -> str:
     return (f"{name} on {task}" if task else str(name)) + "\n" + ", ".join(filter(None, parts))
 
 
-def _draw_losses(axes: "Axes", curves: _Curves) -> None:
+def _draw_losses(axes: "Axes", curves: Curves) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if curves.train_loss:
@@ -144,7 +151,7 @@ def _draw_training_loss(axes: "Axes", points: Points) -> None:
     axes.plot(steps, running_mean(losses, width), color=_BLUE, linewidth=1.8, label=f"mean of {width} records")
 
 
-def _draw_scores(axes: "Axes", curves: _Curves) -> None:
+def _draw_scores(axes: "Axes", curves: Curves) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for (label, points), colour in zip(curves.scores.items(), cycle(_SCORE_COLOURS), strict=False):

@@ -59,6 +59,7 @@ _MEMORY = _Object(
         "host": _text,
         "device": _text,
         "device_name": _text,
+        "capacity_gb": _number,
         "phases": _Object(others=_Object(others=_number)),
     }
 )

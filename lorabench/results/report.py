@@ -4,9 +4,11 @@ lorabench table runs/ --format markdown --reported
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,16 +40,18 @@ from lorabench.results.table import (
     TableRow,
     render_terminal,
     to_html,
+    to_latex,
     to_markdown,
     to_text,
     with_reported,
 )
 
-OutputFormat = Literal["terminal", "markdown", "csv", "json", "html"]
+OutputFormat = Literal["terminal", "markdown", "latex", "csv", "json", "html"]
 
 _FORMS: Mapping[str, Callable[[Sequence[TableRow]], str]] = {
     "terminal": to_text,
     "markdown": to_markdown,
+    "latex": to_latex,
     "html": to_html,
 }
 
@@ -155,16 +159,12 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
     issues = [] if form.output is None else output_issues(form.output, form.overwrite)
     if issues:
         raise ConfigError(issues)
-    runs = _chosen(_read_all(find_runs(paths)), form)
-    rows = with_reported([row for row, _ in runs]) if form.reported else [row for row, _ in runs]
-    figures = [figures for _, figures in runs]
-    if form.reported:
-        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
+    runs = choose_runs(read_runs(paths, "lorabench table"), form.where, form.sort, form.descending)
+    rows, figures = rows_and_figures(runs, form.reported)
     if form.format == "terminal" and form.output is None:
         render_terminal(rows, Console())
         return
-    text = {"csv": to_csv, "json": to_json}[form.format](figures) if form.format in ("csv", "json") else ""
-    text = text or _FORMS[form.format](rows)
+    text = table_text(form.format, rows, figures)
     if form.output is None:
         sys.stdout.write(text)
         return
@@ -172,8 +172,66 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def _read_all(files: Sequence[Path]) -> list[tuple[TableRow, Figures]]:
-    """Row and figures of each run whose record can be read. Raises `ConfigError` where there is none."""
+def rows_and_figures(runs: "Sequence[FoundRun]", reported: bool) -> tuple[list[TableRow], list[Figures]]:
+    """The table as texts and as plain numbers.
+
+    Args:
+        reported: also the figures published for the original experiments.
+    """
+    rows, figures = [run.row for run in runs], [run.figures for run in runs]
+    if reported:
+        rows = with_reported(rows)
+        figures += [REPORTED_FIGURES[row.model] for row in rows if row.source == "reported"]
+    return rows, figures
+
+
+def table_text(form: OutputFormat, rows: Sequence[TableRow], figures: Sequence[Figures]) -> str:
+    """The table in one of its forms, `terminal` without colours.
+
+    Args:
+        rows: what forms for readers show.
+        figures: the same runs, for those of plain numbers.
+    """
+    if form == "csv":
+        return to_csv(figures)
+    return to_json(figures) if form == "json" else _FORMS[form](rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundRun:
+    """One run whose record could be read.
+
+    Attributes:
+        name: tells it from the others.
+        record: its `run.json`, with the status that it has now.
+    """
+
+    folder: Path
+    name: str
+    record: Mapping[str, Any]
+
+    @cached_property
+    def row(self) -> TableRow:
+        """The run as texts."""
+        return table_row(self.record, self.name)
+
+    @cached_property
+    def figures(self) -> Figures:
+        """The run as plain numbers."""
+        return run_figures(self.record, self.name, lookup(self.record, "status"))
+
+
+def read_runs(paths: Sequence[Path], program: str) -> list[FoundRun]:
+    """All runs below `paths`. A record that cannot be read is left out, and named in one line on stderr.
+
+    Args:
+        paths: see `find_runs`.
+        program: who says so.
+
+    Raises:
+        ConfigError: no run found, or none whose record can be read.
+    """
+    files = find_runs(paths)
     runs, issues = [], []
     names = _run_names([file.parent for file in files])
     for file, name in zip(files, names, strict=True):
@@ -183,29 +241,36 @@ def _read_all(files: Sequence[Path]) -> list[tuple[TableRow, Figures]]:
             issues += error.issues
             continue
         status = present_status(file.parent, record)
-        runs.append((table_row({**record, "status": status}, name), run_figures(record, name, status)))
+        runs.append(FoundRun(folder=file.parent, name=name, record={**record, "status": status}))
     if not runs:
         raise ConfigError(issues)
     for issue in issues:
-        print(printable(f"lorabench table: left out: {issue}"), file=sys.stderr)
+        print(printable(f"{program}: left out: {issue}"), file=sys.stderr)
     return runs
 
 
 def _run_names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, or their paths where a name stands for several."""
     names = [folder.resolve().name for folder in folders]
-    return [str(folder) if names.count(name) > 1 else name for folder, name in zip(folders, names, strict=True)]
+    counts = Counter(names)
+    return [str(folder) if counts[name] > 1 else name for folder, name in zip(folders, names, strict=True)]
 
 
-def _chosen(runs: list[tuple[TableRow, Figures]], form: TableForm) -> list[tuple[TableRow, Figures]]:
-    """The runs that are asked for, in the order that is."""
-    kept = select([figures for _, figures in runs], form.where)
+def choose_runs(
+    runs: Sequence[FoundRun], where: Sequence[str] = (), sort: str | None = None, descending: bool = False
+) -> list[FoundRun]:
+    """The runs that are asked for, in the order that is.
+
+    Raises:
+        ConfigError: a condition that none fulfils, or of another form; no such column.
+    """
+    kept = select([run.figures for run in runs], where)
     chosen = [run for run, keep in zip(runs, kept, strict=True) if keep]
     if not chosen:
-        raise ConfigError(f"--where {' '.join(form.where)}: none of {len(runs)} runs is so")
-    if form.sort is None:
+        raise ConfigError(f"--where {' '.join(where)}: none of {len(runs)} runs is so")
+    if sort is None:
         return chosen
-    return [chosen[place] for place in order([figures for _, figures in chosen], form.sort, form.descending)]
+    return [chosen[place] for place in order([run.figures for run in chosen], sort, descending)]
 
 
 def summary_lines(run: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The table's rows as text, and its forms for readers: terminal, Markdown, HTML."""
+"""The table's rows as text, and its forms for readers: terminal, Markdown, LaTeX, HTML."""
 
 import html
 import io
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorabench.harmless import markdown
+from lorabench.harmless import latex, markdown
 
 Source = Literal["measured", "random weights", "reported"]
 
@@ -191,6 +191,17 @@ def to_markdown(rows: Sequence[TableRow]) -> str:
     lines = [names, rule, *([markdown(cell) for cell in row.cells(names=names)] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return table + "\n" + "".join(f"- {markdown(note)}\n" for note in footnotes(rows))
+
+
+def to_latex(rows: Sequence[TableRow]) -> str:
+    """A `tabular` with booktabs' rules (`\\usepackage{booktabs}`), footnotes below."""
+    names = shown_columns(rows)
+    columns = "".join("r" if name in _RIGHT_ALIGNED else "l" for name in names)
+    lines = [[latex(cell) for cell in line] for line in (names, *(row.cells(names=names) for row in rows))]
+    head, *body = [f"{' & '.join(line)} \\\\\n" for line in lines]
+    notes = "".join(f"\n\\par\\smallskip\\noindent\\footnotesize {latex(note)}\n" for note in footnotes(rows))
+    table = f"\\toprule\n{head}\\midrule\n{''.join(body)}\\bottomrule\n"
+    return f"% \\usepackage{{booktabs}}\n\\begin{{tabular}}{{{columns}}}\n{table}\\end{{tabular}}\n{notes}"
 
 
 def to_html(rows: Sequence[TableRow]) -> str:

@@ -87,14 +87,16 @@ def score_classes(logits: torch.Tensor, labels: list[int], names: Sequence[str])
         `MOST_IN_MATRIX` classes, `confusion_matrix`: counts by right class, in each by predicted class. For more of
         them `confusion_entries`: its entries that are not zero, as [right class, predicted class, rows], by index.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support
 
     indices = list(range(len(names)))
-    predictions = LOSS.classes(logits).numpy()
-    matrix = confusion_matrix(labels, predictions, labels=indices)
+    predictions = LOSS.classes(logits)
+    # Pairs that occur, not a matrix: of ten thousand classes it would take a gigabyte.
+    pairs, counts = torch.unique(torch.tensor(labels) * len(names) + predictions, return_counts=True)
+    entries = [[*divmod(pair, len(names)), count] for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True)]
     options: dict[str, Any] = {"labels": indices, "zero_division": 0.0}
-    columns: Any = precision_recall_fscore_support(labels, predictions, **options)
-    predicted = matrix.sum(axis=0).tolist()
+    columns: Any = precision_recall_fscore_support(labels, predictions.numpy(), **options)
+    predicted = torch.bincount(predictions, minlength=len(names)).tolist()
     classes = []
     for name, precision, recall, f1, rows, given in zip(names, *(c.tolist() for c in columns), predicted, strict=True):
         occurs = rows + given > 0
@@ -102,7 +104,9 @@ def score_classes(logits: torch.Tensor, labels: list[int], names: Sequence[str])
         classes.append(
             {"class": name, **(values if occurs else dict.fromkeys(values)), "rows": rows, "predicted": given}
         )
-    if len(names) <= MOST_IN_MATRIX:
-        return {"classes": classes, "confusion_matrix": matrix.tolist()}
-    entries = [[int(i), int(j), int(matrix[i, j])] for i, j in zip(*matrix.nonzero(), strict=True)]
-    return {"classes": classes, "confusion_entries": entries}
+    if len(names) > MOST_IN_MATRIX:
+        return {"classes": classes, "confusion_entries": entries}
+    matrix = [[0] * len(names) for _ in names]
+    for right, given, rows in entries:
+        matrix[right][given] = rows
+    return {"classes": classes, "confusion_matrix": matrix}

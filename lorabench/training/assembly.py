@@ -26,7 +26,8 @@ from lorabench.models.classifier import (
     count_parameters,
     neighbour_effect,
 )
-from lorabench.models.description import inspect_model, read_model_config, set_pad, with_classes
+from lorabench.models.configuration import read_model_config, set_pad, with_classes
+from lorabench.models.description import inspect_model
 from lorabench.models.footprint import WeightCount
 from lorabench.models.head import HeadPlan, SavedHead, plan_head
 from lorabench.models.source import model_source, pinned_revision

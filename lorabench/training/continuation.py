@@ -10,11 +10,20 @@ import torch
 
 from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, write_savepoint
 from lorabench.config.changes import recorded_changes
+from lorabench.config.run_config import ModelConfig
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError, RunError, first_line
 from lorabench.machine.meters import MemoryMonitor, Throughput
-from lorabench.results.run_folder import ADAPTER_STAGING, OWN_NAMES, PREVIOUS_ADAPTER, check_inside, read_run
+from lorabench.models.source import fingerprint_files, model_source, pinned_revision
+from lorabench.results.run_folder import (
+    ADAPTER_STAGING,
+    OWN_NAMES,
+    PREVIOUS_ADAPTER,
+    check_inside,
+    lookup,
+    read_run,
+)
 from lorabench.step.execution import RandomState
 from lorabench.training.assembly import Built, Inputs
 from lorabench.training.best import BestAdapter
@@ -70,9 +79,31 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
             f"--resume: the run takes {before} rows per step and this launch {effective}; choose --batch-size and "
             "--gradient-accumulation so that their product with the number of ranks is the same"
         )
-    if savepoint.progress["train_rows"] != fingerprint(inputs.tokens["train"]):
-        issues.append("--resume: the training rows, or their tokens, are not those of the run")
+    for name, found in fingerprints(inputs).items():
+        # Earlier versions kept that of the training rows alone.
+        if savepoint.progress.get(name, found) != found:
+            which = "training" if name == "train_rows" else "validation"
+            issues.append(f"--resume: the {which} rows, or their tokens, are not those of the run")
+    issues += _base_issues(known, setting.config.model)
     return savepoint, issues
+
+
+def _base_issues(known: Mapping[str, Any], config: ModelConfig) -> list[str]:
+    """What is said where the frozen weights are others than those that the run began with.
+
+    Args:
+        known: the run's record.
+    """
+    before, now = lookup(known, "model", "revision"), pinned_revision(config)
+    if before is not None and now is not None and before != now:
+        return [f"--resume: {config.model} is at commit {now}, the run began at {before}; --revision {before} goes on"]
+    files, source = lookup(known, "model", "files"), Path(model_source(config))
+    if isinstance(files, Mapping) and source.is_dir():
+        found = fingerprint_files(source)
+        changed = sorted(name for name, entry in files.items() if found.get(name) != entry)
+        if changed:
+            return [f"--resume: {changed[0]} in {source} is not the file that the run began with"]
+    return []
 
 
 class Continuation:
@@ -94,7 +125,7 @@ class Continuation:
         self._keeper = keeper
         self._progress = progress
         self._memory = memory
-        self._train_rows = fingerprint(inputs.tokens["train"])
+        self._rows = fingerprints(inputs)
         self._saved: tuple[int, int] | None = None
 
     def save(self) -> None:
@@ -123,7 +154,7 @@ class Continuation:
         facts = {
             "format": STATE_FORMAT,
             "effective_batch": self._built.plan.effective_batch,
-            "train_rows": self._train_rows,
+            **self._rows,
             "wall_seconds": self._keeper.wall_seconds(),
             "ranks": ranks,
         }
@@ -192,6 +223,11 @@ class Continuation:
         if packs is not None:
             self._built.execution.load_state(packs)
         RandomState(**random[mine]).restore(self._setting.ranks.device)
+
+
+def fingerprints(inputs: Inputs) -> dict[str, str]:
+    """Of the rows that a run's numbers depend on; those of a test split are read when all is done."""
+    return {f"{split}_rows": fingerprint(rows) for split, rows in inputs.tokens.items() if split != "test"}
 
 
 def fingerprint(rows: TokenizedRows) -> str:

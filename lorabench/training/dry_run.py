@@ -19,11 +19,11 @@ def show_dry_run(config: RunConfig) -> None:
     """Print the resolved configuration and what was read, as a file for `--config`; on the first rank of a machine.
 
     Raises:
-        ConfigError: what a run would be refused for before its model is loaded.
+        ConfigError: what a run would be refused for before its model's files are looked for.
     """
     check_driver()
     data = load_task(config.data, config.optim.seed)
-    refuse_early(config, data)
+    refuse_early(config, data, model_too=False)
     if is_first_on_host():
         record = {"config": config.to_json(), "data": data_facts(config.data, data)}
         print(config_text(config, ("Nothing was trained: --dry-run", *dry_run_lines(record))), end="", flush=True)

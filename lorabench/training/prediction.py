@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from lorabench.catalog.settings import ComputeDtype
 from lorabench.config.command_line import ConfigOption
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
@@ -157,11 +158,11 @@ class FinishedRun:
         """Read `run.json`.
 
         Raises:
-            ConfigError: there is none, or another version's.
+            ConfigError: there is none, or another version's, or one that contradicts itself.
         """
         record = read_run(folder)
         try:
-            return cls(
+            run = cls(
                 folder,
                 RunConfig.from_json(record["config"]),
                 tuple(record["data"]["labels"]),
@@ -171,8 +172,29 @@ class FinishedRun:
                 record["data"].get("label_kind", "text"),
                 record["data"].get("pairs", False),
             )
-        except (KeyError, TypeError) as error:
+            run.check()
+            return run
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"--run {folder}: its run.json is not one of this version ({error})") from None
+
+    def check(self) -> None:
+        """Whether its values can be used together: the record may come from anybody.
+
+        Raises:
+            ValueError: says which cannot.
+        """
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
+            raise ValueError(f"data.labels = {list(self.labels)!r}: expected two classes or more, each once")
+        if self.precision not in get_args(ComputeDtype):
+            raise ValueError(f"precision = {self.precision!r}: expected one of {', '.join(get_args(ComputeDtype))}")
+        if not isinstance(self.pairs, bool):
+            raise ValueError(f"data.pairs = {self.pairs!r}: expected true or false")
+        if self.label_kind not in tuple(_LABEL_TYPES):
+            raise ValueError(f"data.label_kind = {self.label_kind!r}: expected one of {', '.join(_LABEL_TYPES)}")
+        try:
+            _ = self.label_values
+        except ValueError:
+            raise ValueError(f"data.label_kind = {self.label_kind!r}: the classes are of another one") from None
 
     @classmethod
     def read_loadable(cls, folder: Path) -> "FinishedRun":

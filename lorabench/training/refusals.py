@@ -11,15 +11,18 @@ from lorabench.machine.gpus import gpus_hidden, list_gpus
 from lorabench.results.run_folder import read_run
 
 
-def refuse_early(config: RunConfig, data: TaskData) -> None:
+def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> None:
     """Refuse what would be refused later, when all ranks have met and the model's files have been read.
+
+    Args:
+        model_too: look at the model's configuration, which may be on the Hub, and which takes a second to read.
 
     Raises:
         ConfigError: everything that is known by now, together.
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_continuation):
+    for check in (_check_device, _check_continuation, *([_check_model] if model_too else [])):
         try:
             check(config)
         except ConfigError as error:
@@ -29,12 +32,17 @@ def refuse_early(config: RunConfig, data: TaskData) -> None:
 
 def _check_device(config: RunConfig) -> None:
     """Refuse what only a GPU can do where there is none. torch is imported only for whom it concerns."""
-    limit = config.run.gpu_memory_limit
-    if limit is None and "fp16" not in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+    limit, captured = config.run.gpu_memory_limit, config.optim.execution == "captured"
+    fp16 = "fp16" in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
+    if limit is None and not captured and not fp16:
         return
     use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
+    if captured and not use_cuda:
+        raise ConfigError("--execution captured: there is no CUDA GPU; expected auto or eager")
     if limit is not None and not use_cuda:
         raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
+    if not fp16:
+        return
     from lorabench.machine.precision import resolve_precision
 
     resolve_precision(config, use_cuda)
@@ -47,3 +55,16 @@ def _check_continuation(config: RunConfig) -> None:
         changes = recorded_changes(folder, read_run(folder), config)
         if changes:
             raise ConfigError(changes)
+
+
+def _check_model(config: RunConfig) -> None:
+    """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
+
+    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model.
+    """
+    from lorabench.models.configuration import configuration_issues, read_model_config
+
+    model_config = read_model_config(config.model)
+    issues = configuration_issues(config.model, config.lora, model_config, config.data.max_length)
+    if issues:
+        raise ConfigError(issues)

@@ -28,6 +28,7 @@ from lorabench.results.tracking import (
     memory_record,
     open_tracker,
 )
+from lorabench.training.agreement import check_same_rows
 from lorabench.training.announcement import draw, opening_lines, show_results
 from lorabench.training.assembly import Built, Inputs, build, prepare_inputs
 from lorabench.training.best import BestAdapter
@@ -67,6 +68,7 @@ def execute(
     check_execution(setting)
     ranks = setting.ranks
     inputs = ranks.together(lambda: prepare_inputs(setting))
+    check_same_rows(setting, inputs)
     folder = create_folder(setting, ownership)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
     keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint), setting.began)
@@ -147,7 +149,7 @@ def first_record(setting: Setting, inputs: Inputs, folder: Path, savepoint: Save
     known = setting.ranks.on_main(lambda: read_run(folder))
     resumed = [*known.get("resumed", []), {"at": record["started_at"], "step": step}]
     kept = {name: savepoint.progress[name] for name in ("before", "best", "history")} if savepoint else {}
-    return {**record, **kept, "started_at": known["started_at"], "resumed": resumed}
+    return {**record, **kept, "started_at": known.get("started_at"), "resumed": resumed}
 
 
 def evaluated_steps(savepoint: Savepoint | None) -> set[int]:

@@ -23,7 +23,7 @@ from lorabench.data.task import load_rows
 from lorabench.data.tokenizer import train_stand_in
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier
-from lorabench.models.description import load_model_config
+from lorabench.models.configuration import load_model_config
 from lorabench.packed import attention, captured, tiles
 from lorabench.packed.classifier import PackedClassifier, try_packing
 from lorabench.packed.graphs import GraphedPasses

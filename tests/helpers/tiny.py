@@ -16,7 +16,7 @@ from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.tokenizer import train_stand_in
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier
-from lorabench.models.description import load_model_config
+from lorabench.models.configuration import load_model_config
 
 VOCABULARY = 320
 # More rows than tokens, as published checkpoints have: some tokenizer classes add marks of their own.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabench.harmless import csv_cell, markdown, printable, without_secrets
+from lorabench.harmless import csv_cell, latex, markdown, printable, without_secrets
 
 ANY = st.text(st.characters(categories=["Lu", "Ll", "Cc", "Cf", "Cs", "Zl", "Zp", "Po", "So", "Sm"]))
 
@@ -90,3 +90,13 @@ def test_secrets_are_left_out(text: str, expected: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert without_secrets(text, {"HF_TOKEN": "short", "TOKENIZERS_PARALLELISM": "false"}) == text
+
+
+@given(ANY)
+def test_a_text_in_latex_has_no_command_of_its_own(text: str) -> None:
+    written = latex(text)
+    for known in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}", r"\textless{}", r"\textgreater{}"):
+        written = written.replace(known, "")
+    for known in (r"\textbar{}", r"\char34{}", "{[}", "{*}", *(f"\\{sign}" for sign in "&%$#_{}")):
+        written = written.replace(known, "")
+    assert not set(written) & set("\\{}&%$#_^~[*")

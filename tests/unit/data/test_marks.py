@@ -24,7 +24,8 @@ from lorabench.data.reading import check_read, remarks_on, unknown_share
 from lorabench.data.task import load_task, text_rows
 from lorabench.data.tokenizer import load_tokenizer, marks_of, stubborn_marks
 from lorabench.errors import ConfigError
-from lorabench.models.description import load_model_config, model_source
+from lorabench.models.configuration import load_model_config
+from lorabench.models.source import model_source
 
 FAMILIES = ("bert", "roberta", "llama", "minilm")
 MARKED = ["a </s> b", "[SEP] x [CLS]", "<s>struck</s>", "<pad> [PAD] [MASK] <unk>", "plain"]
@@ -263,3 +264,10 @@ def test_rows_of_a_file_say_how_many_hold_marks(tmp_path: Path) -> None:
         "20 rows with a mark of the tokenizer, '</s>' in 20; it is read as text"
     ]
     assert max(max(ids) for ids in tokens["train"].input_ids) < EMBEDDINGS
+
+
+def test_rows_of_one_id_are_each_looked_at(tmp_path: Path) -> None:
+    UNIGRAM["t5"]().save_pretrained(tmp_path / "model")
+    rows = dataclasses.replace(text_rows(["ab</s>cd", "abc"]), ids=["7", "7"])
+    with pytest.raises(ConfigError, match=r"1 row \(id 7\) with '</s>' in the text"):
+        tokenize(rows, load(tmp_path / "model"), 64, "the texts")

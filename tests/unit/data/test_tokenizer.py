@@ -16,7 +16,8 @@ from lorabench.data.task import load_task
 from lorabench.data.tokenizer import load_tokenizer, pad_id, train_stand_in
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error
-from lorabench.models.description import load_model_config, model_source
+from lorabench.models.configuration import load_model_config
+from lorabench.models.source import model_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

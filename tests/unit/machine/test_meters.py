@@ -218,6 +218,7 @@ def test_gpu_figures_are_peaks_of_the_phase_in_units_of_1e9_bytes(monkeypatch: p
         "eval": {"allocated_gb": 1.0, "reserved_gb": 1.5, "device_gb": 5.4},
     }
     assert monitor.to_json(rank=1)["device_name"] == "Card"
+    assert monitor.to_json(rank=1)["capacity_gb"] == 25.4
 
 
 def test_the_record_names_rank_host_and_device() -> None:
@@ -225,7 +226,7 @@ def test_the_record_names_rank_host_and_device() -> None:
     with monitor.phase("train"):
         pass
     record = json.loads(json.dumps(monitor.to_json(rank=3)))
-    assert list(record) == ["rank", "host", "device", "device_name", "phases"]
+    assert list(record) == ["rank", "host", "device", "device_name", "capacity_gb", "phases"]
     assert (record["rank"], record["device"], record["device_name"]) == (3, "cpu", None)
     assert record["host"]
     assert record["phases"] == monitor.phases

@@ -21,7 +21,8 @@ from lorabench.config.run_config import LoraArgs, LoraBias, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier, count_parameters, head_names, last_token, trained_copies
-from lorabench.models.description import inspect_model, load_model_config
+from lorabench.models.configuration import load_model_config
+from lorabench.models.description import inspect_model
 
 EOS = 2
 CPU = torch.device("cpu")

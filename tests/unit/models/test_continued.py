@@ -177,3 +177,10 @@ def test_an_adapter_as_the_model_is_refused_with_the_flag_that_takes_it(made: di
     with pytest.raises(ConfigError, match=r"that is an adapter; --adapter FOLDER goes on from it"):
         train(made, tmp_path / "run", model=str(made["adapter"]))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
+def test_lora_that_changed_the_model_below_is_refused(start: str, made: dict[str, Path], tmp_path: Path) -> None:
+    adapter = change(made["adapter"], tmp_path / "adapter", init_lora_weights=start)
+    with pytest.raises(ConfigError, match=f"init_lora_weights is '{start}'"):
+        train(made, tmp_path / "run", adapter=adapter)

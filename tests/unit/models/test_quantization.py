@@ -21,7 +21,8 @@ from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier, count_parameters, head_names, trained_copies
-from lorabench.models.description import build_skeleton, inspect_model, load_model_config
+from lorabench.models.configuration import load_model_config
+from lorabench.models.description import build_skeleton, inspect_model
 from lorabench.models.footprint import NF4_BITS, WeightCount, count_preset
 from lorabench.models.quantization import count_weights
 

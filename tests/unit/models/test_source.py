@@ -14,7 +14,7 @@ import lorabench
 from lorabench.config.run_config import ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models import source
-from lorabench.models.description import read_model_config
+from lorabench.models.configuration import read_model_config
 from lorabench.models.source import fingerprint_files, local_source, model_source, published_source
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

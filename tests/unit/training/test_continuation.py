@@ -18,6 +18,7 @@ from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.data_parallel import DataParallel
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
+from lorabench.models.source import fingerprint_files
 from lorabench.step.optimizer import build_optimizer, build_schedule
 from lorabench.training import continuation
 from lorabench.training.continuation import (
@@ -420,3 +421,46 @@ def test_a_batch_that_did_not_fit_is_not_tried_again(
     second.state.restore(read(tmp_path))
     assert second.built.execution.batch_size == expected
     assert second.progress.out_of_memory == first.progress.out_of_memory
+
+
+def test_other_validation_rows_are_refused(tmp_path: Path) -> None:
+    leave_run(tmp_path, RunConfig(), validation_rows=fingerprint(ROWS))
+    inputs: Any = SimpleNamespace(tokens={"train": ROWS, "validation": ROWS})
+    assert find_savepoint(make_setting(), inputs, tmp_path) is not None
+    inputs.tokens["validation"] = TokenizedRows([[1, 2], [3], [4, 5, 7]], [0, 1, 0], cut_rows=0)
+    with pytest.raises(ConfigError, match="the validation rows, or their tokens, are not those of the run"):
+        find_savepoint(make_setting(), inputs, tmp_path)
+
+
+def add_to_record(folder: Path, **model: Any) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "model": model}))
+
+
+def test_a_model_of_another_commit_is_refused_and_the_runs_own_may_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = change(RunConfig(), "model", model="somebody/model")
+    leave_run(tmp_path, config)
+    add_to_record(tmp_path, revision="a1")
+    monkeypatch.setattr(continuation, "pinned_revision", lambda model: model.revision or "b2")
+    with pytest.raises(ConfigError, match="is at commit b2, the run began at a1; --revision a1 goes on"):
+        find_savepoint(make_setting(config), make_inputs(), tmp_path)
+    pinned = change(config, "model", revision="a1")
+    assert find_savepoint(make_setting(pinned), make_inputs(), tmp_path) is not None
+    with pytest.raises(ConfigError, match=r"model\.revision: None -> b2"):
+        find_savepoint(make_setting(change(config, "model", revision="b2")), make_inputs(), tmp_path)
+
+
+def test_a_local_model_whose_files_have_changed_is_refused(tmp_path: Path) -> None:
+    model, run = tmp_path / "model", tmp_path / "run"
+    run.mkdir()
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    config = change(RunConfig(), "model", model=str(model))
+    leave_run(run, config)
+    add_to_record(run, files=fingerprint_files(model))
+    assert find_savepoint(make_setting(config), make_inputs(), run) is not None
+    (model / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"config\.json in .* is not the file that the run began with"):
+        find_savepoint(make_setting(config), make_inputs(), run)

@@ -51,7 +51,8 @@ def test_the_first_rank_speaks_for_all(
     assert capsys.readouterr().out == ""
 
 
-def test_it_is_light(words: list[str]) -> None:
+def test_it_is_light(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)  # with fp16, torch is asked for the GPU
     code = (
         "import sys; from lorabench import cli; code = cli.main(['train', *sys.argv[1:]]);"
         "print('# loaded', [name for name in ('torch', 'transformers', 'peft') if name in sys.modules], code)"

@@ -13,6 +13,7 @@ from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
 from lorabench.training.refusals import refuse_early
 
+MINILM = apply_settings(RunConfig(), {"model": "minilm"})
 PROGRAM = """
 import sys
 from lorabench import cli
@@ -35,7 +36,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_record(folder: Path, status: str = "interrupted", **changes: object) -> Path:
-    config = apply_settings(RunConfig(), changes)
+    config = apply_settings(MINILM, changes)
     folder.mkdir()
     record = {"schema_version": 1, "status": status, "config": config.to_json()}
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
@@ -46,7 +47,7 @@ def test_all_is_said_at_once(tmp_path: Path) -> None:
     folder = leave_record(tmp_path / "run", seed=7)
     flags = {"batch_size": 16, "precision": "fp16", "resume": True, "output_dir": folder}
     with pytest.raises(ConfigError) as caught:
-        refuse_early(apply_settings(RunConfig(), flags), make_data(15))
+        refuse_early(apply_settings(MINILM, flags), make_data(15))
     assert [issue.partition(":")[0] for issue in caught.value.issues] == [
         "--batch-size 16 x --gradient-accumulation 1 x 1 rank(s) = 16 rows per step",
         "--precision fp16",
@@ -57,7 +58,7 @@ def test_all_is_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_a_step_takes_at_most_all_rows(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    config = apply_settings(RunConfig(), {"batch_size": 2, "gradient_accumulation": 3})
+    config = apply_settings(MINILM, {"batch_size": 2, "gradient_accumulation": 3})
     refuse_early(config, make_data(6 * ranks))
     with pytest.raises(ConfigError, match=rf"{ranks} rank\(s\) = {6 * ranks} rows per step: more than the"):
         refuse_early(config, make_data(6 * ranks - 1))
@@ -66,20 +67,20 @@ def test_a_step_takes_at_most_all_rows(ranks: int, monkeypatch: pytest.MonkeyPat
 def test_the_launchers_fp16_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(ConfigError, match="the launcher's mixed precision fp16: expected a GPU"):
-        refuse_early(RunConfig(), make_data(8))
-    refuse_early(apply_settings(RunConfig(), {"precision": "fp32"}), make_data(8))
+        refuse_early(MINILM, make_data(8))
+    refuse_early(apply_settings(MINILM, {"precision": "fp32"}), make_data(8))
 
 
 def test_a_limit_of_gpu_memory_needs_a_gpu() -> None:
     with pytest.raises(ConfigError, match=r"--gpu-memory-limit 16\.5: the run is on the CPU"):
-        refuse_early(apply_settings(RunConfig(), {"gpu_memory_limit": 16.5}), make_data(8))
+        refuse_early(apply_settings(MINILM, {"gpu_memory_limit": 16.5}), make_data(8))
 
 
 def test_on_several_machines_the_folder_is_left_to_the_first_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = leave_record(tmp_path / "run", "completed")
-    config = apply_settings(RunConfig(), {"resume": True, "output_dir": folder})
+    config = apply_settings(MINILM, {"resume": True, "output_dir": folder})
     with pytest.raises(ConfigError, match="is complete"):
         refuse_early(config, make_data(8))
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RANK": "0"}.items():
@@ -92,13 +93,32 @@ def test_on_several_machines_the_folder_is_left_to_the_first_rank(
     [
         ({"batch_size": 9}, "more than the 8 training rows"),
         ({"precision": "fp16"}, "--precision fp16: expected a GPU"),
+        ({"model": "nobody/nothing"}, "--model nobody/nothing: the Hub cannot be reached"),
+        ({"model": "."}, "--model .: "),
+        ({"max_length": 513}, "--max-length 513: expected at most the model's 512"),
     ],
 )
 def test_no_heavy_library_is_imported_for_what_is_refused(
     flags: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     train, validation = tiny.write_rows(tmp_path / "train.csv", 8), tiny.write_rows(tmp_path / "validation.csv", 4)
-    words = tiny.run_flags("minilm", train, validation, tmp_path / "run", **flags)
+    words = tiny.run_flags(
+        **{"model": "minilm", **flags}, train_file=train, validation_file=validation, output_dir=tmp_path / "run"
+    )
     ended = python(["-c", PROGRAM, "train", *words], tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
     assert ended.returncode == 2 and message in ended.stderr, explain(ended)
     assert ended.stdout.splitlines()[-1] == "imported"
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("adapter_config.json", "that is an adapter; --adapter"), ("notes.txt", "no config.json there")]
+)
+def test_a_folder_without_a_model_is_refused(file: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ConfigError, match=said):
+        refuse_early(apply_settings(RunConfig(), {"model": str(tmp_path)}), make_data(100))
+
+
+def test_captured_steps_need_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="--execution captured: there is no CUDA GPU"):
+        refuse_early(apply_settings(RunConfig(), {"execution": "captured"}), make_data(100))
