@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|merge|table|report|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|merge|table|report|compare|models`; `--help` after any."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import (
     PROGRAM,
     ConfigOption,
+    Options,
     is_first_on_host,
     parse_options,
     parse_train_command,
@@ -33,6 +34,7 @@ from lorabench.errors import (
     RunError,
     RunInterrupted,
 )
+from lorabench.experiments.compare import CompareOptions, compare_command
 from lorabench.experiments.report.command import ReportOptions, report_command
 from lorabench.files import is_no_space
 from lorabench.harmless import printable
@@ -123,6 +125,13 @@ def table(arguments: Sequence[str]) -> int:
     return 0
 
 
+def compare(arguments: Sequence[str]) -> int:
+    """Train a grid of runs and compare them."""
+    options, others = parse_some(CompareOptions, arguments, "lorabench compare")
+    compare_command(options, others)
+    return 0
+
+
 def report(arguments: Sequence[str]) -> int:
     """Write a page, plots or tables of some runs."""
     options = parse_options(ReportOptions, arguments, "lorabench report")
@@ -167,11 +176,20 @@ def model_lines() -> list[str]:
     return lines
 
 
+def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
+    """Options of a command, and the words that are none of the command's options."""
+    found, others = tyro.cli(
+        options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), return_unknown_args=True
+    )
+    return found, others
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "predict": predict,
     "merge": merge,
     "table": table,
+    "compare": compare,
     "report": report,
     "models": models,
 }
@@ -205,6 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(printable(f"lorabench {name}: failed: {error}", keep="\n"), file=sys.stderr)
         return EXIT_RUN_FAILED
+    except RunInterrupted as error:
+        print(printable(f"lorabench {name}: {error}"), file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"lorabench {name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

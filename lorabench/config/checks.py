@@ -1,5 +1,6 @@
 """What is wrong with the values of a configuration: each issue names flag, value and expectation."""
 
+import errno
 import math
 import os
 import tempfile
@@ -225,6 +226,8 @@ def _files_issues(folder: Path, nearest: Path) -> list[str]:
             file.write(bytes(_TRIAL_BYTES))
             file.flush()
     except OSError as error:
+        if error.errno == errno.EFBIG:  # a limit of this process on single files: the folder takes smaller ones
+            return []
         reason = full_disk(error, nearest) or f"{nearest} takes no files ({_reason(error)})"
         return [f"--output-dir {folder}: {reason}; expected a folder that can be written to"]
     return []
@@ -258,8 +261,13 @@ def looks_into_output_dir() -> bool:
     A late one would find what the first has written already. On several machines the folder need not be everywhere,
     and a machine that refused alone would leave the others waiting for it: there the first rank looks later, for all.
     """
-    ranks, here, rank = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK"))
-    return rank == 0 and ranks <= max(here, 1)
+    return int(os.environ.get("RANK") or 0) == 0 and is_one_machine()
+
+
+def is_one_machine() -> bool:
+    """Whether all ranks of the launch are on this machine, and so find the same files."""
+    ranks, here = (int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return ranks <= here
 
 
 def class_weight_issues(text: str) -> list[str]:

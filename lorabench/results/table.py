@@ -21,7 +21,7 @@ COLUMNS = ("Model", "Task", "Strategy", "F1", "Training time", "Memory", "Traina
 _LONGEST_WHOLE_WORD = 16
 _SHORTEST_NAME = 8
 _RIGHT_ALIGNED = ("Seed", "F1", "Training time", "Trainable")
-_STYLE = (
+STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;color:#222}"
     "table{border-collapse:collapse}th,td{padding:.4rem .9rem;text-align:left;border-bottom:1px solid #ddd}"
     "th{border-bottom:2px solid #888}td{font-variant-numeric:tabular-nums;vertical-align:top}"
@@ -212,7 +212,7 @@ def to_html(rows: Sequence[TableRow]) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>\n" for note in footnotes(rows))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>lorabench</title>\n'
-        f"<style>{_STYLE}</style></head><body>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+        f"<style>{STYLE}</style></head><body>\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
         f"<ul>\n{notes}</ul>\n</body></html>\n"
     )
 

@@ -18,11 +18,12 @@ from lorabench.errors import RunError
 from lorabench.models.reload import reload_arguments
 from lorabench.models.source import published_source
 from lorabench.results.class_table import name_cells
-from lorabench.results.run_folder import ADAPTER_FOLDER
+from lorabench.results.run_folder import ADAPTER_FOLDER, VALIDATION_PREDICTIONS_FILE
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
 from lorabench.training.assembly import Built, Inputs
 from lorabench.training.job import Progress
+from lorabench.training.prediction import write_predictions
 from lorabench.units import GB
 
 # Largest difference between logits of the adapter in memory and of the one read back: the same numbers in the same
@@ -45,7 +46,8 @@ class BestAdapter:
     """Keeps adapter and head of the best evaluation, in memory on every rank and on disk from the first.
 
     Args:
-        folder: the run's output folder; `adapter/` is written into it, unless the weights are random.
+        folder: the run's output folder; `adapter/` and what it predicts for the validation rows are written into it,
+            unless the weights are random.
     """
 
     def __init__(self, setting: Setting, inputs: Inputs, built: Built, folder: Path) -> None:
@@ -67,7 +69,7 @@ class BestAdapter:
         if self._setting.shape_only:
             return
         self._best, self._best_logits = self._read(), logits
-        self._write(record)
+        self._write(record, logits)
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint has to keep of it; None before the first evaluation."""
@@ -89,7 +91,7 @@ class BestAdapter:
         self._best = state["adapter"]
         # Other batches round in other places, in half precision by more than a fault would.
         self._best_logits = state["logits"] if state["layout"] == self._layout() else None
-        self._write(record)
+        self._write(record, state["logits"])
 
     def check_movement(self, progress: Progress) -> None:
         """Refuse a training that left a trainable tensor as it was. A collective call.
@@ -169,15 +171,17 @@ class BestAdapter:
             self._built.execution.name,
         ]  # fmt: skip
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Record, logits: torch.Tensor) -> None:
         state, card = self._best, self._card(record)
         if state is None:
             raise RuntimeError("there is no best adapter to write")
         adapted, tokenizer = self._built.classifier.adapted, self._inputs.tokenizer
-        labels = self._setting.data.labels
+        labels, rows = self._setting.data.labels, self._setting.data.validation
         self._setting.ranks.on_main(
             lambda: checkpoint.save_adapter(self._folder, adapted, state, tokenizer, card, labels)
         )
+        path = self._folder / VALIDATION_PREDICTIONS_FILE
+        self._setting.ranks.on_main(lambda: write_predictions(path, rows.ids, labels, logits, rows.labels))
 
     def _read(self) -> dict[str, torch.Tensor]:
         with self._setting.strategy.whole_parameters(self._built.classifier):

@@ -3,7 +3,7 @@
 import os
 
 from lorabench.config.changes import recorded_changes
-from lorabench.config.checks import batch_issues, looks_into_output_dir
+from lorabench.config.checks import batch_issues, is_one_machine, looks_into_output_dir
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
@@ -60,8 +60,11 @@ def _check_continuation(config: RunConfig) -> None:
 def _check_model(config: RunConfig) -> None:
     """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
 
-    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model.
+    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model. Machines may
+    differ in what they have; one that refused alone would leave the others waiting, so there all look together later.
     """
+    if not is_one_machine():
+        return
     from lorabench.models.configuration import configuration_issues, read_model_config
 
     model_config = read_model_config(config.model)

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import math
 import os
+import resource
+import signal
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,7 +17,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config.checks import find_issues, parse_class_weights
 from lorabench.config.defaults import resolve_defaults
-from lorabench.config.run_config import LoraArgs, RunConfig
+from lorabench.config.run_config import LoraArgs, RunConfig, RunOptions
 
 SECTIONS: dict[str, Any] = get_type_hints(RunConfig)
 NUMBERS = [
@@ -297,3 +299,15 @@ def test_a_launcher_s_empty_variables_say_nothing(monkeypatch: pytest.MonkeyPatc
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "")
     assert find_issues(RunConfig()) == []
+
+
+def test_a_limit_on_the_size_of_files_says_nothing_of_the_folder(tmp_path: Path) -> None:
+    """As `ulimit -f` sets one: a run may be small, and one that is not says so where it writes."""
+    before, signals = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        issues = find_issues(dataclasses.replace(RunConfig(), run=RunOptions(output_dir=tmp_path / "run")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signals)
+    assert issues == []

@@ -119,6 +119,18 @@ def test_a_folder_without_a_model_is_refused(file: str, said: str, tmp_path: Pat
         refuse_early(apply_settings(RunConfig(), {"model": str(tmp_path)}), make_data(100))
 
 
+def test_a_model_that_one_machine_lacks_is_left_to_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = apply_settings(RunConfig(), {"model": str(tmp_path), "batch_size": 1})
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"no config\.json there"):
+        refuse_early(config, make_data(8))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    refuse_early(config, make_data(8))
+
+
 def test_captured_steps_need_a_gpu() -> None:
     with pytest.raises(ConfigError, match="--execution captured: there is no CUDA GPU"):
         refuse_early(apply_settings(RunConfig(), {"execution": "captured"}), make_data(100))

@@ -1,5 +1,6 @@
 """At the end the best adapter is back, and proved: the file's tensors bit by bit, and then its logits."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -46,10 +47,11 @@ class Run:
         self.data = PaddedCollator(TokenizedRows(ids, [i % 2 for i in range(ROWS)], 0), (1.0, 1.0), 0)
         config = RunConfig(model=ModelConfig(model=str(folder / "model")), optim=OptimConfig(eval_batch_size=BATCH))
         launch: Any = SimpleNamespace(num_processes=1)
+        rows = SimpleNamespace(ids=[f"row-{i}" for i in range(ROWS)], labels=[i % 2 for i in range(ROWS)])
         self.ranks = Alone()
         setting = SimpleNamespace(
             config=config, ranks=self.ranks, strategy=DataParallel(launch), precision=precision, may_halve=True,
-            shape_only=shape_only, data=SimpleNamespace(labels=("no", "yes")),
+            shape_only=shape_only, data=SimpleNamespace(labels=("no", "yes"), validation=rows),
         )  # fmt: skip
         execution = SimpleNamespace(forward=PaddedForward(self.classifier, CPU), name="eager")
         built = SimpleNamespace(classifier=self.classifier, execution=execution)
@@ -90,6 +92,25 @@ def test_the_best_adapter_is_put_back_and_the_record_says_how_well(run: Run) -> 
     assert torch.equal(run.logits(), kept)
     assert all(torch.equal(value, state[name]) for name, value in adapter_state(run.classifier.adapted).items())
     assert (run.folder / "adapter" / "README.md").read_text() == "the card"
+
+
+def predicted(folder: Path) -> list[dict[str, str]]:
+    with (folder / "validation_predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_the_best_adapter_says_of_the_validation_rows_stands_beside_it(run: Run, tmp_path: Path) -> None:
+    logits = run.keep()
+    rows = predicted(run.folder)
+    assert [row["id"] for row in rows] == [f"row-{i}" for i in range(ROWS)]
+    assert [row["true_label"] for row in rows] == [("no", "yes")[i % 2] for i in range(ROWS)]
+    assert [row["label"] for row in rows] == [("no", "yes")[i] for i in logits.argmax(dim=1).tolist()]
+    chances = torch.tensor([[float(row["probability_no"]), float(row["probability_yes"])] for row in rows])
+    assert torch.allclose(chances, logits.softmax(dim=1))
+    # A run that goes on writes it anew: what it had found after its checkpoint may not come again.
+    other = Run(tmp_path / "other")
+    other.best.load_state(run.best.state(), RECORD)
+    assert predicted(other.folder) == rows
 
 
 def test_an_adapter_that_gives_other_logits_is_refused(run: Run) -> None:

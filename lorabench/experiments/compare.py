@@ -1,0 +1,136 @@
+"""`lorabench compare`: a grid of runs, started, watched, and brought together in one page.
+
+lorabench compare --models minilm mpnet-base --seeds 1 2 3 --task disaster-tweets --train-file train.csv
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lorabench.config.checks import RESULTS
+from lorabench.errors import ConfigError, IssueList, RunError
+from lorabench.experiments.comparison import collect
+from lorabench.experiments.launches import Gpus, Launch, Scheduler, changed_launches, gpu_groups
+from lorabench.experiments.page import PAGE, failures, sheets, write_page
+from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan
+from lorabench.experiments.progress import ProgressView
+from lorabench.experiments.sheets import print_sheets
+from lorabench.files import write_text_atomic
+from lorabench.results.run_folder import RUN_FILE
+from lorabench.wording import counted
+
+PLAN_FILE = "compare.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Models x tasks x strategies x settings x seeds: each a run of its own, then one table of all. Any other flag is
+    one of every run, as --train-file or --weights random."""
+
+    config: Path | None = None
+    """YAML file with these axes and the runs' flags; the command line wins over it."""
+    preset: str | None = None
+    """An original experiment: tweets (three models), two-3090s (Llama-3-8B, 30 epochs) or reclor (QLoRA)."""
+    models: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("--model",))] = None
+    """Each as --model takes it."""
+    tasks: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("--task",))] = None
+    """Each as --task takes it."""
+    strategies: tuple[str, ...] | None = None
+    """`auto`, or launch files: names of accelerate_configs/, as ddp or zero3, or paths."""
+    setting: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FLAGS")] = ()
+    """Flags of a run by a name, as "wide=--lora-r 16 --lora-alpha 32"; several --setting are compared."""
+    seeds: Annotated[tuple[int, ...] | None, tyro.conf.arg(aliases=("--seed",))] = None
+    """Seeds of each combination; the table has mean and spread."""
+    output_dir: Path | None = None
+    """Folder of the comparison; default: runs/compare-NAME, by preset or file. The same command goes on in it."""
+    gpus_per_run: int | None = None
+    """Run as many at once as there are groups of so many GPUs; default: one after another, each with all GPUs."""
+    retry_failed: bool = False
+    """Also start again what failed before."""
+    dry_run: bool = False
+    """Say which runs there would be, and stop."""
+
+
+def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
+    """Run what is not complete, then print the page and write it.
+
+    Args:
+        words: flags of every run.
+
+    Raises:
+        ConfigError: everything that is wrong with the grid; nothing was started.
+        RunError: some runs failed; the page has the others.
+        RunInterrupted: a signal came; the same command goes on.
+    """
+    plan, groups, folder = _plan(options, words)
+    runs = plan.runs(folder)
+    if options.dry_run:
+        print("\n".join(" ".join(run.launch.command()[1:]) for run in runs))
+        return
+    _run(plan, runs, folder, groups, options.retry_failed)
+
+
+def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpus], Path]:
+    """What is to be done, all of it checked."""
+    issues = IssueList()
+    settings: dict[str, str] = {}
+    groups: list[Gpus] = []
+    plan = Plan()
+    folder = options.output_dir or RESULTS / f"compare-{_name(options)}"
+    try:
+        settings = dict(map(parse_setting, options.setting))
+    except ConfigError as error:
+        issues.extend(error.issues)
+    given = {"models": options.models, "tasks": options.tasks, "strategies": options.strategies}
+    given |= {"settings": settings or None, "seeds": options.seeds}
+    try:
+        groups = gpu_groups(options.gpus_per_run)
+    except ConfigError as error:
+        issues.extend(error.issues)
+    if (folder / RUN_FILE).exists():
+        issues.add(f"--output-dir {folder}: the folder of a run; expected one for a comparison")
+    elif folder.exists() and not folder.is_dir():
+        issues.add(f"--output-dir {folder}: expected a folder, found a file")
+    try:
+        plan = read_plan(options.preset, options.config, given, words)
+        check_plan(plan)
+        issues.extend(changed_launches(folder, (run.launch for run in plan.runs(folder))))
+    except ConfigError as error:
+        issues.extend(error.issues)
+    issues.raise_if_any()
+    return plan, groups, folder
+
+
+def _launches(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> Iterator[Launch]:
+    """All launches; the plan is written when the first is asked for, by who then owns the folder."""
+    write_text_atomic(folder / PLAN_FILE, plan.to_yaml())
+    for run in runs:
+        yield run.launch
+
+
+def _name(options: CompareOptions) -> str:
+    if options.config is not None:
+        return options.config.stem
+    return options.preset or "grid"
+
+
+def _run(plan: Plan, runs: Sequence[PlannedRun], folder: Path, groups: Sequence[Gpus], retry_failed: bool) -> None:
+    from rich.console import Console
+
+    cells = {run.name: run.cell for run in runs}
+    at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
+    print(f"compare    {counted(len(runs), 'run')}{at_once}, in {folder}", flush=True)
+    view = ProgressView(list(cells), len(groups), kind=lambda name: str(cells.get(name)))
+    scheduler = Scheduler(folder, groups, retry_failed=retry_failed, watch=view)
+    with view:
+        states = scheduler.run(_launches(plan, runs, folder))
+    comparison = collect(plan, runs, states)
+    write_page(comparison, folder)
+    print_sheets(sheets(comparison), Console())
+    print(f"written    {folder / PAGE}.md, .html, .json and .csv", flush=True)
+    failed = failures(comparison)
+    if failed:
+        raise RunError("\n".join([f"{len(failed)} of {len(runs)} runs are not complete:", *failed]))

@@ -1,0 +1,108 @@
+"""The command: a grid is checked, run, gone on with, and shown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from stand_ins import StandIn
+
+from lorabench import cli
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED
+from lorabench.experiments.launches import Launch
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two settings and two seeds on rows that are there; what would train only looks so."""
+    monkeypatch.setattr(Launch, "command", StandIn.command)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    rows = tiny.write_rows(tmp_path / "rows.csv", 60)
+    return [
+        *("compare", "--model", "minilm", "--seeds", "1", "2", "--output-dir", str(tmp_path / "out")),
+        *("--setting", "plain=", "--setting", "wide=--lora-r 16 --batch-size 16", "--task", "custom"),
+        *("--train-file", str(rows), "--batch-size", "8"),
+    ]
+
+
+def states_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "launches.json").read_text(encoding="utf-8"))["launches"]
+
+
+def test_a_grid_is_run_and_shown_and_is_not_run_again(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "4 runs, in" in printed and "Differences between pairs" in printed
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} >= {
+        *("comparison.md", "comparison.html", "comparison.json", "comparison.csv"),
+        *("compare.yaml", "launches.json", "logs", "runs"),
+    }
+    flags = states_of(out)["minilm-custom-auto-wide-seed2"]["flags"]
+    assert flags[-6:] == ["--lora-r", "16", "--batch-size", "16", "--seed", "2"], "a setting's flags win"
+    # A further seed: only its runs are started.
+    again = ["compare", "--config", str(out / "compare.yaml"), "--seeds", "1", "2", "3", "--output-dir", str(out)]
+    assert cli.main(again) == 0
+    assert [state["attempts"] for state in states_of(out).values()] == [1] * 6
+    assert capsys.readouterr().out.count(": running") == 2
+
+
+def test_a_failed_run_makes_the_command_fail_after_its_page(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Launch, resume: bool = False) -> list[str]:
+        return [*StandIn.command(self, resume), *(["--fail"] if "wide-seed2" in self.name else [])]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Launch, "command", failing)
+    assert cli.main(words) == EXIT_RUN_FAILED
+    output = capsys.readouterr()
+    assert (
+        "1 of 4 runs are not complete:\nminilm-custom-auto-wide-seed2: failed (the loss is not finite)" in output.err
+    )
+    assert "1 of 2" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(Launch, "command", StandIn.command)
+    assert cli.main(words) == EXIT_RUN_FAILED, "it stays as it is"
+    assert cli.main([*words, "--retry-failed"]) == 0
+
+
+def test_nothing_is_started_where_anything_is_wrong(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [*words, "--setting", "bad=--lora-r 0", "--gpus-per-run", "2", "--preset", "tweet"]
+    assert cli.main(bad) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert "--gpus-per-run 2: 0 usable GPUs" in said and "--preset tweet: expected one of" in said
+    assert cli.main([*words, "--setting", "bad=--lora-r 0", "--gpus-per-run", "2"]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert "--gpus-per-run 2" in said and "minilm / bad: --lora-r 0: expected a whole number of at least 1" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_have_changed_since_are_said_before_anything_is_started(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--setting", "wide=--lora-r 32", "--seeds", "1", "3"]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    assert "minilm-custom-auto-wide-seed1: was begun before with other flags" in said and "--lora-r 16" in said
+    assert len(states_of(tmp_path / "out")) == 4
+
+
+def test_a_dry_run_says_the_commands_and_starts_none(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_run_is_none_for_a_comparison(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").touch()
+    assert cli.main(words) == EXIT_BAD_INPUT
+    assert "the folder of a run; expected one for a comparison" in capsys.readouterr().err
