@@ -5,7 +5,9 @@ that was asked to stop and has left a checkpoint.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+import operator
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from lorabench.catalog.settings import Settings
 from lorabench.config.keywords import Flags, build_run_config
 from lorabench.config.run_config import RunConfig, flag_types
+from lorabench.data.given_texts import list_texts
 from lorabench.data.task import Rows, text_rows
 from lorabench.errors import ConfigError
 from lorabench.machine.libraries import as_guest
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-Texts = Sequence[str] | Sequence[tuple[str, str]]
+Texts = Iterable[str] | Iterable[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Predictor:
     """
 
     def __init__(self, run: str | Path, *, trust_remote_code: bool = False) -> None:
-        self._run = FinishedRun.read_loadable(Path(run))
+        self._run = _finished(run)
         self.labels = self._run.labels
         with as_guest():
             # Heavy imports, only for a run that is known to be good.
@@ -109,11 +112,12 @@ class Predictor:
         """Labels and probabilities of `texts`, in their order.
 
         Args:
-            texts: one each, or pairs of them for a run that was trained on pairs.
+            texts: a list or anything else that gives them in order, gone through once: one text each, with a template
+                the finished one, or pairs of them for a run that was trained on pairs.
             batch_size: rows per forward pass, where they are padded; results do not depend on it.
 
         Raises:
-            ConfigError: a text is empty, or no pair where one is expected.
+            ConfigError: no list of texts; a text is empty, or no pair where one is expected.
             RunError: not even one text fits into memory.
         """
         rows = _rows(self._run, texts, batch_size)
@@ -137,25 +141,35 @@ def predict(
 
     Args:
         run: the run's folder.
-        texts: one each, or pairs of them for a run that was trained on pairs.
+        texts: see `Predictor.predict`.
         batch_size: rows per forward pass, where they are padded; results do not depend on it.
         trust_remote_code: run Python code that comes with the base model.
 
     Raises:
-        ConfigError: the run has no adapter, its base model cannot be had, or a text is empty, or no pair where one is
-            expected.
+        ConfigError: the run has no adapter, or its base model cannot be had; no list of texts; a text is empty, or
+            no pair where one is expected.
         RunError: the model, or one text, does not fit into memory.
     """
-    if not _rows(FinishedRun.read_loadable(Path(run)), texts, batch_size):
+    finished, given = _finished(run), list_texts(texts)
+    if not _rows(finished, given, batch_size):
         return []
-    return Predictor(run, trust_remote_code=trust_remote_code).predict(texts, batch_size=batch_size)
+    return Predictor(run, trust_remote_code=trust_remote_code).predict(given, batch_size=batch_size)
+
+
+def _finished(run: str | Path) -> FinishedRun:
+    """The run in a folder. Raises `ConfigError` where it cannot be used, or where `run` is no path."""
+    if not isinstance(run, str | os.PathLike):
+        raise ConfigError(f'run={run!r}: expected the path of a run\'s folder, as in "runs/first"')
+    return FinishedRun.read_loadable(Path(run))
 
 
 def _rows(run: FinishedRun, texts: Texts, batch_size: int) -> Rows:
-    if isinstance(texts, str):
-        raise ConfigError("texts: expected a list of texts, found one text")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: expected a whole number of at least 1")
+    try:
+        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ConfigError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
     return text_rows(texts, run.pairs)
 
 
@@ -167,7 +181,7 @@ def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftMode
     Raises:
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
-    finished = FinishedRun.read_loadable(Path(run))
+    finished = _finished(run)
     with as_guest():
         from lorabench.training.predictor import load_model
 

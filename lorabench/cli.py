@@ -40,13 +40,14 @@ from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
-from lorabench.results.report import OutputFormat, TableForm, table_command
+from lorabench.results.report import TableForm, TableFormat, table_command
 from lorabench.training.dry_run import show_dry_run
 from lorabench.training.merge import MergeOptions
 from lorabench.training.merge import merge as merge_run
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
+from lorabench.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,11 @@ class TableOptions(ConfigOption):
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of them."""
-    format: OutputFormat = "terminal"
-    """How to print. `csv` and `json` hold plain numbers, one in a column, with the unit in the column's name."""
+    format: TableFormat = "auto"
+    """How to print; `auto`: as the end of --output says, else for the terminal. `csv` and `json` hold plain numbers,
+    one in a column, with the unit in the column's name."""
     output: Path | None = None
-    """Write to a new file instead."""
+    """Write to a new file instead: .html, .md, .tex, .csv, .json, .txt, or any with --format."""
     overwrite: bool = False
     """Let --output replace a file; never one of a run's own."""
     reported: bool = False
@@ -103,7 +105,7 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse_options(PredictOptions, arguments, "lorabench predict")
     quiet_libraries()
     summary = predict_file(options)
-    print(f"wrote {summary.rows} predictions to {options.output} ({summary})")
+    print(f"wrote {counted(summary.rows, 'prediction')} to {options.output} ({summary})")
     return 0
 
 

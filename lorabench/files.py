@@ -5,6 +5,7 @@ What is new is written under another name beside the old, synced, and renamed.
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,6 +20,14 @@ from lorabench.units import GB
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TRIAL_BYTES = 1_000_000
+# A letter alone before the colon is a drive; paths have lost one of the two slashes.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+ADDRESS_ISSUE = "an address; expected a file on this machine, so download it before"
+
+
+def is_address(name: str | Path) -> bool:
+    """Whether a name is of something elsewhere, such as `https://host/rows.csv`, and of no file here."""
+    return _ADDRESS.match(str(name)) is not None and not os.path.exists(name)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What is wrong with the values of a configuration: each issue names flag, value and expectation."""
 
+import codecs
 import errno
 import math
 import os
@@ -18,11 +19,19 @@ RESULTS = Path("runs")
 LOCK_FILE = ".lock"
 """Of the process that a run's folder belongs to; one that was left there is no result."""
 LARGEST_SEED = 2**63 - 1
+LARGEST_WEIGHT = 1e30
+"""Of a class: sums of losses by weights like this, and by its inverse, stay within fp32."""
+# Codecs of Python that text can be decoded by, for other ends than files.
+_NOT_OF_FILES = ("idna", "punycode", "unicode_escape", "unicode-escape", "raw_unicode_escape", "raw-unicode-escape")
 # What a new folder has to take: a run writes at least its record, and an adapter.
 _TRIAL_BYTES = 1_000_000
 # W&B's rules, the narrowest of the trackers'.
 _NOT_IN_PROJECTS = "/\\#?%:"
 _LONGEST_TAG = 64
+# LoRA's updates are scaled by alpha over rank; more than this is a slip, and no number in half precision.
+_LARGEST_ALPHA = 65_504
+# What ranks find each other by, beside their number.
+_MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
@@ -49,6 +58,8 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     seed = config.optim.seed
     issues.check(0 <= seed <= LARGEST_SEED, f"--seed {seed}: expected a whole number from 0 to {LARGEST_SEED}")
     issues.extend(split_issues(config.data))
+    alpha = config.lora.lora_alpha
+    issues.check(alpha <= _LARGEST_ALPHA, f"--lora-alpha {alpha}: expected at most {_LARGEST_ALPHA}")
     targets = config.lora.lora_targets
     issues.check(
         all(name.strip() for name in targets.split(",")),
@@ -64,6 +75,8 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     issues.extend(quantization_issues(config))
     issues.extend(track_issues(config.run))
     variables = launch_variable_issues()
+    if not launching and not variables:
+        variables = meeting_issues()
     issues.extend(variables)
     folder, resume = config.run.output_dir, config.run.resume
     if (resume and folder is None) or (not launching and not variables and looks_into_output_dir()):
@@ -82,7 +95,7 @@ def source_issues(data: DataConfig) -> list[str]:
         issues.check(
             known, f"--encoding {data.encoding}: unknown; expected an encoding such as utf-8, cp1252 or utf-16"
         )
-    if preset.row_text.columns is None and data.label_column in data.text_column.split(","):
+    if preset.row_text.columns is None and data.label_column in map(str.strip, data.text_column.split(",")):
         issues.add(f"--text-column {data.text_column}: the labels' column, too; expected another --label-column")
     names = ("dataset_config", "dataset_revision", "train_split", "validation_split", "test_split")
     for name in names:
@@ -102,7 +115,7 @@ def is_text_encoding(name: str) -> bool:
     """Whether Python can decode text by that name."""
     try:
         "a".encode(name)
-        return True
+        return codecs.lookup(name).name not in _NOT_OF_FILES
     except (LookupError, ValueError):
         return False
 
@@ -169,7 +182,11 @@ def text_issues(data: DataConfig) -> list[str]:
     flag, preset = f"--template {data.template!r}", task_preset(data.task)
     issues = IssueList()
     try:
-        parse_template(data.template)
+        columns = parse_template(data.template).columns
+        issues.check(
+            data.label_column not in columns,
+            f"{flag}: {data.label_column} is the labels' column; expected another --label-column",
+        )
     except ValueError as error:
         issues.add(f'{flag}: {error}; expected names of columns in braces, as in "{{keyword}}: {{text}}"')
     issues.check(preset.row_text.columns is None, f"{flag}: task {data.task} joins columns of its own")
@@ -255,6 +272,19 @@ def launch_variable_issues(environment: Mapping[str, str] = os.environ) -> list[
     return list(issues)
 
 
+def meeting_issues(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What ranks, or DeepSpeed even on one, lack to find each other; MPI tells them by other means."""
+    size = environment.get("WORLD_SIZE") or "1"
+    needed, asked = _MEETING if size != "1" else (), f"WORLD_SIZE={size}"
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes"):
+        needed, asked = ("WORLD_SIZE", *_MEETING, "LOCAL_RANK"), "ACCELERATE_USE_DEEPSPEED"
+    lacking = [name for name in needed if not environment.get(name)]
+    if not lacking or any(name.startswith(("OMPI_COMM_", "PMI_")) for name in environment):
+        return []
+    expected = "expected accelerate launch, which sets them all, or no such variable"
+    return [f"{asked} in the environment, without {', '.join(lacking)}: {expected}"]
+
+
 def looks_into_output_dir() -> bool:
     """Whether this process looks before all have met: the first rank, where all are on one machine.
 
@@ -278,8 +308,10 @@ def class_weight_issues(text: str) -> list[str]:
         weights = parse_class_weights(text)
     except ValueError:
         weights = ()
-    if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
+    if weights and all(1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT for weight in weights):
         return []
+    if weights and all(math.isfinite(weight) and weight > 0 for weight in weights):
+        return [f"--class-weights {text!r}: expected weights of {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"]
     return [f"--class-weights {text!r}: expected `balanced`, `none` or one number above 0 per class, as in 0.9,1.2"]
 
 

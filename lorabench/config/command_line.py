@@ -20,6 +20,7 @@ from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_de
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions, flag_types
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
+from lorabench.files import ADDRESS_ISSUE, is_address
 from lorabench.harmless import printable
 
 PROGRAM = "lorabench train"
@@ -67,13 +68,15 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
     """
     given, _ = take_flags(arguments, ("config", "model", "adapter", "task", *OWN_DATA_FLAGS))
     file = read_config_file(given.pop("config"), flag_types())
+    preset = resolve_with_file(given, file)
     command = tyro.cli(
         TrainCommand,
         args=list(arguments),
-        default=TrainCommand(flags=resolve_with_file(given, file)),
+        default=TrainCommand(flags=preset),
         prog=prog,
-        description=f"Fine-tune a classifier with LoRA. Example: {_EXAMPLE}. "
-        f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
+        description=f"Fine-tune a classifier with LoRA. Defaults follow --model and --task: those shown are of "
+        f"--model {preset.model.model} --task {preset.data.task}; name others beside --help to see theirs. "
+        f"Example: {_EXAMPLE}. Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
         config=(tyro.conf.OmitArgPrefixes, *_flag_pairs(file)),
         console_outputs=launching or is_first_on_host(),
     )
@@ -161,7 +164,11 @@ def missing_files(data: DataConfig) -> list[str]:
         if path is None:
             continue
         flag = f"--{split}-file {path}"
-        if not os.path.exists(path):
+        if path == Path():
+            issues.add(f"--{split}-file: an empty name, or the current folder; expected a file")
+        elif is_address(path):
+            issues.add(f"{flag}: {ADDRESS_ISSUE}")
+        elif not os.path.exists(path):
             issues.add(f"{flag}: no such file")
         elif os.path.isdir(path):
             issues.add(f"{flag}: expected a file, found a folder (that of a whole data set is for --task)")

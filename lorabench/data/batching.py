@@ -7,7 +7,7 @@ pass, without communication) and gives a run a position to resume from.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -73,20 +73,16 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
             f"--max-length {max_length}: the tokenizer's own marks take {marks} tokens of each row; expected at least "
             f"{marks + 1}"
         )
-    encoded = _encode(tokenizer, rows.texts, rows.pairs, truncation=False)
+    encoded = _encode(tokenizer, rows.texts, rows.pairs)
     _check_marks_in_texts(encoded, rows, tokenizer, origin)
     _check_any_token(encoded, rows, origin)
     long = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
-    cut: dict[int, dict[str, Sequence[int]]] = {}
     if rows.pairs is None:
         kept = _keep_of_singles(encoded, rows, long, max_length, tokenizer.truncation_side == "left", origin)
-        cut = {i: {name: [values[i][k] for k in kept[i]] for name, values in _columns(encoded)} for i in long}
-    elif long:
-        few = rows.select(long)
-        shorter = _encode(tokenizer, few.texts, few.pairs, truncation="longest_first", max_length=max_length)
-        cut = {i: {name: values[k] for name, values in _columns(shorter)} for k, i in enumerate(long)}
+    else:
+        kept = _keep_of_pairs(encoded, long, max_length - marks, tokenizer.truncation_side == "left")
     columns = {
-        name: [list(cut[i][name] if i in cut else row) for i, row in enumerate(values)]
+        name: [[row[k] for k in kept[i]] if i in kept else list(row) for i, row in enumerate(values)]
         for name, values in _columns(encoded)
     }
     types = columns.get("token_type_ids", [])
@@ -99,13 +95,11 @@ def tokenize(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, 
     )
 
 
-def _encode(
-    tokenizer: "PreTrainedTokenizerBase", texts: list[str], pairs: list[str] | None, **truncation: Any
-) -> "BatchEncoding":
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], pairs: list[str] | None) -> "BatchEncoding":
     return tokenizer(
         texts, pairs, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False,
-        return_token_type_ids="token_type_ids" in tokenizer.model_input_names, padding=False, verbose=False,
-        **truncation,
+        return_token_type_ids="token_type_ids" in tokenizer.model_input_names, padding=False, truncation=False,
+        verbose=False,
     )  # fmt: skip
 
 
@@ -165,6 +159,40 @@ def _keep_of_singles(
             f"longer even without the part that may be cut; expected at least {needed}, or a file without them"
         )
     return kept
+
+
+def _keep_of_pairs(encoded: "BatchEncoding", long: Sequence[int], most: int, from_front: bool) -> dict[int, list[int]]:
+    """Positions of the tokens that stay of each pair in `long`: those of the tokenizer's own `longest_first`.
+
+    Its own truncation of a pair also makes a piece of each part of the one text with each of the other, which takes
+    minutes for long texts.
+
+    Args:
+        most: tokens of both texts together, marks left out.
+    """
+    kept: dict[int, list[int]] = {}
+    for i in long:
+        of_text = encoded.sequence_ids(i)
+        gone: set[int] = set()
+        positions = [[k for k, text in enumerate(of_text) if text == number] for number in (0, 1)]
+        lengths = cut_pair(len(positions[0]), len(positions[1]), most)
+        for tokens, length in zip(positions, lengths, strict=True):
+            excess = len(tokens) - length
+            gone.update(tokens[:excess] if from_front else tokens[length:])
+        kept[i] = [k for k in range(len(of_text)) if k not in gone]
+    return kept
+
+
+def cut_pair(first: int, second: int, most: int) -> tuple[int, int]:
+    """The lengths to which `longest_first` cuts two texts of more than `most` tokens together.
+
+    The longer one gives way until it is as long as the other; then both have half, the second or longer one the more.
+    """
+    shorter, longer = min(first, second), max(first, second)
+    longer = shorter if shorter > most else max(shorter, most - shorter)
+    if shorter + longer > most:
+        shorter, longer = most // 2, most - most // 2
+    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def _cuttable_tokens(offsets: Sequence[tuple[int, int]], special: Sequence[int], span: tuple[int, int]) -> list[int]:

@@ -72,6 +72,7 @@ def divide(
         shared=_count_shared(texts, train, {**texts, "validation": _at(texts[source], validation)}),
         conflicts=count_conflicts(_at(texts["train"], labelled), _at(labels["train"], labelled)),
         dropped=dropped,
+        test_in_validation=count_shared(set(_at(texts[source], validation)), texts.get("test", ())),
     )
     return Division(labelled, train, validation, findings)
 

@@ -41,6 +41,7 @@ class Findings:
     Attributes:
         held_out: the validation rows were split off the training rows.
         shared: by split, its rows whose text stands in train, too.
+        test_in_validation: test rows whose text stands in validation, too.
         conflicts: texts that stand in the training table, before rows are held out, with two labels or more.
         dropped: None unless asked for.
     """
@@ -49,12 +50,14 @@ class Findings:
     shared: Mapping[str, int] = field(default_factory=dict)
     conflicts: Conflicts = Conflicts(0, 0)
     dropped: Dropped | None = None
+    test_in_validation: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by name."""
         return {
             "held_out": self.held_out,
             "rows_in_train": dict(self.shared),
+            "test_rows_in_validation": self.test_in_validation,
             "conflicting_labels": asdict(self.conflicts),
             "dropped": None if self.dropped is None else asdict(self.dropped),
         }

@@ -47,6 +47,9 @@ def _saved_files(folder: Path) -> list[Path]:
     names = json.loads(listing.read_text(encoding="utf-8"))["splits"] if listing.is_file() else ["."]
     folders = [folder / name for name in names]
     states = {part: json.loads((part / "state.json").read_text(encoding="utf-8")) for part in folders}
+    empty = [part.name for part, state in states.items() if not state["_data_files"]]
+    if empty:
+        raise ConfigError(f"--task {folder}: its split {', '.join(empty)} has no rows")
     return [part / file["filename"] for part, state in states.items() for file in state["_data_files"]]
 
 

@@ -13,20 +13,25 @@ from typing import Any
 
 from lorabench.config.checks import parse_class_weights
 from lorabench.data.file_format import is_number
-from lorabench.data.texts import describe_rows
+from lorabench.data.texts import describe_rows, is_invisible
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
-from lorabench.wording import listed
+from lorabench.wording import listed, quoted, shortened
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
+# By a point or comma, or by an exponent below zero. Zeros before a number and other exponents are those of a code.
+_WITH_DECIMALS = re.compile(r"[+-]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=[eE]-))([eE][+-]?[0-9]+)?")
 # As much of Europe writes them; Python, and so CSV files of most programs, do not.
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 # Between labels of which a text holds several.
 _SEPARATOR = re.compile(r"[,;|]")
 _BRACKETS = ("[]", "{}", "()")
-# Marks and joiners that no one sees at the ends of a text.
-_INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad\u061c"
+# Cyrillic and Greek letters, and the Latin ones that look the same; all small, but for those alike as capitals only.
+_LOOK_ALIKES = str.maketrans(
+    dict(zip("авсԁеһіјӏкмнорԛѕтуѵԝхгѐё", "abcdehijlkmhopqstyvwxrèë", strict=True))
+    | dict(zip("αβεζηικμνορτυχϲϳ", "abezhikmvoptyxcj", strict=True))
+)
 _MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
 _KINDS: Mapping[type, str] = {
     list: "a list",
@@ -77,19 +82,15 @@ def _number_text(value: Any, write: Callable[[Any], str]) -> str | None:
 
 
 def _trim(text: str) -> str:
-    if text.isascii():
+    if text.isascii() and text.isprintable():
         return text.strip()
     text = unicodedata.normalize("NFC", text)
     start, end = 0, len(text)
-    while start < end and _is_invisible(text[start]):
+    while start < end and is_invisible(text[start]):
         start += 1
-    while start < end and _is_invisible(text[end - 1]):
+    while start < end and is_invisible(text[end - 1]):
         end -= 1
     return text[start:end]
-
-
-def _is_invisible(character: str) -> bool:
-    return character.isspace() or character in _INVISIBLE
 
 
 def _whole_or_same(text: str) -> str:
@@ -137,12 +138,12 @@ def label_names(
     names = set(labels)
     where = f"{origin}: column {column!r} holds"
     if len(names) < 2:
-        raise ConfigError(f"{where} only one class, {next(iter(names), '')!r}; expected at least two")
+        raise ConfigError(f"{where} only one class, {quoted(next(iter(names), ''))}; expected at least two")
     if known:
         return tuple(dict.fromkeys(name for text in known if (name := label_text(text)) in names and name))
     all_numbers = all(map(is_number, names))
     if all(is_number(name) or _DECIMAL_COMMA.fullmatch(name) for name in names) and not numeric:
-        decimal = next((i for i, label in enumerate(labels) if not _WHOLE.fullmatch(label)), None)
+        decimal = next((i for i, label in enumerate(labels) if _has_decimals(label)), None)
         if decimal is not None:
             raise ConfigError(
                 f"{where} numbers such as {labels[decimal]} (row {decimal + 1}), which look like values to predict; "
@@ -152,6 +153,10 @@ def label_names(
         raise ConfigError(f"{where} {len(names)} classes in {len(labels)} rows, one for each; expected a few classes")
     key: Callable[[str], Any] = (lambda name: (float(name), name)) if all_numbers else str
     return tuple(sorted(names, key=key))
+
+
+def _has_decimals(label: str) -> bool:
+    return _WITH_DECIMALS.fullmatch(label) is not None and not _WHOLE.fullmatch(label)
 
 
 def label_kind(names: Sequence[str], values: Sequence[Any], has_types: bool) -> Kind:
@@ -197,15 +202,18 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
         groups = _groups(names, key)
         if groups:
             remarks.append(f"{where} {listed(groups)} are classes of their own, though they {likeness}")
-    lists = [repr(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
+    lists = [quoted(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
     if lists:
         remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
-    missing = [repr(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
+    missing = [quoted(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
     if missing:
         remarks.append(f"{where} {listed(missing)} is the name of a class, not a missing label")
+    infinite = [repr(name) for name in names if name.lstrip("+-").casefold() in ("inf", "infinity", "infinite")]
+    if infinite:
+        remarks.append(f"{where} {listed(infinite)} is the name of a class, not a number")
     if len(names) > max(_FEW_ROWS, rows / 2):
         remarks.append(f"{where} {len(names)} classes in {rows} rows")
-    absent = [repr(text) for text in known if label_text(text) not in names]
+    absent = [quoted(text) for text in known if label_text(text) not in names]
     if absent:
         remarks.append(f"{where} no training row has {listed(absent)}, which the data set names; left out")
     return remarks
@@ -216,7 +224,7 @@ def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[str]:
     groups: dict[Hashable, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
-    return [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    return [" and ".join(map(quoted, group)) for group in groups.values() if len(group) > 1]
 
 
 def _parts(name: str) -> Hashable:
@@ -226,8 +234,8 @@ def _parts(name: str) -> Hashable:
 
 def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
-    visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c not in _INVISIBLE)
-    folded = " ".join(visible.casefold().split())
+    visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isspace() or not is_invisible(c))
+    folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES)
     try:
         return Decimal(folded) if is_number(folded) else folded
     except InvalidOperation:  # an exponent that a float rounds to zero
@@ -259,7 +267,7 @@ def class_weights(choice: str, labels: Sequence[int], names: tuple[str, ...]) ->
     if len(weights) != len(names):
         raise ConfigError(
             f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of "
-            f"{', '.join(names)}"
+            f"{listed([shortened(name) for name in names], most=20)}"
         )
     return weights
 

@@ -17,6 +17,7 @@ from lorabench.data.json_files import scan_json, scan_json_lines
 from lorabench.data.parquet_files import scan_parquet
 from lorabench.data.text_files import COMPRESSIONS
 from lorabench.errors import ConfigError
+from lorabench.files import ADDRESS_ISSUE, is_address
 
 CHUNK_ROWS = 10_000
 
@@ -155,6 +156,8 @@ def _find_scanner(path: Path, given: FileFormat) -> Callable[[Path, FileFormat],
     """
     if path.is_dir():
         raise ConfigError("expected a file, found a folder")
+    if is_address(path):
+        raise ConfigError(ADDRESS_ISSUE)
     suffix = _suffix_of_kind(path)
     scanner = _SCANNERS.get(suffix)
     if scanner is None and given.delimiter is not None and suffix not in (".xlsx", ".xls", ".ods", ".zip"):

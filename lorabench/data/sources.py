@@ -20,8 +20,9 @@ from lorabench.data.hub_data import (
     resolved_commit,
 )
 from lorabench.data.readers import TableStream, data_suffix, file_hash, stream_table
-from lorabench.data.split_names import Part, choose_parts
+from lorabench.data.split_names import Part, choose_parts, split_in_name
 from lorabench.errors import ConfigError, IssueList
+from lorabench.files import is_address
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 _SPLITS = ("train", "validation", "test")
@@ -37,7 +38,7 @@ class Table:
         class_names: of columns whose classes the data set itself names, in its order.
         source: where the rows are from, for the record: `path`, `form`, `rows` and `sha256` of a file, `dataset`,
             `split`, `rows` and `revision` (None: unknown) of a data set on the Hub, and `sha256` of the files of one
-            in a folder.
+            in a folder; `and` has those of the others, where the rows of several stand one after the other.
     """
 
     origin: str
@@ -63,6 +64,8 @@ def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table
     tables: dict[str, Table] = {}
     remarks: list[str] = []
     issues = IssueList()
+    if config.train_file is not None and preset.hub_id is not None and Path(preset.hub_id).is_dir():
+        remarks.append(f"--task {config.task}: not read, since --train-file names the rows")
     if config.train_file is None:
         if preset.embedded:
             tables = {split: _read_sample(split) for split in own}
@@ -79,7 +82,23 @@ def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table
         except ConfigError as error:
             issues.extend(error.issues)
     issues.raise_if_any()
+    forms = [str(table.source.get("form", "")) for table in tables.values()]
+    remarks += [f"{flag}: without effect: {reason}" for flag, reason in idle_format_flags(file_format(config), forms)]
     return {split: tables[split] for split in _SPLITS if split in tables}, remarks
+
+
+def idle_format_flags(given: FileFormat, forms: Sequence[str]) -> list[tuple[str, str]]:
+    """The flags that say how files are written and that none of the files read has a use for; and why.
+
+    Args:
+        forms: how each file was read, in words, see `TableStream.form`; empty for what is no file.
+    """
+    idle = []
+    if given.delimiter is not None and not any(form.startswith(("CSV", "TSV")) for form in forms):
+        idle.append((f"--delimiter {given.delimiter!r}", "no file is CSV or TSV"))
+    if given.encoding is not None and not any(form.startswith(("CSV", "TSV", "JSON")) for form in forms):
+        idle.append((f"--encoding {given.encoding}", "no file is text"))
+    return idle
 
 
 def read_table(flag: str, path: Path, given: FileFormat) -> Table:
@@ -127,6 +146,8 @@ def _find_splits(origin: str, name: str, folder: Path, config: DataConfig) -> di
         raise ConfigError(f"{origin}: a file; expected the folder of a data set, or --train-file {name}")
     if folder.is_dir():
         return _find_local_splits(origin, folder, config)
+    if is_address(name):
+        raise ConfigError(f"{origin}: an address; expected the Hub id (owner/name) or the folder of a data set")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
         raise ConfigError(f"{origin}: no such folder")
     return _loaded_splits(origin, name, load_splits(name, config))
@@ -175,7 +196,8 @@ def _plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
             raise ConfigError(f"{origin}: {files[stem].name} and {path.name} could both be the split {stem}")
         files[stem] = path
     if len(files) == 1:
-        return {"train": list(files.values())}
+        ((stem, path),) = files.items()
+        return {split_in_name(stem) or "train": [path]}
     named = any(stem.lower() in ("train", "training") for stem in files)
     return {stem: [path] for stem, path in files.items()} if named else {}
 
@@ -224,6 +246,10 @@ def _join(tables: Sequence[Table]) -> Table:
             f"{first.origin} + {other.origin}",
             {name: values + other.columns[name] for name, values in first.columns.items()},
             first.class_names,
-            {**first.source, "rows": first.source["rows"] + other.source["rows"], "and": other.source},
+            {
+                **first.source,
+                "rows": first.source["rows"] + other.source["rows"],
+                "and": [*first.source.get("and", ()), other.source],
+            },
         )
     return first

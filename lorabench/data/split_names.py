@@ -18,6 +18,17 @@ _NAMES = {
 }
 
 
+def split_in_name(stem: str) -> str | None:
+    """The first word in a file's name that says a split, as `test` in `my_test-00000-of-00001`; None without one.
+
+    A name that says several, `train` among them, is that of training rows.
+    """
+    kinds = {word: split for split, words in _NAMES.items() for word in words}
+    found = [(kinds[word], word) for word in re.split(r"[_.\-\s]+", stem.lower()) if word in kinds]
+    training = next((word for split, word in found if split == "train"), None)
+    return training or next((word for _, word in found), None)
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows of a split: those from `start` to before `stop`.
@@ -55,8 +66,11 @@ def choose_parts(
     parts: dict[str, list[Part]] = {}
     remarks: list[str] = []
     for split in wanted:
+        # A split that the training rows are said to be is not taken by its name for another one.
+        taken = [part.name for part in parts.get("train", ()) if part.whole]
+        left = {name: count for name, count in rows.items() if name not in taken}
         try:
-            chosen, remark = _choose(origin, split, named[split], rows)
+            chosen, remark = _choose(origin, split, named[split], rows if named[split] else left)
         except ConfigError as error:
             issues.extend(error.issues)
             continue

@@ -1,7 +1,7 @@
 """A task's rows: where they come from, how they split, which classes they have and what those weigh."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.division import check_split_flags, divide
-from lorabench.data.file_format import list_columns
+from lorabench.data.file_format import is_number, list_columns
 from lorabench.data.findings import Findings, absent_classes, rare_classes
+from lorabench.data.given_texts import is_encodable, list_texts
 from lorabench.data.labels import (
     class_weights,
     count_classes,
@@ -22,10 +23,17 @@ from lorabench.data.labels import (
 )
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, file_format, load_tables, read_table
-from lorabench.data.texts import describe_rows, is_blank, read_texts
+from lorabench.data.texts import (
+    check_header_rows,
+    check_training_texts,
+    describe_rows,
+    is_blank,
+    odd_characters,
+    read_texts,
+)
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
-from lorabench.wording import counted, listed
+from lorabench.wording import counted, listed, quoted, shortened
 
 ID_COLUMNS = ("id", "id_string")
 
@@ -131,6 +139,9 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     issues = IssueList()
     texts = {split: _rows(table, config, preset, issues, remarks) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
+    check_training_texts(tables["train"].origin, tables["train"].columns, config, preset, issues)
+    for table in tables.values():
+        check_header_rows(table.origin, table.columns, issues)
     issues.raise_if_any()
 
     labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)
@@ -172,18 +183,20 @@ def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
     return rows
 
 
-def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = False) -> Rows:
+def text_rows(texts: Iterable[str] | Iterable[tuple[str, str]], paired: bool = False) -> Rows:
     """Texts that stand in no file, as they are.
 
     Args:
-        texts: a text for each row, or its two.
+        texts: a text for each row, or its two; gone through once.
         paired: rows have two texts.
 
     Raises:
-        ConfigError: some are no texts, or empty, or not two where two are expected.
+        ConfigError: no list of texts; some are no texts, or empty, or not two where two are expected.
     """
     width = 2 if paired else 1
-    rows: list[tuple[Any, ...]] = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in texts]
+    rows: list[tuple[Any, ...]] = [
+        tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in list_texts(texts)
+    ]
     bad = [
         i
         for i, row in enumerate(rows)
@@ -192,6 +205,12 @@ def text_rows(texts: Sequence[str] | Sequence[tuple[str, str]], paired: bool = F
     if bad:
         expected = "expected pairs of texts: the run reads two columns" if paired else "expected texts"
         raise ConfigError(f"texts: {describe_rows(bad)} without a {'pair' if paired else 'text'}; {expected}")
+    broken = [i for i, row in enumerate(rows) if not all(map(is_encodable, row))]
+    if broken:
+        raise ConfigError(
+            f"texts: {describe_rows(broken)} with half of a surrogate pair, which is no character; expected "
+            "texts that UTF-8 can hold"
+        )
     first = [str(row[0]) for row in rows]
     pairs = [str(row[-1]) for row in rows] if paired else None
     return Rows([str(i) for i in range(len(rows))], first, None, [(0, len(text)) for text in first], pairs)
@@ -208,6 +227,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         f"{table.origin}: {counted(count, 'row')} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
+    remarks += odd_characters(table.origin, found)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
 
 
@@ -241,6 +261,8 @@ def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: l
     known = train.class_names.get(column, ())
     names = label_names(train.origin, column, labels, known, config.numeric_classes)
     remarks += label_remarks(train.origin, column, names, len(labels), known)
+    if config.numeric_classes and not all(map(is_number, names)):
+        remarks.append("--numeric-classes: without effect, as not all labels are numbers")
     return names
 
 
@@ -256,10 +278,10 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
     index = {name: i for i, name in enumerate(labels)}
     unknown = [i for i, label in enumerate(raw) if label not in index]
     if unknown:
-        values = listed([repr(name) for name in sorted({raw[i] for i in unknown})])
+        values = listed([quoted(name) for name in sorted({raw[i] for i in unknown})])
         issues.add(
             f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
-            f"{listed(labels, most=20)}"
+            f"{listed([shortened(name) for name in labels], most=20)}"
         )
     return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 
@@ -276,5 +298,7 @@ def _check_classes(train: Rows, labels: tuple[str, ...], origin: str, config: Da
             cause, advice = "the split into training and validation rows", "expected more of them"
         if config.split == "random":
             advice += ", or --split stratified, which keeps one of each class"
-        raise ConfigError(f"{origin}: {cause} left no training row of class {listed(absent)}; {advice}")
+        raise ConfigError(
+            f"{origin}: {cause} left no training row of class {listed([shortened(name) for name in absent])}; {advice}"
+        )
     return train

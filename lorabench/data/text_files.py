@@ -39,6 +39,7 @@ _FOREIGN = {
 }
 _HEAD_BYTES = 4096
 _EXCERPT = 12
+_BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -56,6 +57,8 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, list[s
             _refuse_foreign(head)
             name, mark = _choose_encoding(head, encoding)
             said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
+            if encoding and not codecs.lookup(name).name.startswith("utf") and _is_utf8(path):
+                said = [f"{name}, though it is valid UTF-8"]
             yield TextIOWrapper(stream, encoding=name, newline=""), [*said, *([compression] if compression else [])]
         except UnicodeError as error:
             raise ConfigError(_explain_bad_byte(path, name, error)) from None
@@ -111,6 +114,20 @@ def _choose_encoding(head: bytes, given: str | None) -> tuple[str, bytes | None]
         if len(head) >= 4 and head[first::2].count(0) > 0.4 * len(head) / 2 > 2.5 * head[1 - first :: 2].count(0):
             raise ConfigError(f"looks like UTF-16 without a mark; expected UTF-8, or --encoding {name}")
     return "utf-8", None
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether the file is UTF-8 with more characters than those of ASCII, which is hardly so by chance."""
+    decoder, plain = codecs.getincrementaldecoder("utf-8")(), True
+    with _open_bytes(path) as (stream, _):
+        try:
+            while block := stream.read(_BLOCK_BYTES):
+                plain &= block.isascii()
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return not plain
 
 
 def _explain_bad_byte(path: Path, encoding: str, error: UnicodeError) -> str:

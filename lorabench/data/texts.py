@@ -11,12 +11,13 @@ from typing import Any
 from lorabench.catalog.tasks import CuttableText, TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.config.template import parse_template
-from lorabench.data.file_format import list_columns
+from lorabench.data.file_format import is_number, list_columns
 from lorabench.errors import IssueList
 from lorabench.wording import counted, listed
 
 # Unicode's separators, controls, and characters that only format others, as the zero-width space.
 _INVISIBLE = ("Z", "Cc", "Cf")
+_ODD_CHARACTERS = {"\0": "a NUL character", "\ufeff": "a byte order mark"}
 _NUMBER = "a number or a date"
 
 
@@ -66,7 +67,7 @@ def read_texts(
     missing = [name for name in dict.fromkeys(names) if name not in columns]
     if missing:
         named = f" ({flag})" if flag else ""
-        issues.add(f"{origin}: no column {', '.join(missing)!r}{named}; {list_columns(columns)}")
+        issues.add(f"{origin}: no column {', '.join(map(repr, missing))}{named}; {list_columns(columns)}")
         return None
     if preset.row_text.columns:
         return _joined_by_task([columns[name] for name in names], preset)
@@ -90,6 +91,35 @@ def read_texts(
     return _pairs(first, *second) if second else _singles(*first, preset)
 
 
+def check_training_texts(
+    origin: str, columns: Mapping[str, Sequence[Any]], config: DataConfig, preset: TaskPreset, issues: IssueList
+) -> None:
+    """An issue for a column of the training rows of which each text is a number: hardly the text that was meant.
+
+    Files that tell numbers from texts have them refused as numbers; in others all values are texts.
+    """
+    if config.template is not None or preset.row_text.columns:
+        return
+    for name in text_columns(config.text_column, columns):
+        texts = [value for value in columns.get(name, ()) if isinstance(value, str) and not is_blank(value)]
+        if texts and all(map(is_number, texts)):
+            issues.add(
+                f"{origin}: column {name!r} holds numbers alone; expected texts; --template '{{{name}}}' reads "
+                "them as texts"
+            )
+
+
+def check_header_rows(origin: str, columns: Mapping[str, Sequence[Any]], issues: IssueList) -> None:
+    """An issue for rows that repeat the header, as where files are joined into one."""
+    names = list(columns)
+    if len(names) < 2:
+        return
+    rows = enumerate(zip(*columns.values(), strict=True))
+    repeated = [i for i, row in rows if all(value == name for value, name in zip(row, names, strict=True))]
+    if repeated:
+        issues.add(f"{origin}: {describe_rows(repeated)} with the names of the columns; expected the header once")
+
+
 def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns that `--text-column` names: one whose own name has commas, or those between the commas."""
     if text_column in columns or "," not in text_column:
@@ -99,7 +129,26 @@ def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...
 
 def is_blank(text: str) -> bool:
     """Whether nothing in a text can be seen."""
-    return all(unicodedata.category(character).startswith(_INVISIBLE) for character in text)
+    return all(map(is_invisible, text))
+
+
+def is_invisible(character: str) -> bool:
+    """Whether a character is a space, a control or a mark that no one sees."""
+    return unicodedata.category(character).startswith(_INVISIBLE)
+
+
+def odd_characters(origin: str, texts: Texts) -> list[str]:
+    """Which rows have characters that files are broken or joined by, a sentence for each kind."""
+    both = [texts.texts] if texts.pairs is None else [texts.texts, texts.pairs]
+    found = {
+        name: [i for i, row in enumerate(zip(*both, strict=True)) if any(character in text for text in row)]
+        for character, name in _ODD_CHARACTERS.items()
+    }
+    return [
+        f"{origin}: {describe_rows(rows)} with {name} in the text; it is left there"
+        for name, rows in found.items()
+        if rows
+    ]
 
 
 def describe_rows(indices: Sequence[int], first: int = 0) -> str:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from lorabench.catalog.families import LLAMA_MARKS, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import ModelConfig
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, first_line
 from lorabench.machine.hub import explain_hub_error
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # Chosen so that tweets come out near the 33 tokens that Llama's tokenizer gives them: memory and time depend on it.
@@ -63,11 +65,9 @@ def load_tokenizer(
 def _from_pretrained(
     config: ModelConfig, source: str, add_prefix_space: bool, local_only: bool, model_input_names: list[str]
 ) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
     arguments: dict[str, Any] = {"add_prefix_space": True} if add_prefix_space else {}
     # What is said here, and not set later, is saved with the tokenizer.
-    return AutoTokenizer.from_pretrained(
+    return read_tokenizer(
         source,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
@@ -77,6 +77,23 @@ def _from_pretrained(
         model_input_names=model_input_names,
         **arguments,
     )
+
+
+def read_tokenizer(source: "str | Path", **arguments: Any) -> "PreTrainedTokenizerBase":
+    """What transformers' `AutoTokenizer` reads from a folder or the Hub.
+
+    Raises:
+        OSError, ValueError, ImportError: it is not there, or cannot be used; its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **arguments)
+    except (OSError, ValueError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # a file of another form: KeyError and others; tokenizers raises plain exceptions
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"its files are damaged ({reason}); expected a whole tokenizer.json") from None
 
 
 def _input_names(model_config: "PretrainedConfig") -> list[str]:

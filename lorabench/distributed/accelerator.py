@@ -23,6 +23,7 @@ def build_accelerator(config: RunConfig, request: LaunchRequest) -> Accelerator:
     Raises:
         ConfigError: another world size, engine, device or precision is running than was asked for.
     """
+    _drop_empty_variables()
     choose_interface()
     _leave_parent_threads()
     use_cuda = torch.cuda.is_available() and not request.cpu
@@ -55,6 +56,13 @@ def leave_launch() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _drop_empty_variables() -> None:
+    """Take a launcher's variables that are set to nothing for unset, as everything here does; accelerate would not."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if os.environ.get(name) == "":
+            del os.environ[name]
 
 
 def _leave_parent_threads() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
-from lorabench.data.tokenizer import pad_id
+from lorabench.data.tokenizer import pad_id, read_tokenizer
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
 from lorabench.machine.meters import is_out_of_memory
@@ -125,11 +125,9 @@ def load_adapted(
     Raises:
         ConfigError: the folder is not such an adapter, or the base model cannot be had.
     """
-    from transformers import AutoTokenizer
-
     try:
         # Its files are data: nothing in an adapter's folder is run, unless that was asked for.
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
         base = _base_of(folder, trust_remote_code)
         quantization = None
         if quantized_from is not None:

@@ -3,6 +3,7 @@
 Neither PEFT nor a model is imported, so that a wrong name is answered before they are.
 """
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -12,6 +13,7 @@ from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
+from lorabench.files import is_address
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.positions import usable_positions
 from lorabench.models.source import model_source
@@ -19,6 +21,7 @@ from lorabench.models.source import model_source
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
 )
+WEIGHTS_FILE = "model.safetensors"
 # What transformers calls a label that is one of several classes.
 SINGLE_LABEL = "single_label_classification"
 
@@ -59,7 +62,7 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
     """The same, with the errors of the libraries below where it cannot be had.
 
     Raises:
-        ConfigError: what is named is an adapter, or a folder with a revision.
+        ConfigError: what is named is an adapter, a folder with a revision, or a path where no folder is.
     """
     if config.weights == "random" and config.model in MODELS:
         preset = MODELS[config.model]
@@ -67,6 +70,7 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
     source = model_source(config)
     if config.revision is not None and Path(source).is_dir():
         raise ConfigError(f"--revision {config.revision}: --model {config.model} is a folder; expected a Hub model")
+    _refuse_absent_path(config, source)
     if find_adapter_config_file(source, revision=config.revision) is not None:
         raise ConfigError(f"--model {config.model}: that is an adapter; --adapter FOLDER goes on from it")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
@@ -74,6 +78,18 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
             f"--model {config.model}: no config.json there; expected the folder of a model for transformers"
         )
     return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+def _refuse_absent_path(config: ModelConfig, source: str) -> None:
+    """Refuse what can only be a path, and is none of a folder: libraries would take it for a malformed Hub id."""
+    if Path(source).is_dir():
+        return
+    if is_address(source):
+        raise ConfigError(f"--model {config.model}: an address; expected a Hub id (owner/name) or a local folder")
+    if Path(source).is_file():
+        raise ConfigError(f"--model {config.model}: a file; expected the folder of a model for transformers")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
+        raise ConfigError(f"--model {config.model}: no such folder. {MODEL_EXPECTATION}")
 
 
 def set_pad(model_config: PretrainedConfig, pad_token_id: int) -> None:
@@ -107,6 +123,7 @@ def configuration_issues(
             "--quantize nf4 quantises as it loads"
         )
     issues.extend(_pickle_issues(config))
+    issues.extend(_weights_issues(config, getattr(model_config, "transformers_weights", None)))
     if family is None:
         issues.extend(_unknown_type_issues(config, model_config))
     else:
@@ -149,3 +166,52 @@ def _pickle_issues(config: ModelConfig) -> list[str]:
         "model.safetensors. If you trust its author, convert it: AutoModel.from_pretrained(FOLDER, "
         "use_safetensors=False).save_pretrained(NEW_FOLDER), with the Auto class of its own head"
     ]
+
+
+def _weights_issues(config: ModelConfig, named: str | None) -> list[str]:
+    """What is wrong with a local checkpoint's weights by the names, sizes and headers of its files.
+
+    Args:
+        named: a file that the configuration names for them, which is left to transformers.
+    """
+    folder = Path(model_source(config))
+    if named is not None or config.weights == "random" or not folder.is_dir() or _pickle_issues(config):
+        return []
+    subject, whole = f"--model {config.model}", folder / WEIGHTS_FILE
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if whole.is_file():
+        shards = [whole.name]
+    elif index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return [f"{subject}: {index.name} is no index of weights; expected one with a weight_map"]
+    else:
+        return [f"{subject}: no weights there; expected {WEIGHTS_FILE} beside its config.json"]
+    lacking = [name for name in shards if not (folder / str(name)).is_file()]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        return [f"{subject}: {index.name} names {lacking[0]}{more}, not there; expected all files of its weights"]
+    return [
+        f"{subject}: {name} {wrong}; expected a whole file"
+        for name in shards
+        if (wrong := _safetensors_issue(folder / name)) is not None
+    ]
+
+
+def _safetensors_issue(path: Path) -> str | None:
+    """What is wrong with a file by its header: eight bytes with its length, then JSON with the places of tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"is cut short, or no safetensors ({size} bytes)"
+        try:
+            header = json.loads(file.read(length))
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return "has a damaged header"
+    told = 8 + length + end
+    return None if size == told else f"has {size} bytes where its header tells of {told}"

@@ -1,19 +1,26 @@
 """What a model is before its weights are there: its skeleton, and what that lets refuse."""
 
 import copy
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList, first_line
+from lorabench.models.classifier import head_names
 from lorabench.models.configuration import configuration_issues, length_issues
 from lorabench.models.footprint import WeightCount
 from lorabench.models.positions import usable_positions
 from lorabench.models.quantization import count_weights, cpu_issues
+
+# What PEFT can add LoRA to.
+_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, Conv1D)
 
 
 def inspect_model(
@@ -22,9 +29,9 @@ def inspect_model(
     """Refuse what can be refused before the weights are loaded. Returns how many parameters there are.
 
     Raises:
-        ConfigError: no known LoRA targets or none of that name, no classifier for this type, an attention
-            implementation that is not there, a checkpoint that is quantised already, 4-bit layers that the CPU cannot
-            have, or rows longer than the model's positions.
+        ConfigError: no known LoRA targets, or some that take none, a rank above theirs, no classifier for this type,
+            an attention implementation that is not there, a checkpoint that is quantised already, 4-bit layers that
+            the CPU cannot have, or rows longer than the model's positions.
     """
     issues = IssueList()
     issues.extend(configuration_issues(config, lora, model_config, max_length))
@@ -62,17 +69,58 @@ def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTr
 
 
 def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None:
-    targets = lora_targets(lora, model_type)
-    if isinstance(targets, str):
-        return
-    names = [name for name, _ in skeleton.named_modules()]
-    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
-    if unknown:
-        linear = {name.split(".")[-1] for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
+    """Refuse targets that LoRA is not added to, and a rank that none of them can have.
+
+    Raises:
+        ConfigError: says what is wrong, and which modules or numbers would do.
+    """
+    targets, body = lora_targets(lora, model_type), _modules_for_lora(model_type, skeleton)
+    linear = {name: module for name, module in body.items() if isinstance(module, nn.Linear)}
+    chosen = list(linear.values())
+    if not isinstance(targets, str):
+        matched = {target: [body[name] for name in body if _is_named(name, target)] for target in targets}
+        wrong = [reason for target in targets if (reason := _unfit(target, matched[target], skeleton)) is not None]
+        if wrong:
+            known = sorted({name.split(".")[-1] for name in linear})
+            raise ConfigError(
+                f"--lora-targets {','.join(targets)}: {'; '.join(wrong)}; its linear modules are {', '.join(known)}"
+            )
+        chosen = [module for modules in matched.values() for module in modules]
+    largest = max((min(w.shape[0], w.numel() // w.shape[0]) for w in map(_weight, chosen) if w is not None), default=0)
+    if 0 < largest < lora.lora_r:
         raise ConfigError(
-            f"--lora-targets {','.join(targets)}: the model has no module {', '.join(unknown)}; its linear modules "
-            f"are {', '.join(sorted(linear))}"
+            f"--lora-r {lora.lora_r}: expected at most {largest}, the rank that the weights of the targeted modules "
+            "can have"
         )
+
+
+def _modules_for_lora(model_type: str, skeleton: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name, without the heads, which are trained whole, and what no text passes."""
+    heads, beside = head_names(skeleton), beside_text(model_type)
+    return {
+        name: module
+        for name, module in skeleton.named_modules()
+        if name.split(".")[0] not in heads and (beside is None or re.fullmatch(beside, name) is None)
+    }
+
+
+def _is_named(name: str, target: str) -> bool:
+    """Whether PEFT takes a target's name for this module's."""
+    return f".{name}".endswith(f".{target}")
+
+
+def _unfit(target: str, modules: Sequence[nn.Module], skeleton: nn.Module) -> str | None:
+    """Why LoRA cannot be added to the modules of a target; None if it can."""
+    if not modules:
+        in_head = any(_is_named(name, target) for name, _ in skeleton.named_modules())
+        return f"{target} is trained whole, or reads no text" if in_head else f"the model has no module {target}"
+    unfit = next((module for module in modules if not isinstance(module, _ADAPTABLE)), None)
+    return None if unfit is None else f"{target} is a {type(unfit).__name__}, which takes no LoRA"
+
+
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) else None
 
 
 def model_arguments(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,14 @@ class Ownership:
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
+        self._folder: Path | None = None
+        self._made = False
 
-    def take(self, folder: Path) -> None:
+    def take(self, folder: Path, made: bool = False) -> None:
         """Take the lock of a folder that is there; once it is held, nothing.
+
+        Args:
+            made: this run has made the folder.
 
         Raises:
             ConfigError: somebody else holds it, or the folder takes no file.
@@ -70,7 +75,23 @@ class Ownership:
             if isinstance(error, OSError):
                 raise ConfigError(f"--output-dir {folder}: {error.strerror} ({LOCK_FILE})") from None
             raise
-        self._descriptor = descriptor
+        self._descriptor, self._folder, self._made = descriptor, folder, made
+
+    def give_up(self) -> None:
+        """Take a new run's record away again, and the folder that it made, while the lock is held.
+
+        A folder that was there keeps the lock file, which others may be waiting for. One with other files in it, or
+        one that cannot be changed, stays as it is.
+        """
+        folder = self._folder
+        if folder is None or self._descriptor is None:
+            return
+        with suppress(OSError):
+            if {path.name for path in folder.iterdir()} <= {RUN_FILE, LOCK_FILE}:
+                (folder / RUN_FILE).unlink(missing_ok=True)
+                if self._made:
+                    (folder / LOCK_FILE).unlink(missing_ok=True)
+                    folder.rmdir()
 
     def release(self) -> None:
         """Give the lock back, if it is held; its file stays, and names the last owner."""

@@ -3,6 +3,7 @@
 lorabench table runs/ --format markdown --reported
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,19 @@ from lorabench.results.table import (
     with_reported,
 )
 
+FileForm = Literal["markdown", "latex", "csv", "json", "html"]
 OutputFormat = Literal["terminal", "markdown", "latex", "csv", "json", "html"]
+TableFormat = Literal["auto", "terminal", "markdown", "latex", "csv", "json", "html"]
+
+FORM_BY_SUFFIX: Mapping[str, FileForm] = {
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+}
+"""What the end of a file's name says of its form."""
 
 _FORMS: Mapping[str, Callable[[Sequence[TableRow]], str]] = {
     "terminal": to_text,
@@ -100,6 +113,8 @@ def three_digits(value: float) -> str:
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The `run.json` files that `paths` mean: each a record, a run's folder, or a folder with runs at any depth.
 
+    Links are followed where a path is one, and not within a folder.
+
     Raises:
         ConfigError: a path that is missing or holds no run, all of them at once.
     """
@@ -113,12 +128,30 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             files = [path / RUN_FILE]
         else:
             files = sorted(file for file in path.rglob(RUN_FILE) if file.is_file() or file.is_symlink())
-            expected = f"expected a run's output folder, its {RUN_FILE}, or a folder that holds runs"
-            issues.check(bool(files), f"{path}: {'no run in it' if path.is_dir() else 'no such folder'}; {expected}")
+            if not files:
+                issues.extend(_link_issues([path], ()) or [_no_run(path)])
         for file in files:
             found.setdefault(file.resolve(), file)
     issues.raise_if_any()
     return list(found.values())
+
+
+def _no_run(path: Path) -> str:
+    expected = f"expected a run's output folder, its {RUN_FILE}, or a folder that holds runs"
+    return f"{path}: {'no run in it' if path.is_dir() else 'no such folder'}; {expected}"
+
+
+def _link_issues(paths: Sequence[Path], found: Sequence[Path]) -> list[str]:
+    """One sentence for each linked folder below `paths` that is a run or holds some, none of which was found."""
+    known = {file.resolve() for file in found}
+    issues = []
+    for path in paths:
+        entries = (Path(folder, name) for folder, names, _ in os.walk(path) for name in sorted(names))
+        for link in filter(Path.is_symlink, entries):
+            runs = {file.resolve() for pattern in (RUN_FILE, f"*/{RUN_FILE}") for file in link.glob(pattern)}
+            if runs and not runs <= known:
+                issues.append(f"{link}: a link, which is not followed; expected it by name to read what it leads to")
+    return issues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +159,7 @@ class TableForm:
     """Which runs, in which order and form.
 
     Attributes:
-        format: `terminal` writes plain text of 120 columns into a file.
+        format: `terminal` writes plain text of 120 columns into a file; `auto` goes by the end of `output`.
         output: a file to write instead of printing.
         overwrite: whether `output` may replace a file.
         reported: also list the figures published for the original experiments.
@@ -134,13 +167,35 @@ class TableForm:
         where: conditions, see `figures.select`.
     """
 
-    format: OutputFormat = "terminal"
+    format: TableFormat = "auto"
     output: Path | None = None
     overwrite: bool = False
     reported: bool = False
     sort: str | None = None
     descending: bool = False
     where: tuple[str, ...] = ()
+
+    def issues(self) -> list[str]:
+        """What keeps it from being written, one sentence each."""
+        issues = order_issues(self.sort, self.descending)
+        if self.output is None:
+            return [*issues, "--overwrite: expected --output with a file to write"] if self.overwrite else issues
+        if self.format == "auto" and self.output.suffix.lower() not in (*FORM_BY_SUFFIX, ".txt"):
+            ends = ", ".join((*FORM_BY_SUFFIX, ".txt"))
+            issues.append(f"--output {self.output}: expected a name that ends in one of {ends}, or --format")
+        return [*issues, *output_issues(self.output, self.overwrite)]
+
+    @property
+    def chosen(self) -> OutputFormat:
+        """The form by itself, or by the end of the file's name."""
+        if self.format != "auto":
+            return self.format
+        return "terminal" if self.output is None else FORM_BY_SUFFIX.get(self.output.suffix.lower(), "terminal")
+
+
+def order_issues(sort: str | None, descending: bool) -> list[str]:
+    """What is wrong with the order that is asked for, whatever the runs."""
+    return ["--descending: expected --sort with a column"] if descending and sort is None else []
 
 
 def table_command(paths: Sequence[Path], form: TableForm) -> None:
@@ -153,18 +208,18 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
 
     Raises:
         ConfigError: no run found, or none whose record can be read, or that fulfils the conditions; no such column; an
-            output that cannot be written.
+            output of unknown form, or that cannot be written; a flag without the one that it is for.
         RunError: the output could not be written after all.
     """
-    issues = [] if form.output is None else output_issues(form.output, form.overwrite)
+    issues = form.issues()
     if issues:
         raise ConfigError(issues)
     runs = choose_runs(read_runs(paths, "lorabench table"), form.where, form.sort, form.descending)
     rows, figures = rows_and_figures(runs, form.reported)
-    if form.format == "terminal" and form.output is None:
+    if form.chosen == "terminal" and form.output is None:
         render_terminal(rows, Console())
         return
-    text = table_text(form.format, rows, figures)
+    text = table_text(form.chosen, rows, figures)
     if form.output is None:
         sys.stdout.write(text)
         return
@@ -222,7 +277,8 @@ class FoundRun:
 
 
 def read_runs(paths: Sequence[Path], program: str) -> list[FoundRun]:
-    """All runs below `paths`. A record that cannot be read is left out, and named in one line on stderr.
+    """All runs below `paths`. A record that cannot be read, or is a link out of its folder, is left out, and named in
+    one line on stderr; so are linked folders within a folder.
 
     Args:
         paths: see `find_runs`.
@@ -232,11 +288,12 @@ def read_runs(paths: Sequence[Path], program: str) -> list[FoundRun]:
         ConfigError: no run found, or none whose record can be read.
     """
     files = find_runs(paths)
-    runs, issues = [], []
+    runs, issues = [], _link_issues(paths, files)
     names = _run_names([file.parent for file in files])
     for file, name in zip(files, names, strict=True):
         try:
-            record = read_run(file)
+            # A path given by name may be a link; a folder's file leads nowhere else.
+            record = read_run(file if file in paths else file.parent)
         except ConfigError as error:
             issues += error.issues
             continue

@@ -121,7 +121,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return json.dumps(_as_json(value), ensure_ascii=False, default=str)
     return str(value)
 
 
@@ -140,8 +140,19 @@ class _JsonLines:
     def write(self, piece: Piece) -> None:
         names = list(piece)
         for row in zip(*piece.values(), strict=True):
-            values = {name: None if is_missing(value) else value for name, value in zip(names, row, strict=True)}
+            values = {name: _as_json(value) for name, value in zip(names, row, strict=True)}
             self._file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON has it, which knows no NaN and no infinity: null, or a text such as `inf`; in lists, too."""
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return None if is_missing(value) else value
 
 
 @contextmanager

@@ -51,16 +51,18 @@ def read_run(path: Path) -> dict[str, Any]:
     """Read the record of a run.
 
     Args:
-        path: a run's output folder, or its `run.json`.
+        path: a run's output folder, or its `run.json`, which may be a link.
 
     Raises:
-        ConfigError: missing, unreadable, no record of a run, with values of other types than a run writes, or written
-            by a newer version.
+        ConfigError: missing, unreadable, a link out of the folder, no record of a run, with values of other types than
+            a run writes, or written by a newer version.
     """
     file = path / RUN_FILE if path.is_dir() else path
     try:
         if file.exists() and not file.is_file():
             raise ConfigError(f"{file}: no regular file; expected the JSON record of a run")
+        if file != path:
+            check_inside(path, (RUN_FILE,))
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: expected a run's output folder or its {RUN_FILE}; there is no {file}") from None

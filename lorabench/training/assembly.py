@@ -230,7 +230,7 @@ def check_neighbours(setting: Setting, inputs: Inputs, classifier: SequenceClass
     subject = f"--model {setting.config.model.model}: type {model_type!r} is not supported"
     try:
         effect = neighbour_effect(classifier, rows, pad_id(inputs.tokenizer))
-    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
+    except (ValueError, TypeError, AttributeError, NotImplementedError, IndexError) as error:
         raise ConfigError(f"{subject}: it takes no padded rows ({' '.join(str(error).split())})") from None
     if not effect <= NEIGHBOUR_TOLERANCE[next(classifier.parameters()).dtype]:
         raise ConfigError(f"{subject}: its logits of a row depend on the rows that it is padded with")

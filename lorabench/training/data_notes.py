@@ -24,6 +24,11 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"duplicates {parts} have a text that stands in train, too; --drop-duplicates takes it out of train"
         )
+    if data["test_rows_in_validation"]:
+        lines.append(
+            f"duplicates {data['test_rows_in_validation']} of {data['rows']['test']} test rows have a text that "
+            "stands in validation, too, by which the best weights are chosen"
+        )
     conflicts = data["conflicting_labels"]
     if conflicts["texts"]:
         texts, rows = counted(conflicts["texts"], "text"), counted(conflicts["rows"], "row")
@@ -48,10 +53,12 @@ def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for source in sources.values():
         if "path" in source:
-            lines.append(f"{Path(source['path']).name}: {source['rows']} rows ({source['form']})")
+            names = [Path(file["path"]).name for file in (source, *source.get("and", ()))]
+            files = names[0] if len(names) == 1 else f"{len(names)} files, {listed(names)}"
+            lines.append(f"{files}: {counted(source['rows'], 'row')} ({source['form']})")
         elif "dataset" in source:
             revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
-            lines.append(f"{source['dataset']}: {source['rows']} rows ({source['split']} split{revision})")
+            lines.append(f"{source['dataset']}: {counted(source['rows'], 'row')} ({source['split']} split{revision})")
     return lines
 
 

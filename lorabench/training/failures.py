@@ -26,6 +26,9 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
     try:
         yield
     except RunInterrupted as error:
+        if loading:
+            keeper.fail("interrupted", str(error), every_rank=True)
+            raise
         then = f" after step {keeper.record['steps']}{how_to_go_on(keeper.folder)}"
         told = RunInterrupted(error.signal_number, then)
         keeper.fail("interrupted", str(told), every_rank=True)
@@ -44,6 +47,10 @@ def recorded(setting: Setting, keeper: RecordKeeper, loading: bool = False) -> I
         keeper.fail("failed", str(error), every_rank=True)
         raise
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            # Standard output: whoever read it, as `| head` does, has read enough.
+            keeper.fail("interrupted", "nobody reads standard output any more", every_rank=False)
+            raise
         message = _unwritten(error, keeper.folder)
         keeper.fail("failed", message, every_rank=False)
         raise RankError(message) from error

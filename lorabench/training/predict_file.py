@@ -14,6 +14,7 @@ from lorabench.results.row_files import SUFFIXES, Kind, row_suffix, row_writer
 from lorabench.results.row_progress import RowProgress
 from lorabench.training.predict_input import InputPiece, PredictInput
 from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_columns, prediction_kinds
+from lorabench.wording import counted
 
 if TYPE_CHECKING:
     from lorabench.training.predictor import RowPredictor
@@ -37,9 +38,8 @@ class PredictSummary:
 
     def __str__(self) -> str:
         speed = self.rows / max(self.seconds, 1e-9)
-        return (
-            f"{self.rows} rows, {self.blank} without a text, {self.cut} cut, {self.seconds:.1f} s, {speed:.1f} rows/s"
-        )
+        counts = f"{counted(self.rows, 'row')}, {self.blank} without a text, {self.cut} cut"
+        return f"{counts}, {self.seconds:.1f} s, {speed:.1f} rows/s"
 
 
 def predict_file(options: PredictOptions) -> PredictSummary:

@@ -8,14 +8,15 @@ from typing import Any
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import source_issues, text_issues
 from lorabench.config.run_config import DataConfig
-from lorabench.data.file_format import Columns, list_columns
+from lorabench.data.file_format import Columns, FileFormat, list_columns
 from lorabench.data.readers import TableStream, stream_table
-from lorabench.data.sources import file_format
+from lorabench.data.sources import file_format, idle_format_flags
 from lorabench.data.task import ID_COLUMNS, Rows
 from lorabench.data.texts import Texts, read_texts
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
 from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_kinds
+from lorabench.wording import counted
 
 # A piece is large enough that rows of like length meet in it and packs are full. Characters bound it, too: a tokenizer
 # gives two numbers for each token, about 40 bytes per character.
@@ -89,6 +90,9 @@ class PredictInput:
         self._table: TableStream = stream_table("--input", options.input, file_format(self._data), _CHUNK_ROWS)
         columns = self._table.columns
         issues = IssueList()
+        # The run's own may be of no use for this file.
+        flags = idle_format_flags(FileFormat(options.delimiter, options.encoding), [self._table.form])
+        issues.extend(f"{flag}: {self.origin} is {self._table.form}; expected no such flag" for flag, _ in flags)
         texts = read_texts(self.origin, {name: [] for name in columns}, self._data, self._preset, issues)
         if texts is not None and (texts.pairs is not None) != run.pairs:
             expected = "two columns, NAME,NAME" if run.pairs else "one column, or --template with several"
@@ -108,7 +112,8 @@ class PredictInput:
         names = columns if keep == ALL_COLUMNS else [name.strip() for name in keep.split(",")]
         missing = [name for name in names if name not in columns]
         if missing:
-            issues.add(f"{self.origin}: no column {', '.join(missing)!r} (--keep-columns); {list_columns(columns)}")
+            names_missing = ", ".join(map(repr, missing))
+            issues.add(f"{self.origin}: no column {names_missing} (--keep-columns); {list_columns(columns)}")
         kept = [name for name in dict.fromkeys(names) if name != self._id_column]
         new: dict[str, str] = {}
         for name in kept:
@@ -121,7 +126,7 @@ class PredictInput:
     @property
     def description(self) -> str:
         """The file, how many rows it has and how it was read, in words."""
-        return f"{self.origin.removeprefix('--input ')}: {self._table.rows} rows ({self._table.form})"
+        return f"{self.origin.removeprefix('--input ')}: {counted(self._table.rows, 'row')} ({self._table.form})"
 
     def survey(self) -> InputFacts:
         """Read the texts of all rows once.

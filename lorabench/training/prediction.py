@@ -160,6 +160,8 @@ class FinishedRun:
         Raises:
             ConfigError: there is none, or another version's, or one that contradicts itself.
         """
+        if folder.is_file():
+            raise ConfigError(f"--run {folder}: a file; expected the run's folder, as {folder.parent}")
         record = read_run(folder)
         try:
             run = cls(

@@ -105,7 +105,7 @@ class RowPredictor:
         self._autocast = None if dtype == torch.float32 else dtype
         self._packs = self._device.type == "cuda" and run.packs
         self._forward: Forward | None = None
-        self._prepared_for = 0
+        self._prepared_for, self._with_types = 0, False
 
     def logits(
         self,
@@ -140,17 +140,17 @@ class RowPredictor:
         return RowLogits(logits, tokens.cut_rows)
 
     def _forward_for(self, longest: int, types: bool) -> Forward:
-        """How logits are computed: chosen anew only for texts that are longer than any before.
+        """How logits are computed: chosen anew only for texts that are longer than any before, or with other types.
 
         Args:
             longest: tokens of the longest text.
             types: whether tokens have types.
         """
-        if self._forward is None or longest > self._prepared_for:
+        if self._forward is None or longest > self._prepared_for or types != self._with_types:
             if isinstance(self._forward, PackedForward):
                 self._forward.detach()
             self._forward = choose_forward(self._classifier, self._device, self._autocast, longest, self._packs, types)
-            self._prepared_for = longest
+            self._prepared_for, self._with_types = longest, types
         return self._forward
 
 

@@ -45,7 +45,7 @@ from lorabench.training.record import (
     opening,
     what_was_done,
 )
-from lorabench.training.signals import StopSignal
+from lorabench.training.signals import StopSignal, terminable
 
 # Letters of model and task in a folder's name; names have at most 255 bytes.
 _LONGEST_NAME = 150
@@ -75,9 +75,11 @@ def execute(
     keeper.write_config(config)
     if ranks.is_main:
         device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
-        print("\n".join(opening_lines(keeper, device)), flush=True)
+        with recorded(setting, keeper, loading=True):
+            print("\n".join(opening_lines(keeper, device)), flush=True)
     memory, progress = MemoryMonitor(ranks.device), Progress(Stopwatch(ranks.device))
-    built = load(setting, inputs, keeper, memory)
+    with given_up_if_refused(setting, ownership):
+        built = load(setting, inputs, keeper, memory)
     with open_sinks(setting, keeper, built.total_steps) as sink, recorded(setting, keeper):
         stop = StopSignal()
         best = BestAdapter(setting, inputs, built, folder)
@@ -105,20 +107,33 @@ def execute(
     return folder, keeper.record
 
 
+@contextmanager
+def given_up_if_refused(setting: Setting, ownership: Ownership) -> Iterator[None]:
+    """A new run whose model is refused as it loads leaves no folder: the same command works once that is mended."""
+    try:
+        yield
+    except ConfigError:
+        if setting.ranks.is_main and not setting.config.run.resume:
+            ownership.give_up()
+        raise
+
+
 def load(setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryMonitor) -> Built:
     """The model, and all that trains it; the record says what it is."""
     with hashing(Path(keeper.record["model"]["source"]), setting.ranks.is_main) as hashes:
-        with recorded(setting, keeper, loading=True), memory.phase("load"):
+        alone = setting.ranks.world_size == 1
+        with recorded(setting, keeper, loading=True), terminable(alone), memory.phase("load"):
             built = build(setting, inputs)
         files = hashes()
-    keeper.update(
-        model={**model_facts(keeper.record["model"], built), "files": files},
-        model_construction_seconds=built.construction_seconds,
-        execution=built.execution.name,
-    )
-    if setting.ranks.is_main:
-        print(f"head       {keeper.record['model']['head']}", flush=True)
-        print(f"execution  {built.execution.name}: {built.reason}", flush=True)
+    with recorded(setting, keeper, loading=True):
+        keeper.update(
+            model={**model_facts(keeper.record["model"], built), "files": files},
+            model_construction_seconds=built.construction_seconds,
+            execution=built.execution.name,
+        )
+        if setting.ranks.is_main:
+            print(f"head       {keeper.record['model']['head']}", flush=True)
+            print(f"execution  {built.execution.name}: {built.reason}", flush=True)
     return built
 
 
@@ -187,8 +202,9 @@ def _take_folder(folder: Path, resume: bool, ownership: Ownership) -> list[str]:
     if problems:
         return problems
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        ownership.take(folder)
+        ownership.take(folder, made)
     except OSError as error:
         return [f"--output-dir {folder}: {error.strerror or error}"]
     except ConfigError as error:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from lorabench.errors import RunInterrupted
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # A scheduler signals every process of a job, and a launcher passes on what it got itself: one wish, several signals.
 SAME_WISH_S = 5.0
@@ -57,6 +59,36 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class _Terminated(BaseException):
+    """SIGTERM, where no library takes it for a failure of its own."""
+
+
+@contextmanager
+def terminable(alone: bool) -> Iterator[None]:
+    """Inside, SIGTERM raises, as Ctrl-C does by itself, if it had its usual effect.
+
+    Args:
+        alone: there is no other rank; one that waits for another could not raise, and is ended by the signal.
+
+    Raises:
+        RunInterrupted: the signal came.
+    """
+    if not alone or not _in_main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except _Terminated:
+        raise RunInterrupted(signal.SIGTERM, " before the first step") from None
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

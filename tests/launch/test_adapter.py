@@ -228,8 +228,9 @@ def test_a_save_that_fails_fails_the_run_and_keeps_the_previous_adapter(
         real(tensors, *arguments, **options)
 
     monkeypatch.setattr(checkpoint, "save_file", save_once)
+    same = tiny.write_rows(tmp_path / "same.csv", 37)
     flags = tiny.run_flags(
-        models["bert"], files["train"], files["train"], run, epochs=8, best_metric="loss", learning_rate=0.003
+        models["bert"], files["train"], same, run, epochs=8, best_metric="loss", learning_rate=0.003
     )
     assert tiny.train_in_process(flags) == 1
     record = read_json(run / "run.json")

@@ -344,6 +344,25 @@ def test_texts_that_are_none_are_refused(run: lorabench.Result) -> None:
     assert lorabench.predict(run.folder, []) == []
 
 
+def test_texts_that_can_be_read_only_once_are_predicted(run: lorabench.Result) -> None:
+    texts = tiny.texts(3, seed=5)
+    assert lorabench.predict(run.folder, (text for text in texts)) == lorabench.predict(run.folder, texts)
+    assert lorabench.predict(run.folder, iter([])) == []
+
+
+def test_arguments_of_another_type_are_refused(run: lorabench.Result) -> None:
+    anything: Any
+    for anything in (None, 3, run):
+        for use in (lambda run: lorabench.predict(run, ["text"]), lorabench.load, lorabench.Predictor):
+            with pytest.raises(lorabench.ConfigError, match=r"run=.*: expected the path of a run's folder"):
+                use(anything)
+    for anything in ("8", 8.5, None, True):
+        with pytest.raises(lorabench.ConfigError, match=r"batch_size=.*: expected a whole number of at least 1"):
+            lorabench.predict(run.folder, ["text"], batch_size=anything)
+    with pytest.raises(lorabench.ConfigError, match=r"run\.json: a file; expected the run's folder"):
+        lorabench.load(run.folder / "run.json")
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     for use in (lambda run: lorabench.predict(run, ["text"]), lorabench.load, lorabench.Predictor):
         with pytest.raises(lorabench.ConfigError):

@@ -11,18 +11,17 @@ from lorabench.config.command_line import ConfigOption
 from lorabench.errors import ConfigError
 from lorabench.experiments.report.runs import ReportRun, read_report_runs
 from lorabench.results.outputs import output_issues, writing_output
-from lorabench.results.report import FoundRun, choose_runs, read_runs, rows_and_figures, table_text
+from lorabench.results.report import (
+    FORM_BY_SUFFIX,
+    FoundRun,
+    choose_runs,
+    order_issues,
+    read_runs,
+    rows_and_figures,
+    table_text,
+)
 
 ReportFormat = Literal["auto", "html", "markdown", "latex", "csv", "json"]
-
-_BY_SUFFIX: dict[str, ReportFormat] = {
-    ".html": "html",
-    ".htm": "html",
-    ".md": "markdown",
-    ".tex": "latex",
-    ".csv": "csv",
-    ".json": "json",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def report_command(options: ReportOptions) -> list[Path]:
     if not options.runs:
         raise ConfigError("expected at least one run folder, as in: lorabench report runs/ --output report.html")
     form = _format_of(options)
-    issues = output_issues(options.output, options.overwrite)
+    issues = [*order_issues(options.sort, options.descending), *output_issues(options.output, options.overwrite)]
     if options.plots is not None:
         issues += _folder_issues(options.plots)
     if issues:
@@ -85,9 +84,9 @@ def report_command(options: ReportOptions) -> list[Path]:
 def _format_of(options: ReportOptions) -> ReportFormat:
     if options.format != "auto":
         return options.format
-    form = _BY_SUFFIX.get(options.output.suffix.lower())
+    form = FORM_BY_SUFFIX.get(options.output.suffix.lower())
     if form is None:
-        ends = ", ".join(_BY_SUFFIX)
+        ends = ", ".join(FORM_BY_SUFFIX)
         raise ConfigError(f"--output {options.output}: expected a name that ends in one of {ends}, or --format")
     return form
 

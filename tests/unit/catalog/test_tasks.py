@@ -97,5 +97,5 @@ def test_its_messages_name_its_columns(tmp_path: Path) -> None:
     ):
         load_task(dataclasses.replace(config, train_file=empty), seed=42)
     other = tiny.write_rows(tmp_path / "other.csv", 4)
-    with pytest.raises(ConfigError, match=r"no column 'premise, hypothesis'; the columns are id, text, label"):
+    with pytest.raises(ConfigError, match=r"no column 'premise', 'hypothesis'; the columns are id, text, label"):
         load_task(dataclasses.replace(config, train_file=other), seed=42)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
-from lorabench.config.checks import find_issues, parse_class_weights
+from lorabench.config.checks import class_weight_issues, find_issues, parse_class_weights
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, RunConfig, RunOptions
 
@@ -192,14 +192,25 @@ def test_what_is_no_delimiter_is_refused(delimiter: str) -> None:
 
 def test_an_encoding_is_one_of_texts() -> None:
     assert data_issues(encoding="cp1252") == data_issues(encoding="UTF-16") == []
-    for encoding in ("klingon", "rot13", "base64", ""):
+    for encoding in ("klingon", "rot13", "base64", "idna", "punycode", "unicode-escape", ""):
         assert data_issues(encoding=encoding)[0].startswith(f"--encoding {encoding}: unknown; expected an encoding")
+
+
+def test_weights_that_overflow_are_refused() -> None:
+    assert class_weight_issues("1e308,1e308") == ["--class-weights '1e308,1e308': expected weights of 1e-30 to 1e+30"]
+    assert len(class_weight_issues("1,1e-300")) == 1
+    assert class_weight_issues("1e30,1e-30") == []
 
 
 def test_the_label_is_no_text() -> None:
     (issue,) = data_issues(text_column="y", label_column="y")
     assert issue == "--text-column y: the labels' column, too; expected another --label-column"
     assert len(data_issues(text_column="a,y", label_column="y")) == 1
+    assert len(data_issues(text_column="a, y", label_column="y")) == 1
+    assert data_issues(template="{a} {y}", label_column="y") == [
+        "--template '{a} {y}': y is the labels' column; expected another --label-column"
+    ]
+    assert data_issues(template="{a} {{y}}", label_column="y") == []
     assert data_issues(task="reclor", text_column="label", label_column="label") == []
 
 
@@ -284,6 +295,15 @@ def test_a_lock_that_was_left_is_no_result(tmp_path: Path) -> None:
         ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 in the environment"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: expected a number below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment, without RANK, MASTER_ADDR, MASTER_PORT: expected acc"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h"},
+            "WORLD_SIZE=2 in the environment, without MASTER_PORT:",
+        ),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true"},
+            "ACCELERATE_USE_DEEPSPEED in the environment, without WORLD_SIZE, RANK",
+        ),
     ],
 )
 def test_a_launcher_s_number_that_is_none_is_one_issue(
@@ -293,6 +313,22 @@ def test_a_launcher_s_number_that_is_none_is_one_issue(
         monkeypatch.setenv(name, value)
     (issue,) = find_issues(RunConfig())
     assert issue.startswith(said)
+
+
+def test_what_a_launcher_sets_is_no_issue(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in {**whole, "ACCELERATE_USE_DEEPSPEED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    assert find_issues(RunConfig()) == []
+    monkeypatch.delenv("LOCAL_RANK")
+    assert find_issues(RunConfig(), launching=True) == []
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert find_issues(RunConfig()) == []
+
+
+def test_an_alpha_that_is_no_number_in_half_precision_is_refused() -> None:
+    assert find_issues(changed("lora", lora_alpha=65_504)) == []
+    assert find_issues(changed("lora", lora_alpha=10**400))[0].endswith(": expected at most 65504")
 
 
 def test_a_launcher_s_empty_variables_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

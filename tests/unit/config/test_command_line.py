@@ -333,6 +333,21 @@ def test_a_folder_is_no_file_and_the_training_file_is_no_other(tmp_path: Path) -
     ]
 
 
+def test_an_address_and_an_empty_name_are_no_files() -> None:
+    address = Path("https://example.org/rows.csv")
+    assert arguments.missing_files(DataConfig(train_file=Path(""), test_file=address)) == [
+        "--train-file: an empty name, or the current folder; expected a file",
+        f"--test-file {address}: an address; expected a file on this machine, so download it before",
+    ]
+
+
+def test_help_says_whose_defaults_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_run_config(["--model", "llama3-8b", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Defaults follow --model and --task: those shown are of --model llama3-8b --task disaster-tweets" in text
+
+
 def test_who_brings_a_training_file_alone_brings_data_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text("text,label\n")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabench.data.labels import label_names, label_remarks, label_text, positive_index, read_labels
+from lorabench.data.texts import is_blank, is_invisible
 from lorabench.errors import ConfigError, IssueList
 
 WHOLE = st.integers(-(10**6), 10**6)
@@ -98,7 +99,13 @@ def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> 
     assert names([*labels, "other"]) == ("0.25", "0.5", "1", "2", "other")
     assert "numbers such as 0,5 (row 2), which look like values to predict" in refused(["1", "0,5", "2"])
     assert names(["1", "0,5"], numeric=True) == ("0,5", "1")
-    assert refused(["1e3", "2"]).startswith("f: column 'y' holds numbers such as 1e3")
+    assert "numbers such as 1e-05 (row 1)" in refused(["1e-05", "2"])
+    assert "numbers such as 1.5e3 (row 2)" in refused(["1", "1.5e3"])
+
+
+@pytest.mark.parametrize("codes", [["01", "02"], ["1e3", "2e3"], ["007", "7", "1E5"]])
+def test_numbers_written_as_codes_are_classes(codes: list[str]) -> None:
+    assert set(names(codes)) == set(codes)
 
 
 def test_a_class_for_each_row_is_refused_but_in_a_few_rows() -> None:
@@ -131,6 +138,32 @@ def test_what_could_be_meant_otherwise_is_said() -> None:
     assert label_remarks("f", "y", ["no", "yes"], 4) == []
     assert label_remarks("f", "y", ["1" + "0" * 30, "1" + "0" * 29 + "1"], 4) == []
     assert label_remarks("f", "y", [f"n{i}" for i in range(30)], 40) == ["f: column 'y': 30 classes in 40 rows"]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("bad", "b\u0430d"), ("A", "\u0391"), ("\u0412\u0415\u0421", "BEC"), ("sky", "\u0455ky")]
+)
+def test_names_in_letters_of_several_scripts_that_look_the_same_are_said(name: str, other: str) -> None:
+    (remark,) = label_remarks("f", "y", [name, other], 100)
+    assert remark.endswith("are classes of their own, though they look alike")
+
+
+def test_an_infinite_number_as_text_is_said() -> None:
+    assert label_remarks("f", "y", ["-inf", "1"], 100) == [
+        "f: column 'y': '-inf' is the name of a class, not a number"
+    ]
+
+
+def test_long_names_are_shortened() -> None:
+    (remark,) = label_remarks("f", "y", ["x" * 5000, "X" * 5000], 100)
+    assert len(remark) < 300
+
+
+@given(st.text())
+def test_what_cannot_be_seen_is_no_label(text: str) -> None:
+    label = label_text(text)
+    assert (label is None) == is_blank(text)
+    assert label is None or not (is_invisible(label[0]) or is_invisible(label[-1]))
 
 
 def test_texts_that_list_several_labels_are_said_to_be_one_class_each() -> None:

@@ -248,6 +248,15 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, name: str, encoding
     assert read(tmp_path, name, content.encode(encoding)) == {"text": ["caf\xe9"]}
 
 
+def test_an_encoding_that_is_named_for_utf8_is_said_to_be_doubtful(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text\ncaf\xe9\n".encode())
+    assert stream_table("--x", path, FileFormat(encoding="cp1252")).form == "CSV, cp1252, though it is valid UTF-8"
+    assert stream_table("--x", path, FileFormat(encoding="utf8")).form == "CSV, utf8"
+    path.write_bytes(b"text\ncafe\n")
+    assert stream_table("--x", path, FileFormat(encoding="cp1252")).form == "CSV, cp1252"
+
+
 def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text\ncaf\xe9 \u20ac\n".encode("cp1252"))

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.config.run_config import DataConfig
+from lorabench.data.file_format import FileFormat
 from lorabench.data.hub_data import resolved_commit
+from lorabench.data.sources import idle_format_flags
 from lorabench.data.task import TaskData, load_task
 from lorabench.errors import ConfigError
+from lorabench.training.announcement import source_lines
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +174,58 @@ def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     assert refused(tmp_path).endswith("train.csv and train.tsv could both be the split train")
 
 
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("validation.csv", "validation"),
+        ("test-00000-of-00001.csv", "test"),
+        ("My_Dev.csv", "dev"),
+        ("eval.csv", "eval"),
+    ],
+)
+def test_a_folder_with_rows_to_score_on_alone_is_not_trained_on(tmp_path: Path, name: str, split: str) -> None:
+    write_csv(tmp_path / name, ["a", "b"] * 2)
+    assert f"no `train` split, found {split}; expected --train-split" in refused(tmp_path)
+    assert load(tmp_path, train_split=split).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["train-00000-of-00001.csv", "reviews.csv", "test_train.csv", "latest.csv"])
+def test_any_other_file_alone_in_a_folder_is_trained_on(tmp_path: Path, name: str) -> None:
+    write_csv(tmp_path / name, ["a", "b"] * 2)
+    assert load(tmp_path).labels == ("a", "b")
+
+
+def test_all_files_of_a_split_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_csv(tmp_path / f"{name}.csv", ["x", "y"])
+    sources = load(tmp_path).sources
+    assert [Path(other["path"]).name for other in sources["train"]["and"]] == ["b.csv", "c.csv"]
+    assert source_lines(sources) == ["3 files, a.csv, b.csv, c.csv: 6 rows (CSV)"]
+
+
+def test_a_folder_that_a_file_replaces_is_said_not_to_be_read(tmp_path: Path) -> None:
+    folder, own = tmp_path / "folder", tmp_path / "own.csv"
+    write_csv(folder / "train.csv", ["a", "b"] * 2)
+    write_csv(own, ["c", "d"] * 2)
+    assert f"--task {folder}: not read, since --train-file names the rows" in load(folder, train_file=own).remarks
+
+
+def test_one_file_to_choose_weights_and_to_test_them_is_counted(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", ["a", "b"] * 2, text="x")
+    write_csv(tmp_path / "b.csv", ["a", "b"] * 2, text="y")
+    scored = {"validation_file": tmp_path / "b.csv", "test_file": tmp_path / "b.csv"}
+    findings = load_task(DataConfig(task="custom", train_file=tmp_path / "a.csv", **scored), 42).findings
+    assert (findings.test_in_validation, findings.shared) == (4, {"validation": 0, "test": 0})
+
+
+def test_a_saved_split_without_rows_is_one_sentence(tmp_path: Path) -> None:
+    from datasets import DatasetDict
+
+    rows = data_set([0, 1], ["a", "b"])
+    DatasetDict({"train": rows, "test": rows.select([])}).save_to_disk(tmp_path / "d")
+    assert refused(tmp_path / "d") == f"--task {tmp_path / 'd'}: its split test has no rows"
+
+
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ["a", "b"])
     assert "has no versions" in refused(tmp_path, dataset_revision="main")
@@ -217,3 +272,10 @@ def test_a_file_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
     path.write_text("the soup was very good and warm,1\nnot so good,0\n")
     with pytest.raises(ConfigError, match="is the first line a row"):
         load_task(DataConfig(task="custom", train_file=path), 42)
+
+
+def test_flags_that_no_file_has_a_use_for_are_said() -> None:
+    given = FileFormat(";", "cp1252")
+    assert [flag for flag, _ in idle_format_flags(given, ["Parquet", ""])] == ["--delimiter ';'", "--encoding cp1252"]
+    assert [flag for flag, _ in idle_format_flags(given, ["JSON lines"])] == ["--delimiter ';'"]
+    assert idle_format_flags(given, ["Parquet", "CSV, ';', cp1252"]) == idle_format_flags(FileFormat(), []) == []

@@ -47,6 +47,10 @@ def test_a_split_that_a_file_replaces_is_not_asked_for() -> None:
     assert choose("train", "validation", "dev", wanted=("train",))[0] == {"train": "train"}
 
 
+def test_a_split_that_is_said_to_be_the_training_rows_is_no_other() -> None:
+    assert set(choose("validation", train_split="validation")[0]) == {"train"}
+
+
 def test_several_test_splits_are_not_read_and_said() -> None:
     assert choose("train", "test_a", "test_b") == ({"train": "train"}, ["--task d: not read: test_a, test_b"])
 

@@ -82,6 +82,12 @@ def test_classes_are_in_numeric_order_if_all_are_numbers_else_alphabetic(
     assert names(data, data.validation) == [label_text(value) for value in values]
 
 
+def test_a_flag_without_effect_is_said(tmp_path: Path) -> None:
+    columns = labelled(["no", "yes"])
+    said = load_task(dataclasses.replace(custom(tmp_path, columns, columns), numeric_classes=True), seed=42).remarks
+    assert said == ("--numeric-classes: without effect, as not all labels are numbers",)
+
+
 def test_floats_from_parquet_are_the_same_classes_as_integers(tmp_path: Path) -> None:
     config = custom(tmp_path, labelled([1.0, 0.0, 1.0]), suffix=".parquet")
     validation = write(tmp_path / "validation.csv", labelled(["0", "1"]))
@@ -540,7 +546,7 @@ def test_a_row_of_reading_comprehension_with_a_part_missing_is_refused(tmp_path:
 
 def test_reading_comprehension_without_its_columns_is_refused(tmp_path: Path) -> None:
     found = issues(reclor_file(tmp_path, [{"context": "c", "label": 0}]))
-    assert "no column 'question, answers'; the columns are context, label" in found[0]
+    assert "no column 'question', 'answers'; the columns are context, label" in found[0]
 
 
 # --- the real data

@@ -1,7 +1,9 @@
 """Which columns become what the model reads: one text, a pair, or a template; and what is no text."""
 
 import datetime
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,40 @@ def test_a_row_without_one_of_its_two_texts_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load_task(custom(tmp_path, columns, text_column="a,b"), 42)
     assert str(raised.value).endswith("2 rows (2, 3) without a text; expected a text in each of columns 'a' and 'b'")
+
+
+@pytest.mark.parametrize("text", ["{0}", "{0}.5", "-{0}e3"])
+def test_a_column_of_numbers_is_no_text_of_training_rows(tmp_path: Path, text: str) -> None:
+    numbers = {"n": [text.format(i) for i in range(8)], "label": ["a", "b"] * 4}
+    lines = [json.dumps({"n": n, "label": label}) for n, label in zip(*numbers.values(), strict=True)]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines))
+    config = custom(tmp_path, numbers, text_column="n")
+    for path in (config.train_file, tmp_path / "r.jsonl"):
+        with pytest.raises(ConfigError) as raised:
+            load_task(replace(config, train_file=path), 42)
+        assert str(raised.value).endswith(
+            "column 'n' holds numbers alone; expected texts; --template '{n}' reads them as texts"
+        )
+        data = load_task(replace(config, train_file=path, text_column="text", template="{n}"), 42)
+        assert set(data.train.texts) < set(numbers["n"])
+    some = {**numbers, "n": ["word", *numbers["n"][1:]]}
+    assert load_task(custom(tmp_path, some, text_column="n"), 42).labels == ("a", "b")
+
+
+def test_a_header_within_the_rows_is_refused(tmp_path: Path) -> None:
+    rows = {"text": ["x", "text", "text", "y"], "label": ["a", "label", "b", "a"]}
+    with pytest.raises(ConfigError) as raised:
+        load_task(custom(tmp_path, rows), 42)
+    assert str(raised.value).endswith("train.csv: 1 row (2) with the names of the columns; expected the header once")
+
+
+def test_characters_of_broken_and_joined_files_are_said(tmp_path: Path) -> None:
+    rows = {"text": ["x\0", "\ufeffx", "z", "\ufeffu"], "label": ["a", "b"] * 2}
+    data = load_task(custom(tmp_path, rows), 42)
+    assert [remark.partition(": ")[2] for remark in data.remarks] == [
+        "1 row (1) with a NUL character in the text; it is left there",
+        "2 rows (2, 4) with a byte order mark in the text; it is left there",
+    ]
 
 
 def test_what_a_template_leaves_out_is_said(tmp_path: Path) -> None:

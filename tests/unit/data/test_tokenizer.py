@@ -13,7 +13,7 @@ from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import ModelConfig
 from lorabench.data import tokenizer as tokenizer_module
 from lorabench.data.task import load_task
-from lorabench.data.tokenizer import load_tokenizer, pad_id, train_stand_in
+from lorabench.data.tokenizer import load_tokenizer, pad_id, read_tokenizer, train_stand_in
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.configuration import load_model_config
@@ -222,3 +222,15 @@ def test_an_error_that_is_its_own_context_ends() -> None:
     error, other = OSError("a"), OSError("b")
     error.__context__, other.__context__ = other, error
     assert explain_hub_error(error) == "a"
+
+
+@pytest.mark.parametrize("error", [KeyError("added_tokens"), TypeError("no list"), Exception("data did not match")])
+def test_damaged_files_are_one_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(ValueError, match=rf"^its files are damaged \({type(error).__name__}: .*whole tokenizer.json$"):
+        read_tokenizer("some/model")

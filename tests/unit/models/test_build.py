@@ -251,6 +251,29 @@ def test_targets_that_match_nothing_are_named() -> None:
         inspect_model(ModelConfig(), LoraArgs(lora_targets="query,nothing"), config, max_length=8)
 
 
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ("embeddings", "embeddings is a BertEmbeddings, which takes no LoRA"),
+        ("query,LayerNorm", "LayerNorm is a LayerNorm, which takes no LoRA"),
+        ("encoder", "encoder is a BertEncoder, which takes no LoRA"),
+        ("dropout", "dropout is a Dropout, which takes no LoRA"),
+        ("classifier", "classifier is trained whole"),
+    ],
+)
+def test_targets_that_take_no_lora_are_refused(targets: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--lora-targets {targets}: {said}.* are dense, key, query, value$"):
+        inspect_model(ModelConfig(), LoraArgs(lora_targets=targets), tiny.tiny_config("bert"), max_length=8)
+
+
+@pytest.mark.parametrize("targets", ["auto", "all-linear", "dense", "word_embeddings"])
+def test_a_rank_above_what_the_targets_can_have_is_refused(targets: str) -> None:
+    config = tiny.tiny_config("bert")
+    inspect_model(ModelConfig(), LoraArgs(lora_targets=targets, lora_r=tiny.HIDDEN), config, max_length=8)
+    with pytest.raises(ConfigError, match=rf"^--lora-r {tiny.HIDDEN + 1}: expected at most {tiny.HIDDEN},"):
+        inspect_model(ModelConfig(), LoraArgs(lora_targets=targets, lora_r=tiny.HIDDEN + 1), config, max_length=8)
+
+
 def test_a_checkpoint_without_a_part_of_its_body_is_refused(tmp_path: Path) -> None:
     shutil.copytree(folder_of("bert"), tmp_path / "bert")
     weights = load_file(tmp_path / "bert" / "model.safetensors")

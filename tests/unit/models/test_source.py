@@ -173,3 +173,18 @@ def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
     folder = tiny.save_tiny(tmp_path / "bert", "bert")
     with pytest.raises(ConfigError, match=r"--revision v2: --model .*bert is a folder; expected a Hub model"):
         read_model_config(ModelConfig(model=str(folder), revision="v2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/nope", "no such folder"),
+        ("./nope", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("https://example.org/model", "an address; expected a Hub id"),
+        (__file__, "a file; expected the folder of a model"),
+    ],
+)
+def test_a_path_that_is_no_folder_is_not_taken_for_a_malformed_hub_id(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--model {name}: {message}"):
+        read_model_config(ModelConfig(model=name))

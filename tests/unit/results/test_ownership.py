@@ -178,3 +178,20 @@ def test_a_run_of_another_machine_is_told_by_its_last_sign_of_life(tmp_path: Pat
         os.utime(tmp_path / name, (then - older, then - older))
     expected = f"running on elsewhere, last seen {said} ago"
     assert present_status(tmp_path, {"status": "running"}) == expected
+
+
+def test_a_folder_that_was_there_or_holds_more_is_not_taken_away(tmp_path: Path) -> None:
+    for name, made, more, left in (
+        ("found", False, [], {".lock"}),
+        ("more", True, ["metrics.jsonl"], {".lock", "run.json", "metrics.jsonl"}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        ownership = Ownership()
+        ownership.give_up()
+        ownership.take(folder, made)
+        for file in ("run.json", *more):
+            (folder / file).touch()
+        ownership.give_up()
+        ownership.release()
+        assert {path.name for path in folder.iterdir()} == left

@@ -417,6 +417,70 @@ def test_command_replaces_nothing_but_what_it_may(tmp_path: Path) -> None:
         table_command([run], TableForm(output=run / "run.json", overwrite=True))
 
 
+def test_the_end_of_the_output_says_its_form(tmp_path: Path) -> None:
+    save(tmp_path / "a", run_record())
+    starts = {
+        "t.html": "<!doctype",
+        "t.md": "| Model",
+        "t.tex": "% \\use",
+        "t.csv": "run,",
+        "t.json": "[",
+        "t.TXT": "Model",
+    }
+    for name, start in {**starts, "t.TXT": "Model"}.items():
+        table_command([tmp_path], TableForm(output=tmp_path / name))
+        assert (tmp_path / name).read_text().lstrip().startswith(start), name
+    with pytest.raises(ConfigError, match=r"--output .*t\.png: expected a name that ends in one of \.html"):
+        table_command([tmp_path], TableForm(output=tmp_path / "t.png"))
+
+
+def test_flags_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        table_command([save(tmp_path / "a", run_record())], TableForm(overwrite=True, descending=True))
+    assert [issue.split(":")[0] for issue in refused.value.issues] == ["--descending", "--overwrite"]
+
+
+# --- links
+
+
+def test_a_link_is_followed_where_it_is_named_and_said_where_it_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = save(tmp_path / "elsewhere" / "kept", with_model(name="kept"))
+    runs = save(tmp_path / "runs" / "own", with_model(name="own")).parent
+    (runs / "one").symlink_to(elsewhere)
+    (runs / "several").symlink_to(elsewhere.parent)
+    (runs / "again").symlink_to(runs / "own")
+    (runs / "other").symlink_to(tmp_path)
+    read = [run.folder.name for run in report.read_runs([runs], "table")]
+    said = capsys.readouterr().err.splitlines()
+    assert read == ["own"]
+    assert [line.split(": ")[2] for line in said] == [str(runs / "one"), str(runs / "several")]
+    assert all("a link, which is not followed" in line for line in said)
+    for path in (runs / "one", runs / "several", runs / "one" / "run.json"):
+        assert [run.record["model"]["name"] for run in report.read_runs([path], "table")] == ["kept"]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "one").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="links/one: a link, which is not followed"):
+        report.read_runs([tmp_path / "links"], "table")
+
+
+def test_a_record_that_is_a_link_out_of_its_folder_is_not_followed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = save(tmp_path / "elsewhere", run_record()) / "run.json"
+    for name in ("a", "b"):
+        save(tmp_path / "runs" / name, run_record())
+    link = tmp_path / "runs" / "a" / "run.json"
+    link.unlink()
+    link.symlink_to(secret)
+    assert [run.name for run in report.read_runs([tmp_path / "runs"], "table")] == ["b"]
+    assert f"left out: {link}: a link out of the run's folder" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="a link out of the run's folder"):
+        report.read_runs([tmp_path / "runs" / "a"], "table")
+    assert len(report.read_runs([link], "table")) == 1, "the user's own link"
+
+
 # --- what tells runs apart
 
 

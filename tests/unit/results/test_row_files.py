@@ -152,6 +152,19 @@ def test_pieces_are_not_gathered(suffix: str, tmp_path: Path) -> None:
     assert peak(40) < 1.5 * peak(4)
 
 
+def test_json_lines_are_json_where_numbers_are_not_finite(tmp_path: Path) -> None:
+    inf, nan = float("inf"), float("nan")
+    piece = {"id": [1, 2, 3], "number": [inf, -inf, nan], "nested": [[inf, {"a": nan}], None, "x"]}
+    kinds: dict[str, Kind] = {"id": "integer", "number": "number", "nested": "text"}
+    lines = write(tmp_path / "out.jsonl", kinds, piece).read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        {"id": 1, "number": "inf", "nested": ["inf", {"a": None}]},
+        {"id": 2, "number": "-inf", "nested": None},
+        {"id": 3, "number": None, "nested": "x"},
+    ]
+    assert read_columns("--input", write(tmp_path / "out.csv", kinds, piece))["number"] == ["inf", "-inf", ""]
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file of this process may have more than 20 kB, as on a disk that is nearly full."""

@@ -25,7 +25,7 @@ def lines_of(**changes: dict[str, Any]) -> list[str]:
             "task": "custom", "synthetic": False, "rows": {"train": 80, "validation": 20}, "labels": ["no", "yes"],
             "class_weights": None, "cut_rows": {"train": 0, "validation": 0}, "held_out": False, "rows_in_train": {},
             "conflicting_labels": {"texts": 0, "rows": 0}, "dropped": None, "absent_classes": {}, "rare_classes": {},
-            "remarks": [], "sources": {}, "positive_label": None,
+            "test_rows_in_validation": 0, "remarks": [], "sources": {}, "positive_label": None,
         },
     }  # fmt: skip
     for section, values in changes.items():

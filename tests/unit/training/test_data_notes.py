@@ -37,7 +37,8 @@ def test_rows_in_two_splits_are_counted_and_the_flag_is_named(tmp_path: Path) ->
     tables = {"train": CLEAN, "validation": CLEAN, "test": {"text": ["text 1", "x"]}}
     assert lines_of(tmp_path, tables) == [
         "duplicates 60 of 60 validation rows and 1 of 2 test rows have a text that stands in train, too; "
-        "--drop-duplicates takes it out of train"
+        "--drop-duplicates takes it out of train",
+        "duplicates 1 of 2 test rows have a text that stands in validation, too, by which the best weights are chosen",
     ]
 
 

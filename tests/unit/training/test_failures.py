@@ -62,6 +62,21 @@ def test_a_signal_ends_all_ranks_and_is_said_once_with_how_to_go_on(
     assert capsys.readouterr().out == ""
 
 
+def test_a_signal_while_the_model_loads_leaves_nothing_to_go_on_with() -> None:
+    failure, raised = fail_with(RunInterrupted(15, " before the first step"), loading=True)
+    assert (
+        failure
+        == ("interrupted", "stopped by SIGTERM before the first step", True)
+        == (*failure[:1], str(raised), True)
+    )
+
+
+def test_a_closed_standard_output_is_recorded_and_goes_on_as_it_is() -> None:
+    failure, raised = fail_with(BrokenPipeError(32, "Broken pipe"))
+    assert failure == ("interrupted", "nobody reads standard output any more", False)
+    assert isinstance(raised, BrokenPipeError)
+
+
 def test_how_to_go_on_names_the_folder() -> None:
     assert how_to_go_on(FOLDER) == GO_ON
 

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from lorabench.config.run_config import RunConfig
-from lorabench.errors import RankError
+from lorabench.errors import ConfigError, RankError
+from lorabench.results.ownership import Ownership
 from lorabench.results.tracking import NullSink
 from lorabench.training import run
-from lorabench.training.run import finish_test, load, open_sinks
+from lorabench.training.run import finish_test, given_up_if_refused, load, open_sinks
 
 LOGITS = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
 
 
 class Alone:
     """The first rank, or another one."""
+
+    world_size = 1
 
     def __init__(self, is_main: bool = True) -> None:
         self.is_main = is_main
@@ -127,6 +130,31 @@ def test_a_lack_of_memory_while_loading_is_recorded_as_one(monkeypatch: pytest.M
     with pytest.raises(RankError):
         load(setting, nothing, keeper, memory)
     assert len(failures) == 1 and "--batch-size" not in failures[0] and "--eval-batch-size" not in failures[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "resume", "is_main", "stays"),
+    [
+        (ConfigError("--model"), False, True, False),
+        (ConfigError("--model"), True, True, True),
+        (ConfigError("--model"), False, False, True),
+        (RankError("memory"), False, True, True),
+    ],
+)
+def test_a_refusal_while_a_new_run_loads_leaves_nothing(
+    error: Exception, resume: bool, is_main: bool, stays: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ownership = Ownership()
+    ownership.take(folder, made=True)
+    (folder / "run.json").touch()
+    options = SimpleNamespace(run=SimpleNamespace(resume=resume))
+    setting: Any = SimpleNamespace(ranks=Alone(is_main), config=options)
+    with pytest.raises(type(error)), given_up_if_refused(setting, ownership):
+        raise error
+    ownership.release()
+    assert (folder / "run.json").exists() is folder.exists() is stays
 
 
 # --- where records go

@@ -11,7 +11,7 @@ import pytest
 from limits import HANG_S
 
 from lorabench.errors import RunInterrupted
-from lorabench.training.signals import STOP_SIGNALS, StopSignal, signals_held
+from lorabench.training.signals import STOP_SIGNALS, StopSignal, signals_held, terminable
 
 ROOT = Path(__file__).parents[3]
 
@@ -68,6 +68,26 @@ def test_held_signals_do_nothing_and_have_their_usual_effect_afterwards() -> Non
         os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sigterm_while_a_model_loads_interrupts_the_run_whatever_a_library_catches() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with pytest.raises(RunInterrupted, match="before the first step") as raised, terminable(True):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("a library would have gone on")
+    assert raised.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("alone", "before"), [(False, signal.SIG_DFL), (True, signal.SIG_IGN)])
+def test_sigterm_keeps_its_effect_beside_other_ranks_and_where_it_is_ignored(
+    alone: bool, before: signal.Handlers
+) -> None:
+    signal.signal(signal.SIGTERM, before)
+    with terminable(alone):
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
