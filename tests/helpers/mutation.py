@@ -18,11 +18,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 WINGS = ("step", "packed", "training", "checkpoint", "data")
@@ -119,12 +120,16 @@ def make_mutants(target: str, minutes: float, workers: int) -> None:
     OWNER.write_text(json.dumps({"target": target, "tests": tests}), encoding="utf-8")
     command = [sys.executable, str(Path(__file__)), target, "--inside", "--workers", str(workers)]
     # A process group of its own: what is left of it when the time is up is ended with it.
-    with LOG.open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=PROJECT, start_new_session=True, stdout=log, stderr=log)
+    process = subprocess.Popen(
+        command, cwd=PROJECT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    logged = threading.Thread(target=write_log, args=(process.stdout,), daemon=True)
+    logged.start()
     try:
         if process.wait(timeout=60 * minutes) != 0:
-            said = LOG.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-            print("\n".join(line for line in said if line.strip())[-4000:])
+            logged.join(timeout=10)
+            said = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+            print("\n".join(said)[-4000:])
             raise SystemExit(f"mutmut failed: {LOG}")
     except subprocess.TimeoutExpired:
         print(f"stopped after {minutes:g} minutes; the same command goes on from here", flush=True)
@@ -135,6 +140,19 @@ def make_mutants(target: str, minutes: float, workers: int) -> None:
                 process.wait(timeout=10)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
+
+
+def write_log(output: IO[bytes]) -> None:
+    """What mutmut says, without the lines that only show that it works.
+
+    It writes to a pipe: a test that limits the size of files would limit that of its log.
+    """
+    with LOG.open("wb") as log:
+        for line in output:
+            shown = line.rpartition(b"\r")[2].strip()
+            if shown:
+                log.write(shown + b"\n")
+                log.flush()
 
 
 def hash_tests() -> str:

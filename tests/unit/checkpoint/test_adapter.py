@@ -3,13 +3,15 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lorabench.checkpoint import adapter as checkpoint
@@ -229,6 +231,114 @@ def test_a_save_killed_between_the_two_renames_loses_nothing(
     held = [path for path in tmp_path.rglob(WEIGHTS) if "writing" not in str(path)]
     assert len(held) == 1
     check_saved(held[0].parent, state)
+
+
+def test_a_save_leaves_its_files_and_nothing_else(tmp_path: Path, classifier: SequenceClassifier) -> None:
+    """Not even what a killed one was writing."""
+    staging = tmp_path / checkpoint.ADAPTER_STAGING
+    staging.mkdir()
+    (staging / "stray").write_text("half")
+    save(tmp_path, classifier)
+    state = adapter_state(classifier.adapted)
+    save_adapter(tmp_path, classifier.adapted, state, tiny.tiny_tokenizer("llama"), "card", ("no", "größte"))
+    assert os.listdir(tmp_path) == ["adapter"] and not (tmp_path / "adapter" / "stray").exists()
+    names = (tmp_path / "adapter" / checkpoint.CLASSES_FILE).read_text(encoding="utf-8")
+    assert names == '{\n  "id2label": {\n    "0": "no",\n    "1": "größte"\n  }\n}\n'
+    with safe_open(tmp_path / "adapter" / WEIGHTS, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_where_no_folder_can_be_nothing_is_saved(tmp_path: Path, classifier: SequenceClassifier) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match=r"adapter could not be saved in .*file"):
+        save(tmp_path / "file", classifier)
+
+
+def test_a_full_disk_is_told_of_with_the_adapters_bytes(
+    tmp_path: Path, classifier: SequenceClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "save_file", failing_save)
+    state = {"a": torch.zeros(1000, dtype=torch.float64), "b": torch.zeros(4000, dtype=torch.int8)}
+    with pytest.raises(RunError, match=r"no space left \(12 kB needed, "):
+        save_adapter(tmp_path, classifier.adapted, state, tiny.tiny_tokenizer("llama"), "card", ("no", "yes"))
+
+
+def test_weights_that_cannot_be_read_are_named(tmp_path: Path, classifier: SequenceClassifier) -> None:
+    state = save(tmp_path, classifier)
+    weights = tmp_path / "adapter" / WEIGHTS
+    weights.write_bytes(b"short")
+    with pytest.raises(RunError, match=re.escape(f"{weights}: ")):
+        check_saved(tmp_path / "adapter", state)
+
+
+class Reloaded(torch.nn.Module):
+    """What the card's call gives, with one logit in two classes' place."""
+
+    def __init__(self, logit: float, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, dtype=dtype))
+        self.logit = logit
+
+    def forward(self, **_: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=torch.full((1, 1), self.logit))
+
+
+def call(
+    monkeypatch: pytest.MonkeyPatch,
+    reloaded: Reloaded | Exception,
+    expected: float = 0.0,
+    tolerance: float = 0.0,
+    found: dict[str, torch.Tensor] | None = None,
+    rows: int = 1,
+) -> None:
+    def load(*_: Any) -> Reloaded:
+        if isinstance(reloaded, Exception):
+            raise reloaded
+        return reloaded
+
+    monkeypatch.setattr(checkpoint, "load_with_peft", load)
+    monkeypatch.setattr(checkpoint, "_peft_state", lambda _: {"w": torch.ones(1)} if found is None else found)
+    row = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
+    checkpoint.check_call(
+        Path("adapter"), {}, {"w": torch.ones(1)}, [row] * rows, torch.full((1, 1), expected), tolerance
+    )
+
+
+def test_a_call_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match=r"^adapter: the call that its card shows fails \(no such file\)$"):
+        call(monkeypatch, ValueError("no such\n  file"))
+
+
+@pytest.mark.parametrize("found", [{}, {"w": torch.zeros(1)}, {"w": torch.ones(1), "x": torch.ones(1)}])
+def test_a_call_that_gives_other_tensors_names_one(
+    found: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = "x" if "x" in found else "w"
+    with pytest.raises(RunError, match=rf"gives 1 other tensors \({other}, \.\.\.\)"):
+        call(monkeypatch, Reloaded(0.0), found=found)
+
+
+def test_a_call_in_half_precision_gives_the_same_tensors_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are not compared."""
+    call(monkeypatch, Reloaded(9.0, torch.bfloat16), found={"w": torch.ones(1, dtype=torch.bfloat16)})
+    call(monkeypatch, Reloaded(9.0), rows=0)
+
+
+@pytest.mark.parametrize(
+    ("logit", "expected", "tolerance", "same"),
+    [
+        (4.5, 4.0, 0.25, True), (5.5, 4.0, 0.25, False), (1.25, 1.0, 0.25, True), (1.5, 1.0, 0.25, False),
+        (0.5, 0.25, 0.25, True), (0.75, 0.25, 0.25, False), (float("nan"), 1.0, 0.25, False),
+    ],
+)  # fmt: skip
+def test_logits_of_the_call_are_compared_relative_to_the_largest_of_those_above_1(
+    logit: float, expected: float, tolerance: float, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if same:
+        call(monkeypatch, Reloaded(logit), expected, tolerance)
+        return
+    with pytest.raises(RunError, match="gives logits that differ by"):
+        call(monkeypatch, Reloaded(logit), expected, tolerance)
 
 
 def test_unmoved_tensors_are_named() -> None:

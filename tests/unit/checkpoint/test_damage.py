@@ -1,10 +1,15 @@
 """What is said of a damaged checkpoint: which folder, which file, and what is done about it."""
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, write_savepoint
+from lorabench.errors import RunError
 
 
 @pytest.mark.parametrize("name", ["state.pt", "progress.json"])
@@ -17,6 +22,35 @@ def test_a_file_that_is_not_what_was_written_is_named(name: str, tmp_path: Path)
     assert found is not None and found.progress == {"step": 1}
     said = f"{folder}: damaged ({name} is not what was written), going back to the one before"
     assert [str(warning.message) for warning in caught] == [said]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "expected a JSON object"),
+        (lambda folder: write_savepoint(folder.parents[1], 2, Savepoint([1], {}), keep=2), "state.pt holds no state"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_to_be_none(damage: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        folder = write_savepoint(tmp_path, step, Savepoint({}, {"step": step}), keep=2)
+    damage(folder)
+    with pytest.warns(UserWarning) as caught:
+        found = read_newest_savepoint(tmp_path)
+    assert found is not None and found.progress == {"step": 1}
+    assert [str(warning.message) for warning in caught] == [
+        f"{folder}: damaged ({said}), going back to the one before"
+    ]
+
+
+def test_a_full_disk_is_told_of_with_the_bytes_of_all_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    state = {"a": [torch.zeros(1000, dtype=torch.float64)], "b": (torch.zeros(4000, dtype=torch.int8), 7), "c": "x"}
+    with pytest.raises(RunError, match=r"disk full, no space left \(12 kB needed, "):
+        write_savepoint(tmp_path, 3, Savepoint(state, {}), keep=1)
 
 
 def test_what_cannot_be_removed_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:

@@ -430,6 +430,21 @@ def test_token_types_are_padded_with_zero() -> None:
     ]  # fmt: skip
 
 
+def test_rows_are_selected_with_all_that_belongs_to_them() -> None:
+    data = TokenizedRows([[5, 6], [8], [9]], [0, 1, 2], 3, token_types=[[0, 1], [1], [0]])
+    picked = data.select([2, 0])
+    assert (picked.input_ids, picked.labels, picked.cut_rows, picked.token_types) == (
+        [[9], [5, 6]], [2, 0], 0, [[0], [0, 1]]
+    )  # fmt: skip
+    assert TokenizedRows([[5], [6]], [0, 1], 0).select([1]).token_types is None
+
+
+@pytest.mark.parametrize(("step", "rows"), [(0, 0), (1, 8), (2, 16), (3, 20), (4, 28), (6, 40), (7, 48)])
+def test_a_step_has_seen_the_rows_of_all_windows_before(step: int, rows: int) -> None:
+    plan = StepPlan([1] * 20, batch_size=2, accumulation=2, world_size=2, rank=0, seed=42)
+    assert plan.rows_until(step) == rows
+
+
 # --- a tokenizer's own settings
 
 

@@ -1,5 +1,7 @@
 """Equal texts are counted as a plain look at every pair of rows counts them."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,6 +9,8 @@ from lorabench.config.run_config import DataConfig
 from lorabench.data.division import divide
 from lorabench.data.findings import (
     Conflicts,
+    Dropped,
+    Findings,
     absent_classes,
     count_conflicts,
     count_shared,
@@ -14,6 +18,7 @@ from lorabench.data.findings import (
     keep_unshared,
     rare_classes,
 )
+from lorabench.data.task import Rows, TaskData
 
 ROWS = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 2)), max_size=25)
 
@@ -68,3 +73,32 @@ def test_duplicates_that_are_kept_are_counted_between_the_rows_that_are_taken() 
     assert division.findings.shared == {"validation": 2}
     assert division.findings.conflicts == Conflicts(texts=1, rows=20)
     assert not division.findings.held_out
+
+
+def test_the_record_says_what_was_found_and_which_classes_are_rare() -> None:
+    def rows(labels: list[int] | None, count: int = 0) -> Rows:
+        texts = ["x"] * (len(labels) if labels is not None else count)
+        return Rows(texts, texts, labels, [(0, 1)] * len(texts))
+
+    findings = Findings(True, {"validation": 2, "test": 1}, Conflicts(1, 3), Dropped(4, 5))
+    data = TaskData(
+        rows([0] * 9 + [1] * 9 + [2]), rows([0] * 6 + [1]), rows([1] * 5), ("a", "b", "c"), None, None,
+        findings=findings,
+    )  # fmt: skip
+    assert data.findings_to_json() == {
+        "held_out": True,
+        "rows_in_train": {"validation": 2, "test": 1},
+        "conflicting_labels": {"texts": 1, "rows": 3},
+        "dropped": {"shared": 4, "repeated": 5},
+        "absent_classes": {"validation": ["c"], "test": ["a", "c"]},
+        "rare_classes": {"validation": {"b": 1}, "test": {}},
+    }
+    unlabelled = replace(data, test=rows(None, 3), findings=Findings())
+    assert unlabelled.findings_to_json() == {
+        "held_out": False,
+        "rows_in_train": {},
+        "conflicting_labels": {"texts": 0, "rows": 0},
+        "dropped": None,
+        "absent_classes": {"validation": ["c"]},
+        "rare_classes": {"validation": {"b": 1}},
+    }

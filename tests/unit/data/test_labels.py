@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabench.data.labels import label_names, label_remarks, label_text, positive_index, read_labels
+from lorabench.data.labels import label_kind, label_names, label_remarks, label_text, positive_index, read_labels
 from lorabench.data.texts import is_blank, is_invisible
 from lorabench.errors import ConfigError, IssueList
 
@@ -176,3 +176,25 @@ def test_texts_that_list_several_labels_are_said_to_be_one_class_each() -> None:
 @pytest.mark.parametrize("choice", ["1", "1.0", " 1", "+1"])
 def test_the_positive_class_may_be_written_as_the_label_may(choice: str) -> None:
     assert positive_index(choice, ("1", "0")) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "typed", "untyped"),
+    [
+        (["0", "1"], [0, 1], "integer", "integer"),
+        (["0", "1"], ["0", "1"], "text", "integer"),
+        (["0", "1"], [False, True], "boolean", "integer"),
+        (["0", "1.5"], [0, 1.5], "number", "number"),
+        (["1.5", "2.5"], ["1.5", "2.5"], "text", "number"),
+        (["01", "2"], [1, 2], "text", "text"),
+        (["1.50", "2"], [1.5, 2], "text", "text"),
+        (["1", "x"], [1, 2], "text", "text"),
+        (["no", "yes"], ["no", "yes"], "text", "text"),
+    ],
+)
+def test_classes_are_written_as_the_file_has_them(
+    names: list[str], values: list[Any], typed: str, untyped: str
+) -> None:
+    """As numbers only if their names are what a number is written as; a CSV file has no types."""
+    assert label_kind(names, values, has_types=True) == typed
+    assert label_kind(names, [str(value) for value in values], has_types=False) == untyped

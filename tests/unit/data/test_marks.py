@@ -7,6 +7,7 @@ from string import ascii_letters, digits
 from typing import Any
 
 import pytest
+from minilm import needs_minilm
 from tiny import EMBEDDINGS, tiny_config, tiny_tokenizer
 from transformers import (
     AlbertTokenizer,
@@ -27,7 +28,7 @@ from lorabench.errors import ConfigError
 from lorabench.models.configuration import load_model_config
 from lorabench.models.source import model_source
 
-FAMILIES = ("bert", "roberta", "llama", "minilm")
+FAMILIES = ("bert", "roberta", "llama", pytest.param("minilm", marks=needs_minilm))
 MARKED = ["a </s> b", "[SEP] x [CLS]", "<s>struck</s>", "<pad> [PAD] [MASK] <unk>", "plain"]
 
 
@@ -188,7 +189,7 @@ def test_the_side_that_is_cut_is_the_tokenizers_also_once_saved(side: str, tmp_p
     assert ids[1:-1] == (whole[-4:-1] if side == "left" else whole[1:4])
 
 
-def test_a_prefix_space_and_lower_case_stay_once_saved(tmp_path: Path) -> None:
+def test_a_prefix_space_stays_once_saved(tmp_path: Path) -> None:
     from transformers import RobertaTokenizer
 
     vocabulary = {mark: i for i, mark in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "Ġa", "Ġ"))}
@@ -198,9 +199,13 @@ def test_a_prefix_space_and_lower_case_stay_once_saved(tmp_path: Path) -> None:
         tokenizer.save_pretrained(tmp_path / str(prefix))
         for found in (tokenizer, AutoTokenizer.from_pretrained(tmp_path / str(prefix))):
             assert found("a").input_ids == [0, 6 if prefix else 5, 2]
+
+
+@needs_minilm
+def test_lower_case_stays_once_saved(tmp_path: Path) -> None:
     minilm = load_minilm()
-    minilm.save_pretrained(tmp_path / "minilm")
-    assert AutoTokenizer.from_pretrained(tmp_path / "minilm")("FLOOD").input_ids == minilm("flood").input_ids
+    minilm.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("FLOOD").input_ids == minilm("flood").input_ids
 
 
 # --- what is said
@@ -217,6 +222,7 @@ def test_nothing_is_said_of_ordinary_texts(tokenizer: PreTrainedTokenizerBase) -
     assert remarks(["flood and fire", "a <b>storm</b>"], tokenizer) == []
 
 
+@needs_minilm
 def test_what_the_tokenizer_does_not_know_is_said_with_its_share() -> None:
     tokenizer = load_minilm()
     assert unknown_share([[101, 100, 7592, 102]], tokenizer) == 0.5
@@ -226,6 +232,7 @@ def test_what_the_tokenizer_does_not_know_is_said_with_its_share() -> None:
     assert remarks(["🦀" + " hello" * 99], tokenizer) == []
 
 
+@needs_minilm
 def test_marks_in_texts_and_rows_beyond_the_tokenizers_limit_are_counted() -> None:
     tokenizer = load_minilm()
     assert remarks(["a [SEP] b [SEP]", "c", "[PAD]", "d [SEP]"], tokenizer) == [
@@ -246,6 +253,7 @@ def test_an_encoder_whose_tokenizer_marks_no_beginning_is_told_of() -> None:
     assert remarks(["flood"], tokenizer, "llama") == []
 
 
+@needs_minilm
 def test_a_text_of_which_only_marks_are_left_is_refused() -> None:
     with pytest.raises(ConfigError) as raised:
         remarks(["a", "\ue000"], load_minilm())

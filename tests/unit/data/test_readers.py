@@ -350,6 +350,14 @@ def test_a_quote_that_swallows_rows_is_refused_with_its_line(tmp_path: Path, del
         assert found == "line 22: 3 fields where the header has 2"
 
 
+def test_a_row_before_a_text_of_several_lines_is_no_row_that_a_quote_swallows(tmp_path: Path) -> None:
+    """Its first line has all columns, and a class that other rows have."""
+    texts = ["one\ntwo", "plain", "three\n\nfour\nfive"]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter="\t").writerows([("label", "text"), *(("good", text) for text in texts)])
+    assert read(tmp_path, "a.tsv", buffer.getvalue())["text"] == texts
+
+
 def test_texts_with_commas_and_line_breaks_are_texts(tmp_path: Path) -> None:
     texts = ["Dear Sir,\nyes", "one, two\nthree", "a\n\nb", "plain"]
     buffer = io.StringIO(newline="")

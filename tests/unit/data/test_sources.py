@@ -95,9 +95,10 @@ def test_one_of_several_configurations_is_asked_for(tmp_path: Path) -> None:
         write_csv(tmp_path / f"{name}.csv", ["x", "y"] * 10, text=name)
     configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    message = "expected --dataset-config with one of one, two"
-    assert message in refused(tmp_path)
-    assert message in refused(tmp_path, dataset_config="three")
+    expected = "expected --dataset-config with one of one, two"
+    assert refused(tmp_path) == f"--task {tmp_path}: has several configurations; {expected}"
+    three = refused(tmp_path, dataset_config="three")
+    assert three == f"--task {tmp_path}: has no such configuration; {expected}"
     assert load(tmp_path, dataset_config="two").train.texts[0] == "two"
 
 
@@ -244,6 +245,88 @@ def test_configuration_and_revision_reach_the_hub_and_no_code_is_asked_for(monke
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     load(Path("owner/data"), dataset_config="c", dataset_revision="v1")
     assert asked == [("owner/data", {"name": "c", "revision": "v1"})]
+
+
+def test_the_record_of_a_data_set_of_the_hub_says_split_rows_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    split = data_set([0, 1] * 5, ["a", "b"])
+    split.info.download_checksums = {f"hf://datasets/owner/data@{commit}/train.csv": {}}
+    loaded = datasets.DatasetDict({"train": split, "validation": split})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **flags: loaded)
+    data = load(Path("owner/data"), train_split="train[2:6]")
+    assert data.train.texts == ["t2", "t3", "t4", "t5"] and data.train.labels == [0, 1, 0, 1]
+    assert data.sources["train"] == {
+        "dataset": "owner/data", "split": "train[2:6]", "rows": 4, "revision": commit
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["./d", "/nowhere/d", "~/d", "a/b/c", "d/", "owner/d/"])
+def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_task(DataConfig(task=name), seed=42)
+    assert raised.value.issues == (f"--task {name}: no such folder",)
+
+
+def test_a_version_that_the_hub_lacks_is_named_by_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    class RevisionNotFoundError(OSError):
+        pass
+
+    def fail(path: str, **flags: Any) -> None:
+        raise RevisionNotFoundError
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    assert refused(Path("owner/data"), dataset_revision="v9") == (
+        "--task owner/data: the Hub has no such --dataset-revision of it. Expected a data set on the Hub, the folder "
+        "of one, or --train-file with a local copy"
+    )
+
+
+def test_files_of_a_split_follow_one_another_and_are_recorded(tmp_path: Path) -> None:
+    first, second = (tmp_path / "data" / f"train-0000{i}-of-00002.csv" for i in range(2))
+    write_csv(first, ["x", "y"] * 5)
+    write_csv(second, ["y"])
+    record = load(tmp_path).sources["train"]
+    assert (record["path"], record["rows"], record["and"]["path"], record["and"]["rows"]) == (
+        str(first), 11, str(second), 1
+    )  # fmt: skip
+    second.write_text("text,class\nt,y\n")
+    assert refused(tmp_path) == f"--task {second}: other columns than --task {first}: text, class"
+
+
+def test_flags_of_the_format_hold_for_files_of_folders_too(tmp_path: Path) -> None:
+    for delimiter, flag in (("\t", "tab"), ("\t", "\\t"), (";", ";")):
+        lines = ["text,more,label", *[f"é,x,{label}" for label in "ab" * 5]]
+        (tmp_path / "train.csv").write_text("\n".join(lines).replace(",", delimiter), encoding="cp1252")
+        data = load(tmp_path, delimiter=flag, encoding="cp1252")
+        assert data.labels == ("a", "b") and set(data.train.texts) == {"é"}
+
+
+def test_files_beside_those_of_the_splits_are_none(tmp_path: Path) -> None:
+    """Hidden ones, those of tools, and the infos that the library once wrote."""
+    write_csv(tmp_path / "Training.csv", ["a", "b"] * 5)
+    write_csv(tmp_path / ".cache" / "x.csv", ["c"])
+    write_csv(tmp_path / ".train.csv", ["c"])
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "README.md").write_bytes(b"Some configs: \xff\n")
+    assert load(tmp_path).labels == ("a", "b")
+    write_csv(tmp_path / "dev.csv", ["b"])
+    assert load(tmp_path, train_split="Training").validation.labels == [1]
+
+
+def test_a_card_that_says_no_layout_leaves_the_files_to_their_names(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["NA", "b"] * 5)
+    write_csv(tmp_path / "extra.csv", ["NA"])
+    for card in (
+        "---\nlicense: mit\n---\nconfigs: none\n",
+        "configs: x\n",
+        "---\nlicense: mit\n---\na\n---\nconfigs:",
+    ):
+        (tmp_path / "README.md").write_text(card)
+        assert load(tmp_path).remarks[0] == f"--task {tmp_path}: not read: extra"
 
 
 def test_the_commit_is_the_one_that_the_files_came_from() -> None:

@@ -501,6 +501,22 @@ def test_a_data_set_that_cannot_be_had_is_one_message(
     assert "\n" not in issue
 
 
+@pytest.mark.parametrize(
+    ("suffix", "labels", "kind"),
+    [
+        (".csv", ["0", "1"], "integer"), (".tsv", ["0", "1"], "integer"), (".csv", ["no", "yes"], "text"),
+        (".parquet", ["0", "1"], "text"), (".parquet", [0, 1], "integer"), (".parquet", [False, True], "boolean"),
+    ],
+)  # fmt: skip
+def test_labels_are_of_the_kind_that_the_file_gives_them(
+    suffix: str, labels: list[Any], kind: str, tmp_path: Path
+) -> None:
+    config = custom(tmp_path, labelled(labels * 5), suffix=suffix)
+    if suffix == ".tsv":
+        config = dataclasses.replace(config, delimiter=",")
+    assert load_task(config, seed=42).label_kind == kind
+
+
 # --- the embedded sample and ReClor's form
 
 

@@ -205,7 +205,7 @@ def test_threads_that_accelerate_cannot_read_are_refused(threads: str, monkeypat
         start_alone(build_command(["--config_file", "cpu.yaml"]))
 
 
-@pytest.mark.parametrize("option", ["--mixed_precision=bf16", "--dynamo_backend=inductor", "--cpu", "--gpu_ids=0"])
+@pytest.mark.parametrize("option", ["--mixed_precision=fp16", "--dynamo_backend=inductor", "--cpu", "--gpu_ids=0"])
 def test_any_option_of_accelerates_is_carried_out(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = build_command(["--config_file", "single_gpu.yaml", *ARGUMENTS])
     plain = check_same_start(monkeypatch, command)

