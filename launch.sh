@@ -21,6 +21,18 @@ wants_deepspeed() {
     [ "$(nvidia-smi --list-gpus 2>/dev/null | wc -l)" -gt 1 ]
 }
 
+# The lines `name: value` of the file after --config, as `--name value`.
+config_words() {
+    local before="" argument file=""
+    for argument in "$@"; do
+        [ "$before" = --config ] && file="$argument"
+        case "$argument" in --config=*) file="${argument#--config=}" ;; esac
+        before="$argument"
+    done
+    [ -f "$file" ] || return 0
+    sed -n 's/^\([a-z_-]*\): *\([^ #]*\).*$/--\1 \2/p' "$file" | tr -d "\"'" | tr '\n' ' '
+}
+
 if [ $# -eq 0 ]; then
     set -- --model minilm --task sample
 fi
@@ -28,11 +40,21 @@ extras=demo
 if wants_deepspeed "$@"; then
     extras=demo,deepspeed
 fi
+# What a configuration file asks for counts, too, unless a flag says otherwise: its lines as flags.
+from_file=" $(config_words "$@") "
 case " $* " in
     *" --quantize none "* | *" --quantize=none "*) ;;
     *" --quantize nf4 "* | *" --quantize=nf4 "* | *" --task reclor "* | *" --task=reclor "*) extras="$extras,quantize" ;;
+    *)
+        case "$from_file" in
+            *" --quantize nf4 "*) extras="$extras,quantize" ;;
+            *" --quantize none "*) ;;
+            *" --task reclor "*) extras="$extras,quantize" ;;
+        esac
+        ;;
 esac
-case " $* " in
+case " $* $from_file" in
+    *" --track trackio "* | *" --track=trackio "*) extras="$extras,trackio" ;;
     *" --track wandb "* | *" --track=wandb "*) extras="$extras,wandb" ;;
     *" --track tensorboard "* | *" --track=tensorboard "*) extras="$extras,tensorboard" ;;
 esac

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from lorabench.catalog.settings import Settings
-from lorabench.config.keywords import Flags, build_run_config, flag_types
-from lorabench.config.run_config import RunConfig
+from lorabench.config.keywords import Flags, build_run_config
+from lorabench.config.run_config import RunConfig, flag_types
 from lorabench.data.given_texts import list_texts
 from lorabench.data.task import Rows, text_rows
 from lorabench.errors import ConfigError
@@ -61,10 +61,11 @@ class Prediction:
     probabilities: dict[str, float]
 
 
-def train(**flags: Unpack[Flags]) -> Result:
+def train(config: str | Path | None = None, **flags: Unpack[Flags]) -> Result:
     """Fine-tune a classifier with LoRA on this process, or on every process of the launch that this one belongs to.
 
     Args:
+        config: a YAML file of flags, such as the `config.yaml` of another run; `flags` win over it.
         flags: those of `lorabench train`, with underscores: `model="minilm", task="sample", epochs=1`. What is not
             given has the value that it has on the command line.
 
@@ -74,9 +75,9 @@ def train(**flags: Unpack[Flags]) -> Result:
         RunInterrupted: a signal, or the notebook's stop button, ended the training; there is a checkpoint.
         KeyboardInterrupt: the stop button, before the training or after it.
     """
-    config = build_run_config(flags)
+    resolved = build_run_config(flags, config)
     with as_guest():
-        folder, record = start(config, in_process=True)
+        folder, record = start(resolved, in_process=True)
     return Result(folder, record)
 
 
@@ -197,11 +198,12 @@ def _signature() -> inspect.Signature:
         for section in vars(RunConfig()).values()
         for name, value in vars(section).items()
     }
+    first = inspect.signature(train).parameters["config"]
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hint)
         for name, hint in flag_types().items()
     ]
-    return inspect.Signature(flags, return_annotation=Result)
+    return inspect.Signature([first, *flags], return_annotation=Result)
 
 
 train.__signature__ = _signature()  # pyright: ignore[reportFunctionMemberAccess]

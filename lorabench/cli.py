@@ -1,11 +1,11 @@
-"""The `lorabench` command: `lorabench train|predict|table|report|compare|models`; `--help` after any of them."""
+"""The `lorabench` command: `lorabench train|predict|merge|table|report|compare|models`; `--help` after any."""
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
@@ -13,7 +13,15 @@ from lorabench import __version__
 from lorabench.catalog.families import FAMILIES
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
-from lorabench.config.command_line import PROGRAM, is_first_on_host, parse_run_config, report_config_error
+from lorabench.config.command_line import (
+    PROGRAM,
+    ConfigOption,
+    Options,
+    is_first_on_host,
+    parse_options,
+    parse_train_command,
+    report_config_error,
+)
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import (
@@ -33,16 +41,17 @@ from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
 from lorabench.results.report import TableForm, TableFormat, table_command
+from lorabench.training.dry_run import show_dry_run
+from lorabench.training.merge import MergeOptions
+from lorabench.training.merge import merge as merge_run
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.start import start
 from lorabench.wording import counted
 
-Options = TypeVar("Options")
-
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(ConfigOption):
     """Runs side by side: F1, training time, memory of every GPU, share of trainable parameters."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -69,7 +78,11 @@ def train(arguments: Sequence[str]) -> int:
     """Train on one process; `accelerate launch -m lorabench.train` for more."""
     quiet_libraries()
     try:
-        start(parse_run_config(arguments, PROGRAM))
+        command = parse_train_command(arguments, PROGRAM)
+        if command.dry_run:
+            show_dry_run(command.flags)
+        else:
+            start(command.flags)
     except ConfigError as error:
         return report_config_error(error, PROGRAM)
     except RunError as error:
@@ -89,16 +102,24 @@ def train(arguments: Sequence[str]) -> int:
 
 def predict(arguments: Sequence[str]) -> int:
     """Predict a file."""
-    options = parse(PredictOptions, arguments, "lorabench predict")
+    options = parse_options(PredictOptions, arguments, "lorabench predict")
     quiet_libraries()
     summary = predict_file(options)
     print(f"wrote {counted(summary.rows, 'prediction')} to {options.output} ({summary})")
     return 0
 
 
+def merge(arguments: Sequence[str]) -> int:
+    """Merge a run's adapter into its base model."""
+    options = parse_options(MergeOptions, arguments, "lorabench merge")
+    quiet_libraries()
+    print("\n".join(merge_run(options)))
+    return 0
+
+
 def table(arguments: Sequence[str]) -> int:
     """Print the table of some runs."""
-    options = parse(TableOptions, arguments, "lorabench table")
+    options = parse_options(TableOptions, arguments, "lorabench table")
     if not options.runs:
         raise ConfigError("expected at least one run folder, as in: lorabench table runs/")
     form = {field.name: getattr(options, field.name) for field in fields(TableForm)}
@@ -115,7 +136,7 @@ def compare(arguments: Sequence[str]) -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Write a page, plots or tables of some runs."""
-    options = parse(ReportOptions, arguments, "lorabench report")
+    options = parse_options(ReportOptions, arguments, "lorabench report")
     plots = report_command(options)
     print(printable(f"wrote {options.output}{f', and {len(plots)} files into {options.plots}' if plots else ''}"))
     return 0
@@ -123,7 +144,7 @@ def report(arguments: Sequence[str]) -> int:
 
 def models(arguments: Sequence[str]) -> int:
     """List model presets, tasks and architectures."""
-    parse(NoOptions, arguments, "lorabench models")
+    tyro.cli(NoOptions, args=list(arguments), prog="lorabench models")
     print("\n".join(model_lines()))
     return 0
 
@@ -157,13 +178,8 @@ def model_lines() -> list[str]:
     return lines
 
 
-def parse(options: type[Options], arguments: Sequence[str], prog: str) -> Options:
-    """Options of a command. Raises `SystemExit`, with a message, on unknown flags and values of the wrong type."""
-    return tyro.cli(options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
-
-
 def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
-    """`parse`, and the words that are none of the command's options."""
+    """Options of a command, and the words that are none of the command's options."""
     found, others = tyro.cli(
         options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), return_unknown_args=True
     )
@@ -173,6 +189,7 @@ def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> t
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "predict": predict,
+    "merge": merge,
     "table": table,
     "compare": compare,
     "report": report,

@@ -28,15 +28,25 @@ class TrackerEntry:
 
     Attributes:
         package: what is installed and imported for it.
-        start: folder of the run, where its files go and whose name is the run's -> a tracker that takes records.
+        start: folder of the run, where its files go, and what it is called -> a tracker that takes records.
     """
 
     package: str
-    start: "Callable[[Path], GeneralTracker]"
+    start: "Callable[[Path, RunLabels], GeneralTracker]"
 
 
-def start_tensorboard(run_dir: Path) -> "GeneralTracker":
-    """Event files in the folder of the run."""
+@dataclass(frozen=True, kw_only=True)
+class RunLabels:
+    """What a run is found by at a tracker, as far as it has such things; all of it is in its configuration, too."""
+
+    project: str
+    name: str
+    tags: tuple[str, ...] = ()
+    group: str | None = None
+
+
+def start_tensorboard(run_dir: Path, labels: RunLabels) -> "GeneralTracker":
+    """Event files in the folder of the run, whose path is all that TensorBoard tells runs by."""
     from accelerate.tracking import TensorBoardTracker
 
     tracker = TensorBoardTracker("tensorboard", logging_dir=str(run_dir))
@@ -44,7 +54,7 @@ def start_tensorboard(run_dir: Path) -> "GeneralTracker":
     return tracker
 
 
-def start_wandb(run_dir: Path) -> "GeneralTracker":
+def start_wandb(run_dir: Path, labels: RunLabels) -> "GeneralTracker":
     """A W&B run, offline without a key to log in with, or if its server does not answer.
 
     What it has not sent by the end stays in its files.
@@ -53,17 +63,31 @@ def start_wandb(run_dir: Path) -> "GeneralTracker":
     from accelerate.tracking import WandBTracker
 
     settings = wandb.Settings(init_timeout=WANDB_START_S, finish_timeout=WANDB_FINISH_S)
-    common: dict[str, Any] = {"name": run_dir.name, "dir": str(run_dir), "settings": settings}
+    common: dict[str, Any] = {
+        "name": labels.name, "tags": list(labels.tags) or None, "group": labels.group, "dir": str(run_dir),
+        "settings": settings,
+    }  # fmt: skip
     mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-    tracker = WandBTracker("lorabench", mode=mode, **common)
+    tracker = WandBTracker(labels.project, mode=mode, **common)
     try:
         tracker.start()
     except wandb.Error as error:
         if mode == "offline":
             raise
         print(f"--track wandb: no answer ({first_line(error)}); writing offline files, for `wandb sync`", flush=True)
-        tracker = WandBTracker("lorabench", mode="offline", **common)
+        tracker = WandBTracker(labels.project, mode="offline", **common)
         tracker.start()
+    return tracker
+
+
+def start_trackio(run_dir: Path, labels: RunLabels) -> "GeneralTracker":
+    """A trackio run, in the database of its project in `TRACKIO_DIR`, or on the Space of `TRACKIO_SPACE_ID`."""
+    from accelerate.tracking import TrackioTracker
+
+    # Memory and time are the run's own to measure: a thread that polls the GPUs would be in their way.
+    quiet: dict[str, Any] = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+    tracker = TrackioTracker(labels.project, name=labels.name, group=labels.group, **quiet)
+    tracker.start()
     return tracker
 
 
@@ -79,6 +103,7 @@ def has_wandb_key() -> bool:
 
 _TRACKERS: dict[str, TrackerEntry] = {
     "wandb": TrackerEntry(package="wandb", start=start_wandb),
+    "trackio": TrackerEntry(package="trackio", start=start_trackio),
     "tensorboard": TrackerEntry(package="tensorboard", start=start_tensorboard),
 }
 TRACKERS: Mapping[str, TrackerEntry] = MappingProxyType(_TRACKERS)

@@ -94,13 +94,18 @@ tokenizer.save_pretrained("merged")
 
 def _input_code(reading: Reading) -> str:
     """From texts to what the model reads, as the run had it."""
+    names = "texts, seconds" if reading.pair else "texts"
     arguments = f'truncation=True, max_length={reading.max_length}, padding=True, return_tensors="pt"'
+    return f"""{texts_code(reading)}
+inputs = tokenizer({names}, {arguments})"""
+
+
+def texts_code(reading: Reading) -> str:
+    """Two texts, as the run made them of a row; of pairs, `seconds` beside `texts`."""
     if reading.pair:
-        return f"""texts, seconds = ["the first text", "another"], ["what goes with it", "what goes with the other"]
-inputs = tokenizer(texts, seconds, {arguments})"""
+        return 'texts, seconds = ["the first text", "another"], ["what goes with it", "what goes with the other"]'
     if reading.template is None:
-        return f"""texts = ["the first text", "another"]
-inputs = tokenizer(texts, {arguments})"""
+        return 'texts = ["the first text", "another"]'
     columns = dict.fromkeys(reading.template.columns)
     rows = [dict.fromkeys(columns, "a text"), dict.fromkeys(columns, "")]
     rows[1][reading.template.columns[-1]] = "another"
@@ -109,8 +114,7 @@ inputs = tokenizer(texts, {arguments})"""
                                      for part in (f"row[{name!r}]", repr(next(literals))))]  # fmt: skip
     joined = ", ".join(part for part in parts if part != "''")
     return f"""rows = {rows!r}  # what is missing is ""
-texts = ["".join([{joined}]) for row in rows]
-inputs = tokenizer(texts, {arguments})"""
+texts = ["".join([{joined}]) for row in rows]"""
 
 
 def _python_list(labels: tuple[str, ...]) -> str:

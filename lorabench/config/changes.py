@@ -13,6 +13,7 @@ from lorabench.errors import ConfigError
 FREE_FIELDS = frozenset(
     {
         *("run.resume", "run.output_dir", "run.keep_checkpoints", "run.track", "run.logging_steps"),
+        *("run.track_project", "run.track_name", "run.track_tags", "run.track_group"),
         *("run.on_oom", "run.gpu_memory_limit", "optim.execution"),
         *("optim.batch_size", "optim.eval_batch_size", "optim.gradient_accumulation"),
         *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
@@ -31,6 +32,31 @@ def changed_fields(before: RunConfig, now: RunConfig) -> list[str]:
     ]
 
 
+def with_versions(config: RunConfig, record: Mapping[str, Any]) -> RunConfig:
+    """A configuration that names the commits of model and data set that were read, in place of a branch or of nothing.
+
+    Args:
+        record: the run's, with its `model` and the `sources` of its `data`.
+    """
+    read = record.get("model", {}).get("revision")
+    rows = record.get("data", {}).get("sources", {}).get("train", {}).get("revision")
+    return replace(
+        config,
+        model=replace(config.model, revision=read or config.model.revision),
+        data=replace(config.data, dataset_revision=rows or config.data.dataset_revision),
+    )
+
+
+def _as_asked(now: RunConfig, before: RunConfig, pinned: RunConfig) -> RunConfig:
+    """A continuation as its run was asked for, where it names the commits that the run began at."""
+    model, data = now.model, now.data
+    if model.revision == pinned.model.revision:
+        model = replace(model, revision=before.model.revision)
+    if data.dataset_revision == pinned.data.dataset_revision:
+        data = replace(data, dataset_revision=before.data.dataset_revision)
+    return replace(now, model=model, data=data)
+
+
 def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) -> list[str]:
     """One message for each setting in which `--resume` differs from the run in `folder`, and must not.
 
@@ -44,10 +70,7 @@ def recorded_changes(folder: Path, record: Mapping[str, Any], now: RunConfig) ->
         if record["status"] == "completed":
             raise ConfigError(f"--resume: the run in {folder} is complete")
         before = RunConfig.from_json(record["config"])
-        if now.model.revision is not None and now.model.revision == record.get("model", {}).get("revision"):
-            # The commit that the run began at, named where its branch has moved on.
-            now = replace(now, model=replace(now.model, revision=before.model.revision))
-        differences = changed_fields(before, now)
+        differences = changed_fields(before, _as_asked(now, before, with_versions(before, record)))
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--resume: the run.json in {folder} is another version's ({error}); resume with that one"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorabench.catalog.tasks import task_preset
-from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig
+from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
 from lorabench.files import full_disk
@@ -25,6 +25,9 @@ LARGEST_WEIGHT = 1e30
 _NOT_OF_FILES = ("idna", "punycode", "unicode_escape", "unicode-escape", "raw_unicode_escape", "raw-unicode-escape")
 # What a new folder has to take: a run writes at least its record, and an adapter.
 _TRIAL_BYTES = 1_000_000
+# W&B's rules, the narrowest of the trackers'.
+_NOT_IN_PROJECTS = "/\\#?%:"
+_LONGEST_TAG = 64
 # LoRA's updates are scaled by alpha over rank; more than this is a slip, and no number in half precision.
 _LARGEST_ALPHA = 65_504
 # What ranks find each other by, beside their number.
@@ -70,6 +73,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     issues.extend(source_issues(config.data))
     issues.extend(text_issues(config.data))
     issues.extend(quantization_issues(config))
+    issues.extend(track_issues(config.run))
     variables = launch_variable_issues()
     if not launching and not variables:
         variables = meeting_issues()
@@ -141,6 +145,22 @@ def quantization_issues(config: RunConfig) -> list[str]:
             f"--lora-bias {bias}: --quantize nf4 keeps the biases of its layers in the compute dtype, too coarse to "
             "train; expected none, or --quantize none",
         )
+    return list(issues)
+
+
+def track_issues(run: RunOptions) -> list[str]:
+    """What no tracker takes as a run's project, name, tags or group."""
+    issues = IssueList()
+    project, odd = run.track_project, sorted(set(run.track_project) & set(_NOT_IN_PROJECTS))
+    issues.check(bool(project.strip()), "--track-project '': expected a name")
+    issues.check(not odd, f"--track-project {project}: has {' '.join(odd)} in it; expected a name without")
+    for flag, value in {"track-name": run.track_name, "track-group": run.track_group}.items():
+        issues.check(value is None or bool(value.strip()), f"--{flag} '': expected a name")
+    tags = run.track_tags
+    if tags is not None:
+        fits = all(0 < len(tag.strip()) <= _LONGEST_TAG for tag in tags.split(","))
+        expected = f"expected words with commas between them, each of at most {_LONGEST_TAG} characters"
+        issues.check(fits, f"--track-tags {tags!r}: {expected}")
     return list(issues)
 
 

@@ -1,12 +1,13 @@
-"""Command line -> `RunConfig`: presets give the defaults, flags override them."""
+"""Command line -> `RunConfig`: presets give the defaults, a configuration file changes them, flags override both."""
 
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -14,8 +15,9 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
-from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_defaults, resolve_names, unknown_names
-from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
+from lorabench.config.config_file import ConfigFile, read_config_file
+from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_defaults, resolve_names, unknown_names
+from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions, flag_types
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
 from lorabench.files import ADDRESS_ISSUE, is_address
@@ -25,8 +27,34 @@ PROGRAM = "lorabench train"
 _EXAMPLE = "accelerate launch -m lorabench.train --model llama3-8b --task disaster-tweets"
 
 
-def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: bool = False) -> RunConfig:
-    """The resolved configuration.
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOption:
+    """What every command with options takes."""
+
+    config: Path | None = None
+    """YAML file with options by name, as `batch_size: 16`; flags win over it. Paths in it are relative to the folder
+    that the command runs in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(ConfigOption):
+    """The command line of `lorabench train`.
+
+    Attributes:
+        flags: the run that is asked for, resolved.
+    """
+
+    dry_run: bool = False
+    """Read the data, print the resolved configuration with the data's counts and labels, and stop before the model is
+    loaded. What is printed is a file for --config."""
+    flags: Annotated[RunConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching: bool = False) -> TrainCommand:
+    """What a command line of `lorabench train` asks for, its configuration resolved.
 
     Args:
         arguments: the command line after the program's name.
@@ -34,38 +62,89 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
             is theirs to judge.
 
     Raises:
-        ConfigError: unknown model or task, or values out of range.
+        ConfigError: unknown model or task, or values out of range; a configuration file that cannot be read, or keys
+            of it that are no flags.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    given, _ = take_flags(arguments, ("model", "adapter", "task", *OWN_DATA_FLAGS))
-    own_data = any(given[name] for name in OWN_DATA_FLAGS)
-    saved = read_saved_adapter(given["adapter"])
-    model, task = resolve_names(given["model"], given["task"], own_data, saved)
-    config = tyro.cli(
-        Annotated[RunConfig, tyro.conf.arg(name="")],  # pyright: ignore[reportArgumentType]
+    given, _ = take_flags(arguments, ("config", "model", "adapter", "task", *OWN_DATA_FLAGS))
+    file = read_config_file(given.pop("config"), flag_types())
+    preset = resolve_with_file(given, file)
+    command = tyro.cli(
+        TrainCommand,
         args=list(arguments),
-        default=resolve_defaults(model, task, saved),
+        default=TrainCommand(flags=preset),
         prog=prog,
         description=f"Fine-tune a classifier with LoRA. Defaults follow --model and --task: those shown are of "
-        f"--model {model} --task {task}; name others beside --help to see theirs. Example: {_EXAMPLE}. "
-        f"Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        f"--model {preset.model.model} --task {preset.data.task}; name others beside --help to see theirs. "
+        f"Example: {_EXAMPLE}. Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
+        config=(tyro.conf.OmitArgPrefixes, *_flag_pairs(file)),
         console_outputs=launching or is_first_on_host(),
     )
-    check_run_config(config, launching)
-    return config
+    check_run_config(command.flags, launching, file.issues)
+    return command
 
 
-def check_run_config(config: RunConfig, launching: bool = False) -> None:
+def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: bool = False) -> RunConfig:
+    """The resolved configuration of `parse_train_command`, which see."""
+    return parse_train_command(arguments, prog, launching).flags
+
+
+def resolve_with_file(given: Mapping[str, Any], file: ConfigFile) -> RunConfig:
+    """The configuration before any flag: default < model preset < task preset < adapter to go on from < file.
+
+    Args:
+        given: the flags that choose model, adapter, task and data; None where one is not given.
+
+    Raises:
+        ConfigError: see `read_saved_adapter`.
+    """
+    chosen = {**file.values, **{name: value for name, value in given.items() if value is not None}}
+    own_data = any(chosen.get(name) for name in OWN_DATA_FLAGS)
+    saved = read_saved_adapter(chosen.get("adapter"))
+    model, task = resolve_names(chosen.get("model"), chosen.get("task"), own_data, saved)
+    return apply_settings(resolve_defaults(model, task, saved), {**file.values, "model": model, "task": task})
+
+
+def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -> Options:
+    """Options of another command than `train`, a dataclass above `ConfigOption`.
+
+    Raises:
+        ConfigError: a configuration file that cannot be read, or everything in it that is no option.
+        SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
+    """
+    given, _ = take_flags(arguments, ("config",))
+    hints = get_type_hints(options, include_extras=True)
+    appended = [name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)]
+    file = read_config_file(given["config"], {k: v for k, v in get_type_hints(options).items() if k != "config"})
+    if file.issues:
+        raise ConfigError(file.issues)
+    default: Any = tyro.MISSING_NONPROP
+    if file.values:
+        # Values of a flag that may come again would be added to the file's.
+        replaced = {name for name, value in take_flags(arguments, appended)[0].items() if value is not None}
+        values = {item.name: item.default for item in fields(options)}  # pyright: ignore[reportArgumentType]
+        values.update({name: value for name, value in file.values.items() if name not in replaced})
+        default = options(**{name: tyro.MISSING if value is MISSING else value for name, value in values.items()})
+    return tyro.cli(options, args=list(arguments), default=default, prog=prog, config=_flag_pairs(file))
+
+
+def _flag_pairs(file: ConfigFile) -> tuple[Any, ...]:
+    """What a file has turned on, a flag can turn off: `--no-resume`."""
+    return () if file.values else (tyro.conf.FlagCreatePairsOff,)
+
+
+def check_run_config(config: RunConfig, launching: bool = False, found: Iterable[str] = ()) -> None:
     """Refuse what can be refused by the values alone, and by what is installed.
 
     Args:
-        launching: see `parse_run_config`.
+        launching: see `parse_train_command`.
+        found: what is known to be wrong already, to be said with the rest.
 
     Raises:
         ConfigError: unknown model or task, values out of range, files or packages that are not there.
     """
     issues = [
+        *found,
         *unknown_names(config.model.model, config.data.task),
         *find_issues(config, launching),
         *missing_files(config.data),

@@ -4,10 +4,11 @@ import difflib
 import numbers
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
-from lorabench.config.command_line import check_run_config
-from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_defaults, resolve_names
+from lorabench.config.command_line import check_run_config, resolve_with_file
+from lorabench.config.config_file import read_config_file
+from lorabench.config.defaults import apply_settings
 from lorabench.config.run_config import (
     AttentionImplementation,
     BestMetric,
@@ -23,8 +24,8 @@ from lorabench.config.run_config import (
     SplitMethod,
     Tracker,
     Weights,
+    flag_types,
 )
-from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.config.values import convert
 from lorabench.errors import IssueList
 
@@ -93,18 +94,24 @@ class Flags(TypedDict, total=False):
     on_oom: OnOutOfMemory
     gpu_memory_limit: float | None
     track: Tracker
+    track_project: str
+    track_name: str | None
+    track_tags: str | None
+    track_group: str | None
 
 
-def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
+def build_run_config(flags: Mapping[str, Any], config: str | Path | None = None) -> RunConfig:
     """The resolved configuration.
 
     Args:
         flags: values by the flags' names, with underscores; see `Flags`.
+        config: a configuration file, over which they win.
 
     Raises:
-        ConfigError: an unknown name, or a value of another type or out of range.
+        ConfigError: an unknown name, or a value of another type or out of range; a file that cannot be read.
     """
     hints = flag_types()
+    file = read_config_file(config, hints)
     issues = IssueList()
     values: dict[str, Any] = {}
     for name, value in flags.items():
@@ -118,16 +125,8 @@ def build_run_config(flags: Mapping[str, Any]) -> RunConfig:
             values[name] = convert(value, hints[name])
         except TypeError as error:
             issues.add(f"{name}={value!r}: expected {error}")
+    issues.extend(file.issues)
     issues.raise_if_any()
-    own_data = any(values.get(name) for name in OWN_DATA_FLAGS)
-    saved = read_saved_adapter(values.get("adapter"))
-    model, task = resolve_names(values.get("model"), values.get("task"), own_data, saved)
-    config = apply_settings(resolve_defaults(model, task, saved), {**values, "model": model, "task": task})
-    check_run_config(config)
-    return config
-
-
-def flag_types() -> dict[str, Any]:
-    """The type of each flag, in the order of the configuration."""
-    sections = get_type_hints(RunConfig).values()
-    return {name: hint for section in sections for name, hint in get_type_hints(section).items()}
+    resolved = apply_settings(resolve_with_file(values, file), values)
+    check_run_config(resolved)
+    return resolved

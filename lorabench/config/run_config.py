@@ -196,6 +196,14 @@ class RunOptions:
     """GB (10^9 bytes) of each GPU that the run may take, to try out a smaller card."""
     track: Tracker = "none"
     """Experiment tracker; wandb runs offline without an API key."""
+    track_project: str = "lorabench"
+    """Project of the tracker that the run is shown in."""
+    track_name: str | None = None
+    """The run's name there; default: that of its folder."""
+    track_tags: str | None = None
+    """Words to find the run by there, with commas between them; where a tracker has no tags, in its configuration."""
+    track_group: str | None = None
+    """What the run is shown together with there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,3 +249,9 @@ class RunConfig:
                     raise TypeError(f"{name}.{key} = {value!r}: expected {error}") from None
             sections[name] = section_type(**values)
         return cls(**sections)
+
+
+def flag_types() -> dict[str, Any]:
+    """The type of each flag of a run, in the order of the configuration."""
+    sections = get_type_hints(RunConfig).values()
+    return {name: hint for section in sections for name, hint in get_type_hints(section).items()}

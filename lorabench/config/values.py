@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+# Of YAML 1.1, in any case of letters.
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
 
 
@@ -18,7 +20,7 @@ def convert(value: Any, hint: Any) -> Any:
     Raises:
         TypeError: what was expected.
     """
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = _options(hint)
     for option in options:
         if get_origin(option) is Literal:
             if value in get_args(option) and isinstance(value, str):
@@ -37,6 +39,46 @@ def convert(value: Any, hint: Any) -> Any:
         elif option not in _NAMES and option is not type(None):
             return value  # of a kind that is checked where it is used
     raise TypeError(" or ".join(_describe(options)))
+
+
+def parse_text(text: str, hint: Any, only_texts: bool = False) -> Any:
+    """The value that a text stands for, as a command line takes it.
+
+    Args:
+        hint: the field's type.
+        only_texts: only a field that holds a text takes it.
+
+    Raises:
+        TypeError: what was expected.
+    """
+    options = _options(hint)
+    for option in options:
+        if option is str:
+            return text
+        if only_texts:
+            continue
+        if option is Path and text:
+            return Path(text)
+        if get_origin(option) is Literal and text in get_args(option):
+            return text
+        if option is bool and text.lower() in _TRUTH:
+            return _TRUTH[text.lower()]
+        if option in (int, float):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+    raise TypeError(" or ".join(_describe(tuple(option for option in options if option is not type(None)))))
+
+
+def takes_none(hint: Any) -> bool:
+    """Whether a field may be without a value."""
+    return type(None) in _options(hint)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _describe(options: tuple[Any, ...]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from lorabench.catalog.models import preset_of
 from lorabench.catalog.tasks import task_preset
-from lorabench.config.command_line import PROGRAM, parse_run_config
+from lorabench.config.command_line import PROGRAM, TrainCommand, parse_train_command
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch.one_process import start_alone
@@ -86,23 +86,25 @@ def build_command(arguments: Sequence[str]) -> list[str]:
     if {"-h", "--help"} & set(arguments):
         return [sys.executable, "-m", "lorabench.train", *arguments]
     options, flags = take_launch_options(arguments)
-    config = _read_flags(flags)
+    asked = _read_flags(flags)
     if options.config_file is not None:
         path = find_config(options.config_file)
-        print(f"lorabench: {path} as asked by --config_file", flush=True)
-        return launch_command(path, options, flags)
-    check_driver()
-    choice = choose(usable_gpus(options), measure_model(config), options.num_machines or 1)
-    path = find_config(str(CONFIGS / choice.config))
-    command = launch_command(path, replace(options, num_processes=choice.num_processes), flags)
-    print(f"lorabench: {choice.reason} (accelerate_configs/{choice.config})", flush=True)
-    return command
+        command, reason = launch_command(path, options, flags), f"{path} as asked by --config_file"
+    else:
+        check_driver()
+        choice = choose(usable_gpus(options), measure_model(asked.flags), options.num_machines or 1)
+        path = find_config(str(CONFIGS / choice.config))
+        command = launch_command(path, replace(options, num_processes=choice.num_processes), flags)
+        reason = f"{choice.reason} (accelerate_configs/{choice.config})"
+    # What a dry run prints is a configuration file, where this line is a comment.
+    print(f"{'# ' if asked.dry_run else ''}lorabench: {reason}", flush=True)
+    return [sys.executable, "-m", "lorabench.train", *flags] if asked.dry_run else command
 
 
-def _read_flags(flags: Sequence[str]) -> RunConfig:
+def _read_flags(flags: Sequence[str]) -> TrainCommand:
     """The run that is asked for; what is wrong with it is said as the training command says it."""
     try:
-        return parse_run_config(flags, launching=True)
+        return parse_train_command(flags, launching=True)
     except ConfigError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None

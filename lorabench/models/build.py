@@ -110,6 +110,7 @@ def load_adapted(
     dtype: torch.dtype,
     trust_remote_code: bool,
     quantized_from: torch.dtype | None = None,
+    expanded: bool = False,
 ) -> tuple[PeftModel, "PreTrainedTokenizerBase"]:
     """A saved adapter on its base model, as plain PEFT loads it, in evaluation mode; and its tokenizer.
 
@@ -119,6 +120,7 @@ def load_adapted(
         dtype: of all weights but LoRA's; of quantised ones, the dtype that they compute in.
         trust_remote_code: run Python code that comes with the base model.
         quantized_from: dtype of the weights that the run quantised; other ones would be rounded to other 4 bits.
+        expanded: quantised weights become plain ones of `dtype`, of the values that they stand for.
 
     Raises:
         ConfigError: the folder is not such an adapter, or the base model cannot be had.
@@ -136,6 +138,7 @@ def load_adapted(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             dtype=quantized_from or dtype,
+            expand_to=dtype if expanded else None,
             quantization_config=quantization,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
@@ -43,17 +44,23 @@ def _pad(saved: PretrainedConfig, pad_token_id: int) -> dict[str, Any]:
     return {"text_config": own, **(own if hasattr(saved, "pad_token_id") else {})}
 
 
-def load_with_peft(folder: Path, arguments: dict[str, Any], **holding: Any) -> PeftModel:
+def load_with_peft(
+    folder: Path, arguments: dict[str, Any], expand_to: torch.dtype | None = None, **holding: Any
+) -> PeftModel:
     """The call itself; in two steps where the base model's files are in an installed package instead of on the Hub.
 
     Args:
         arguments: what `reload_arguments` gave.
+        expand_to: dtype of plain weights that quantised ones are turned into before the adapter is put on them.
         holding: dtype, quantisation and the like.
     """
     settings = PeftConfig.from_pretrained(str(folder))
     base = str(settings.base_model_name_or_path)
     source = local_source(base, settings.revision)
-    if source == base:
+    if source == base and expand_to is None:
         return AutoPeftModelForSequenceClassification.from_pretrained(folder, **arguments, **holding)
-    model = AutoModelForSequenceClassification.from_pretrained(source, **arguments, **holding)
+    revision = settings.revision if source == base else None
+    model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision, **arguments, **holding)
+    if expand_to is not None:
+        model = model.dequantize(expand_to)
     return PeftModel.from_pretrained(model, str(folder))

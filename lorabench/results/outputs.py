@@ -1,14 +1,16 @@
-"""Files that a user names for a result (`--output`): nothing that was there is lost by it, but by `--overwrite`."""
+"""Files and folders that a user names for a result (`--output`): nothing is lost by it but by `--overwrite`."""
 
 import os
+import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.errors import RunError
-from lorabench.files import full_disk, replacing
+from lorabench.files import full_disk, replacing, swap_in, sync_path
 from lorabench.results.run_folder import OWN_NAMES, RUN_FILE
 
 _KINDS = (
@@ -63,6 +65,65 @@ def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Itera
     except OSError as error:
         reason = full_disk(error, path.parent) or _reason(error)
         raise RunError(f"{flag} {path}: {reason}; nothing was written") from error
+
+
+def folder_issues(path: Path, overwrite: bool, mark: str, flag: str = "--output") -> list[str]:
+    """What keeps `path` from becoming a folder of results, one sentence each; to be asked before anything is computed.
+
+    A new name and an empty folder are free. With `overwrite`, so is a folder that an earlier result of this kind is.
+
+    Args:
+        mark: the file that such a result has, and no other folder.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:
+        return [f"{flag} {path}: {_reason(error)}; expected a folder that can be written"]
+    if found is not None and not stat.S_ISDIR(found.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "a file")
+        return [f"{flag} {path}: {kind}, which is never replaced; expected the name of a folder"]
+    run = _owner(path)
+    if run is not None:
+        return [f"{flag} {path}: belongs to the run in {run}, and is never replaced; expected another name"]
+    if found is not None and any(path.iterdir()):
+        if not (path / mark).is_file():
+            return [f"{flag} {path}: holds other files (no {mark}), and is never replaced; expected a new folder"]
+        if not overwrite:
+            return [f"{flag} {path}: exists already; expected a new folder, or --overwrite to replace it"]
+    if not path.parent.is_dir():
+        return [f"{flag} {path}: there is no folder {path.parent}; expected one to write into"]
+    return _parent_issues(path, flag)
+
+
+@contextmanager
+def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output") -> Iterator[Path]:
+    """Yield a new folder beside `path`, which becomes `path` when the block ends well; else nothing is left of it.
+
+    Args:
+        mark: see `folder_issues`, which is asked once more at the end.
+
+    Raises:
+        RunError: the disk is full, another folder has appeared, or it cannot be written for another reason.
+    """
+    staging, retired = (path.parent / f".{uuid.uuid4().hex}.{kind}" for kind in ("writing", "previous"))
+    try:
+        staging.mkdir()
+        yield staging
+        for written in (*staging.rglob("*"), staging):
+            sync_path(written)
+        issues = folder_issues(path, overwrite, mark, flag)
+        if issues:
+            raise RunError(f"{issues[0]}; nothing was written")
+        swap_in(staging, path, retired)
+        sync_path(path.parent)
+    except OSError as error:
+        reason = full_disk(error, path.parent) or _reason(error)
+        raise RunError(f"{flag} {path}: {reason}; nothing was written") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _owner(path: Path) -> Path | None:

@@ -20,6 +20,7 @@ from lorabench.results.record_types import wrong_types
 SCHEMA_VERSION = 1
 """Raised when a reader of `run.json` would misunderstand a record of the version before."""
 RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 TEST_PREDICTIONS_FILE = "test_predictions.csv"
@@ -32,7 +33,7 @@ PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
 ADAPTER_STAGING = f".{ADAPTER_FOLDER}.writing"
 _PREDICTIONS = (VALIDATION_PREDICTIONS_FILE, TEST_PREDICTIONS_FILE)
 OWN_NAMES = frozenset(
-    {RUN_FILE, METRICS_FILE, CURVES_FILE, *_PREDICTIONS, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
+    {RUN_FILE, CONFIG_FILE, METRICS_FILE, CURVES_FILE, *_PREDICTIONS, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
 )
 """Files and folders that a run writes into its folder, beside some whose names begin with a dot."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lorabench.catalog.metrics import metrics_in
-from lorabench.catalog.trackers import TRACKERS
-from lorabench.config.run_config import Tracker
+from lorabench.catalog.trackers import TRACKERS, RunLabels
+from lorabench.config.run_config import RunOptions, Tracker
 from lorabench.errors import first_line
 from lorabench.results.row_progress import clock
 from lorabench.results.run_folder import MetricsLog
@@ -100,18 +100,30 @@ def open_tracker(choice: Tracker, run_dir: Path, config: Mapping[str, Mapping[st
 
     Args:
         run_dir: its files go there; its name is the run's.
-        config: recorded with the run, as SECTION.FIELD.
+        config: recorded with the run, as SECTION.FIELD; its `run` says what the run is called there.
     """
     if choice == "none":
         return TrackerSink(None)
+    labels = run_labels(run_dir, config.get("run", {}))
     flat = {f"{section}.{key}": value for section, fields in config.items() for key, value in fields.items()}
     try:
-        tracker = TRACKERS[choice].start(run_dir)
+        tracker = TRACKERS[choice].start(run_dir, labels)
         tracker.store_init_configuration({key: "none" if value is None else value for key, value in flat.items()})
     except Exception as error:  # whatever an outside service and its client can raise
         print(f"--track {choice}: failed ({first_line(error)}); going on without it", flush=True)
         return TrackerSink(None)
     return TrackerSink(tracker)
+
+
+def run_labels(run_dir: Path, options: Mapping[str, Any]) -> RunLabels:
+    """What a run is called at its tracker: what was asked for, else by its folder."""
+    tags = options.get("track_tags")
+    return RunLabels(
+        project=options.get("track_project") or RunOptions().track_project,
+        name=options.get("track_name") or run_dir.name,
+        tags=() if tags is None else tuple(tag.strip() for tag in tags.split(",")),
+        group=options.get("track_group"),
+    )
 
 
 def memory_record(step: int, memory: list[Mapping[str, Any]]) -> Record:

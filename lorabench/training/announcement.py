@@ -1,7 +1,6 @@
 """What a run tells the user: a few lines at its start, the results at its end."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +10,10 @@ from lorabench.harmless import printable
 from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import summary_lines, table_row
-from lorabench.results.run_folder import CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
+from lorabench.results.run_folder import CONFIG_FILE, CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
 from lorabench.results.table import render_terminal
-from lorabench.training.data_notes import data_lines
+from lorabench.training.data_notes import data_lines, source_lines
 from lorabench.training.record import RecordKeeper
-from lorabench.wording import counted, listed
 
 # Classes whose weights are named one by one.
 NAMED_WEIGHTS = 20
@@ -71,20 +69,6 @@ def _notes(data: Mapping[str, Any]) -> list[str]:
     return [*data["remarks"], preset.note]
 
 
-def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the rows are from and how many were read, a line for each file and split."""
-    lines = []
-    for source in sources.values():
-        if "path" in source:
-            names = [Path(file["path"]).name for file in (source, *source.get("and", ()))]
-            files = names[0] if len(names) == 1 else f"{len(names)} files, {listed(names)}"
-            lines.append(f"{files}: {counted(source['rows'], 'row')} ({source['form']})")
-        elif "dataset" in source:
-            revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
-            lines.append(f"{source['dataset']}: {counted(source['rows'], 'row')} ({source['split']} split{revision})")
-    return lines
-
-
 def _weights(labels: Sequence[str], weights: Sequence[float]) -> str:
     """Each class's weight, or of many classes the range."""
     if len(weights) > NAMED_WEIGHTS:
@@ -110,5 +94,5 @@ def show_results(keeper: RecordKeeper) -> None:
     print()
     if record["model"]["weights"] == "random":
         print("random weights: no adapter was saved, since it would fit no real model")
-    names = ("run.json", METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
+    names = ("run.json", CONFIG_FILE, METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
     print("\n".join(printable(f"wrote {folder / name}") for name in names if (folder / name).exists()), flush=True)

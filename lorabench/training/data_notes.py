@@ -1,6 +1,7 @@
 """What a run says of its rows before it begins: how they were split, and what about them makes scores doubtful."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lorabench.results.class_table import name_cells
@@ -44,6 +45,20 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
                 f"of class {name_cells(name)} rests on {counted(n, f'{split} row')}" for name, n in classes.items()
             ]
             lines.append(f"rare       F1 {listed(parts)}")
+    return lines
+
+
+def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the rows are from and how many were read, a line for each file and split."""
+    lines = []
+    for source in sources.values():
+        if "path" in source:
+            names = [Path(file["path"]).name for file in (source, *source.get("and", ()))]
+            files = names[0] if len(names) == 1 else f"{len(names)} files, {listed(names)}"
+            lines.append(f"{files}: {counted(source['rows'], 'row')} ({source['form']})")
+        elif "dataset" in source:
+            revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
+            lines.append(f"{source['dataset']}: {counted(source['rows'], 'row')} ({source['split']} split{revision})")
     return lines
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lorabench.catalog.settings import ComputeDtype
+from lorabench.config.command_line import ConfigOption
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 from lorabench.files import replacing
@@ -27,7 +28,7 @@ _LABEL_TYPES: Mapping[Kind, Callable[[str], Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
+class PredictOptions(ConfigOption):
     """Labels and probabilities for new texts, by the best adapter of a finished run."""
 
     run: Path

@@ -95,7 +95,7 @@ class RowPredictor:
     """
 
     def __init__(self, run: FinishedRun, trust_remote_code: bool = False) -> None:
-        with _out_of_memory_said("the model does not fit into memory"):
+        with out_of_memory_said("the model does not fit into memory"):
             adapted, self._tokenizer = load_model(run, trust_remote_code)
             self._classifier = classify_with(adapted, frozen_dtype(run))
             load_adapter(adapted, run.find_adapter())
@@ -131,7 +131,7 @@ class RowPredictor:
         tokens = tokenize(rows, self._tokenizer, self._run.config.data.max_length, origin)
         data = PaddedCollator(tokens, (1.0,) * len(self._run.labels), pad_id(self._tokenizer))
         longest = max(tokens.lengths)
-        with _out_of_memory_said(f"not even one row of {origin} fits, whose longest has {longest} tokens"):
+        with out_of_memory_said(f"not even one row of {origin} fits, whose longest has {longest} tokens"):
             forward = _Reporting(self._forward_for(longest, tokens.token_types is not None), report)
             logits = predict_logits(forward, data, batch_size, Ranks(self._device), may_halve=True)
         broken = [rows.ids[i] for i in (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()]
@@ -175,7 +175,7 @@ class _Reporting:
 
 
 @contextmanager
-def _out_of_memory_said(what: str) -> Iterator[None]:
+def out_of_memory_said(what: str) -> Iterator[None]:
     """Turns a lack of memory inside into one sentence, which begins with `what`. Raises `RunError`."""
     try:
         yield

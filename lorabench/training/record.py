@@ -1,5 +1,6 @@
 """The record of a run: what `run.json` says, and when it is written."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -7,17 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lorabench.config.defaults import is_synthetic
+from lorabench.config.changes import with_versions
+from lorabench.config.config_file import config_text
+from lorabench.config.run_config import RunConfig
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError, RankError
-from lorabench.files import full_disk
+from lorabench.files import full_disk, write_text_atomic
 from lorabench.harmless import without_secrets
 from lorabench.machine.environment import environment
 from lorabench.machine.meters import MemoryMonitor
 from lorabench.models.source import model_source, pinned_revision
-from lorabench.results.run_folder import RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
+from lorabench.results.run_folder import CONFIG_FILE, RUN_FILE, SCHEMA_VERSION, read_run, write_json_atomic
 from lorabench.training.assembly import Built, Inputs
+from lorabench.training.data_facts import data_facts
 from lorabench.training.job import Progress
 from lorabench.training.signals import signals_held
 
@@ -45,6 +49,19 @@ class RecordKeeper:
             self.update()
         except OSError as error:
             raise RankError(f"{folder / RUN_FILE}: {full_disk(error, folder) or error.strerror}") from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """`config.yaml`, which starts the run again. Raises `RankError` if the disk does not take it."""
+        if self._rank != 0:
+            return
+        command = shlex.join(self.record["environment"]["launch_command"])
+        ranks = f"{self.record['strategy']} on {self.record['world_size']} process(es)"
+        remarks = (f"The run in {self.folder}, {ranks}, was started in {Path.cwd()} by", command)
+        path = self.folder / CONFIG_FILE
+        try:
+            write_text_atomic(path, config_text(with_versions(config, self.record), remarks))
+        except OSError as error:
+            raise RankError(f"{path}: {full_disk(error, self.folder) or error.strerror}") from error
 
     def update(self, **values: Any) -> None:
         """Set fields and write the record."""
@@ -137,19 +154,9 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
             "quantize": config.model.quantize,
         },
         "data": {
-            "task": config.data.task,
-            "synthetic": is_synthetic(config.data),
-            "labels": list(data.labels),
-            "positive_label": None if data.positive is None else data.labels[data.positive],
-            "rows": {split: len(rows) for split, rows in data.splits().items()},
-            "class_counts": {split: data.class_counts(rows) for split, rows in data.splits().items()},
-            "label_kind": data.label_kind,
-            "pairs": data.train.pairs is not None,
-            "class_weights": None if data.class_weights is None else list(data.class_weights),
-            **data.findings_to_json(),
+            **data_facts(config.data, data),
             "tokens": {split: sum(tokens.lengths) for split, tokens in inputs.tokens.items()},
             "cut_rows": {split: tokens.cut_rows for split, tokens in inputs.tokens.items()},
-            "sources": {split: dict(source) for split, source in data.sources.items()},
             "remarks": [*data.remarks, *inputs.remarks],
         },
         "before": None,

@@ -11,15 +11,18 @@ from lorabench.machine.gpus import gpus_hidden, list_gpus
 from lorabench.results.run_folder import read_run
 
 
-def refuse_early(config: RunConfig, data: TaskData) -> None:
+def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> None:
     """Refuse what would be refused later, when all ranks have met and the model's files have been read.
+
+    Args:
+        model_too: look at the model's configuration, which may be on the Hub, and which takes a second to read.
 
     Raises:
         ConfigError: everything that is known by now, together.
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_continuation, _check_model):
+    for check in (_check_device, _check_continuation, *([_check_model] if model_too else [])):
         try:
             check(config)
         except ConfigError as error:

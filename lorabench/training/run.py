@@ -72,6 +72,7 @@ def execute(
     folder = create_folder(setting, ownership)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
     keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint), setting.began)
+    keeper.write_config(config)
     if ranks.is_main:
         device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
         with recorded(setting, keeper, loading=True):

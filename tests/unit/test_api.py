@@ -29,8 +29,8 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import parse_run_config
 from lorabench.config.defaults import resolve_defaults
-from lorabench.config.keywords import Flags, build_run_config, flag_types
-from lorabench.config.run_config import RunConfig
+from lorabench.config.keywords import Flags, build_run_config
+from lorabench.config.run_config import RunConfig, flag_types
 from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.machine.libraries import as_guest
 from lorabench.models.build import build_classifier, load_adapted
@@ -97,13 +97,13 @@ def test_flags_are_those_of_the_command_line_with_their_types() -> None:
 
 def test_the_signature_names_every_flag_with_the_default_that_holds_for_every_model_and_task() -> None:
     parameters = inspect.signature(lorabench.train).parameters
-    assert list(parameters) == list(flag_types())
+    assert list(parameters) == ["config", *flag_types()]
     models = [resolve_defaults(model, task) for model in MODELS for task in TASKS]
     for name, parameter in parameters.items():
         values = {
             getattr(section, name) for config in models for section in vars(config).values() if name in vars(section)
         }
-        if name not in ("model", "task"):
+        if name not in ("config", "model", "task"):
             assert parameter.default is ... or values == {parameter.default}, name
     assert parameters["seed"].default == 42 and parameters["lora_r"].default is ...
 
@@ -147,7 +147,7 @@ def test_all_that_is_wrong_with_the_flags_is_said_at_once() -> None:
     assert caught.value.issues == (
         "modle: no such flag; did you mean model?",
         "epochs='3': expected a whole number",
-        "track='neptune': expected 'none' or 'wandb' or 'tensorboard'",
+        "track='neptune': expected 'none' or 'wandb' or 'trackio' or 'tensorboard'",
         "batch_size=2.5: expected a whole number",
         "resume=1: expected True or False",
         "learning_rate=True: expected a number",

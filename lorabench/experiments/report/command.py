@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lorabench.config.command_line import ConfigOption
 from lorabench.errors import ConfigError
 from lorabench.experiments.report.runs import ReportRun, read_report_runs
 from lorabench.results.outputs import output_issues, writing_output
@@ -24,7 +25,7 @@ ReportFormat = Literal["auto", "html", "markdown", "latex", "csv", "json"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(ConfigOption):
     """Runs as one page that opens from disk without network, as plots, or as a table for a paper."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -13,8 +13,7 @@ import tiny
 from lorabench import cli
 from lorabench.catalog import metrics
 from lorabench.catalog.metrics import METRICS, Answers, Metric, Place, compute_metrics, metrics_in
-from lorabench.config.command_line import parse_run_config
-from lorabench.config.run_config import RunConfig
+from lorabench.config.command_line import TrainCommand, parse_run_config
 
 PLACES: dict[Place, list[str]] = {
     "best_metric": ["f1", "loss", "accuracy"],
@@ -96,12 +95,13 @@ def test_a_new_entry_is_a_choice_where_it_says_so(offered: bool) -> None:
 def test_a_metric_that_is_one_entry_is_recorded_shown_and_chooses_the_best_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def parse(words: Sequence[str], prog: str) -> RunConfig:
+    def parse(words: Sequence[str], prog: str) -> TrainCommand:
         config = parse_run_config(words, prog)
-        return dataclasses.replace(config, run=dataclasses.replace(config.run, best_metric="matthews"))
+        chosen = dataclasses.replace(config, run=dataclasses.replace(config.run, best_metric="matthews"))
+        return TrainCommand(flags=chosen)
 
     monkeypatch.setitem(metrics._METRICS, "matthews", MATTHEWS)
-    monkeypatch.setattr(cli, "parse_run_config", parse)
+    monkeypatch.setattr(cli, "parse_train_command", parse)
     model, run = tiny.save_tiny(tmp_path / "bert", "bert"), tmp_path / "run"
     files = tiny.write_rows(tmp_path / "train.csv", 16), tiny.write_rows(tmp_path / "validation.csv", 12, seed=1)
     assert tiny.train_in_process(tiny.run_flags(model, *files, run)) == 0

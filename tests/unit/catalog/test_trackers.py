@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorabench.catalog import trackers
-from lorabench.catalog.trackers import TRACKERS, TrackerEntry, has_wandb_key
+from lorabench.catalog.trackers import TRACKERS, RunLabels, TrackerEntry, has_wandb_key
 from lorabench.config.command_line import missing_tracker
 from lorabench.config.run_config import RunConfig, RunOptions
 from lorabench.results.tracking import open_tracker
@@ -62,7 +62,8 @@ def test_a_tracker_that_is_one_entry_takes_configuration_and_records(
 ) -> None:
     started: list[Kept] = []
 
-    def start(run_dir: Path) -> Any:
+    def start(run_dir: Path, labels: RunLabels) -> Any:
+        assert labels == RunLabels(project="lorabench", name=tmp_path.name)
         started.append(Kept(run_dir))
         return started[-1]
 

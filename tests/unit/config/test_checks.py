@@ -56,6 +56,27 @@ def test_every_number_has_a_lower_bound_and_its_issue_names_flag_and_value(secti
     assert issue.startswith(f"{flag_of(name)} -1: expected ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "issue"),
+    [
+        ("track_project", "a/b:c", "--track-project a/b:c: has / : in it; expected a name without"),
+        ("track_project", " ", "--track-project '': expected a name"),
+        ("track_name", "", "--track-name '': expected a name"),
+        ("track_group", "", "--track-group '': expected a name"),
+        (
+            "track_tags",
+            "a,,b",
+            "--track-tags 'a,,b': expected words with commas between them, each of at most 64 chara",
+        ),
+        ("track_tags", "x" * 65, "--track-tags 'xxxx"),
+    ],
+)
+def test_what_no_tracker_takes_as_a_name_is_refused(name: str, value: str, issue: str) -> None:
+    (found,) = find_issues(changed("run", **{name: value}))
+    assert found.startswith(issue)
+    assert find_issues(changed("run", track_project="shelf", track_tags="a, b", track_group="g")) == []
+
+
 @pytest.mark.parametrize(("section", "name"), COUNTS)
 def test_counts_start_at_one(section: str, name: str) -> None:
     (issue,) = find_issues(changed(section, **{name: 0}))

@@ -74,6 +74,10 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--logging-steps": (["17"], "run", 17),
     "--output-dir": (["OUT"], "run", Path("OUT")),
     "--track": (["tensorboard"], "run", "tensorboard"),
+    "--track-project": (["shelf"], "run", "shelf"),
+    "--track-name": (["first"], "run", "first"),
+    "--track-tags": (["a,b"], "run", "a,b"),
+    "--track-group": (["sweep"], "run", "sweep"),
     "--resume": ([], "run", True),
     "--keep-checkpoints": (["3"], "run", 3),
     "--on-oom": (["stop"], "run", "stop"),
@@ -103,7 +107,7 @@ def first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["--help"]) == 0
     shown = re.findall(r"^[│ ]*(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE)
-    assert sorted(shown) == sorted(FLAGS)
+    assert sorted(shown) == sorted({*FLAGS, "--config", "--dry-run"})
 
 
 @pytest.mark.parametrize("flag", ["--gradient-checkpointing", "--eval-batch-size"])
@@ -171,7 +175,7 @@ def test_an_unknown_flag_exits_with_two_and_names_it(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "words", [["--epochs", "many"], ["--precision", "fp8"], ["--epochs"], ["stray"], ["--track", "trackio"]]
+    "words", [["--epochs", "many"], ["--precision", "fp8"], ["--epochs"], ["stray"], ["--track", "neptune"]]
 )
 def test_a_value_of_the_wrong_type_exits_with_two(words: list[str]) -> None:
     assert exit_code(words) == 2

@@ -552,6 +552,27 @@ def test_launch_script_adds_bitsandbytes_where_asked(words: str, wanted: bool, s
     assert ("quantize" in extras.split("[")[1]) == wanted
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "wanted"),
+    [
+        ("track: wandb\ntask: reclor\n", "--config run.yaml", {"wandb", "quantize"}),
+        ('quantize: "nf4"  # 4 bits\n', "--config=run.yaml", {"quantize"}),
+        ("quantize: none\ntask: reclor\n", "--config run.yaml", set()),
+        ("quantize: none\n", "--config run.yaml --quantize nf4", {"quantize"}),
+        ("quantize: nf4\n", "--config run.yaml --quantize none", set()),
+        ("track: wandb\n", "--config gone.yaml", set()),
+        ("# track: wandb\n", "--config run.yaml", set()),
+    ],
+)
+def test_launch_script_reads_the_configuration_file(
+    text: str, words: str, wanted: set[str], script: LaunchScript
+) -> None:
+    (script.venv.parent / "run.yaml").write_text(text, encoding="utf-8")
+    _, calls = script.start(*words.split())
+    (extras,) = (call for call in calls if "--editable" in call)
+    assert set(extras.split("[")[1].removesuffix("]").split(",")) - {"demo", "deepspeed"} == wanted
+
+
 def test_launch_script_repeats_an_installation_that_failed(script: LaunchScript) -> None:
     code, calls = script.start(FAKE_PIP_EXIT="1")
     assert code == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorabench.errors import RunError
-from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.outputs import folder_issues, output_issues, writing_folder, writing_output
 from lorabench.results.run_folder import OWN_NAMES
 
 
@@ -168,3 +168,78 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, code: in
 def test_a_name_as_long_as_names_can_be_is_written(tmp_path: Path) -> None:
     write(tmp_path / ("x" * 255), "new")
     assert os.listdir(tmp_path) == ["x" * 255]
+
+
+# --- folders
+
+MARK = "mark.json"
+
+
+def fill(path: Path, text: str, overwrite: bool = False) -> None:
+    with writing_folder(path, overwrite, MARK) as staging:
+        (staging / "inner").mkdir()
+        (staging / "inner" / "x").write_text(text)
+        (staging / MARK).touch()
+
+
+def test_a_folder_becomes_whole_and_replaces_only_its_like(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    fill(path, "old")
+    (issue,) = folder_issues(path, False, MARK)
+    assert issue == f"--output {path}: exists already; expected a new folder, or --overwrite to replace it"
+    fill(path, "new", overwrite=True)
+    assert (path / "inner" / "x").read_text() == "new"
+    (path / MARK).unlink()
+    (issue,) = folder_issues(path, True, MARK)
+    assert "holds other files (no mark.json), and is never replaced" in issue
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling"])
+def test_what_is_no_folder_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    (tmp_path / "folder").mkdir()
+    if kind == "file":
+        path.write_text("old")
+    else:
+        path.symlink_to("folder" if kind == "link" else "nowhere")
+    (issue,) = folder_issues(path, True, MARK)
+    assert "which is never replaced; expected the name of a folder" in issue
+
+
+def test_a_run_and_its_folders_are_no_output(run: Path) -> None:
+    (issue,) = folder_issues(run / "adapter", True, MARK)
+    assert "belongs to the run" in issue
+    assert "holds other files" in folder_issues(run, True, MARK)[0]
+    assert folder_issues(run / "merged", False, MARK) == []
+
+
+def test_a_folder_that_fails_or_has_a_rival_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(ValueError, match="no"), writing_folder(path, False, MARK) as staging:
+        (staging / "x").touch()
+        raise ValueError("no")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunError, match="holds other files"), writing_folder(path, True, MARK):
+        path.mkdir()
+        (path / "theirs").touch()
+    with pytest.raises(RunError, match="No space"), writing_folder(tmp_path / "full", False, MARK):
+        raise OSError(errno.EIO, "No space of another kind")
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out"
+    fill(path, "old")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".writing"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(RunError, match="Input/output error; nothing was written"):
+        fill(path, "new", overwrite=True)
+    assert (path / "inner" / "x").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]

@@ -1,6 +1,7 @@
 """Numbers arrive where they were asked for: the log, the tracker, and the terminal in a readable form."""
 
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from limits import HANG_S
 
 from lorabench.catalog.trackers import WANDB_FINISH_S, WANDB_START_S
+from lorabench.config.defaults import apply_settings
 from lorabench.config.run_config import RunConfig
 from lorabench.results import tracking
 from lorabench.results.run_folder import MetricsLog
@@ -242,10 +244,69 @@ def test_wandb_is_online_only_with_a_key_or_on_request(
     (recorder,) = made
     assert recorder.run_name == "lorabench"
     settings = recorder.arguments.pop("settings")
-    assert recorder.arguments == {"name": "my-run", "dir": str(tmp_path / "my-run"), "mode": mode}
+    assert recorder.arguments == {
+        "name": "my-run", "tags": None, "group": None, "dir": str(tmp_path / "my-run"), "mode": mode,
+    }  # fmt: skip
     assert (settings.init_timeout, settings.finish_timeout) == (WANDB_START_S, WANDB_FINISH_S)
     assert recorder.events == ["start"]
     assert recorder.stored == {"optim.epochs": 3, "optim.max_steps": "none"}
+
+
+def labelled(**options: str) -> RunConfig:
+    return apply_settings(RunConfig(), {f"track_{name}": value for name, value in options.items()})
+
+
+@pytest.mark.usefixtures("own_home")
+def test_wandb_gets_project_name_tags_and_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = keep_wandb_trackers(monkeypatch)
+    config = labelled(project="shelf", name="first", tags="a, b", group="sweep")
+    open_tracker("wandb", tmp_path / "my-run", config.to_json())
+    (recorder,) = made
+    names = ("name", "tags", "group")
+    assert (recorder.run_name, *(recorder.arguments[name] for name in names)) == (
+        "shelf", "first", ["a", "b"], "sweep",
+    )  # fmt: skip
+    assert recorder.stored["run.track_tags"] == "a, b"
+
+
+def test_trackio_gets_project_name_and_group_and_the_rest_in_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accelerate.tracking
+
+    made: list[Recorder] = []
+
+    class Kept(Recorder):
+        def __init__(self, run_name: str, **arguments: Any) -> None:
+            super().__init__(run_name, **arguments)
+            made.append(self)
+
+    monkeypatch.setattr(accelerate.tracking, "TrackioTracker", Kept)
+    config = labelled(project="shelf", tags="a,b", group="sweep")
+    open_tracker("trackio", tmp_path / "my-run", config.to_json())
+    (recorder,) = made
+    assert recorder.run_name == "shelf" and recorder.events == ["start"]
+    assert recorder.arguments == {
+        "name": "my-run", "group": "sweep", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False,
+    }  # fmt: skip
+    assert recorder.stored["run.track_tags"] == "a,b"
+
+
+@pytest.mark.usefixtures("own_home", "one_process")
+def test_trackio_keeps_scalars_and_configuration_in_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trackio = pytest.importorskip("trackio")
+    monkeypatch.setattr(trackio.sqlite_storage, "TRACKIO_DIR", tmp_path / "data")  # read when it is imported
+    sink = open_tracker("trackio", tmp_path / "my-run", labelled(project="shelf", group="sweep").to_json())
+    sink.write(TRAIN)
+    sink.close()
+    (file,) = (tmp_path / "data").glob("*.db")
+    with sqlite3.connect(file) as database:
+        ((name, step, metrics),) = database.execute("select run_name, step, metrics from metrics").fetchall()
+        ((config,),) = database.execute("select config from configs").fetchall()
+    assert (name, step, json.loads(metrics)["train/loss"]) == ("my-run", 120, 0.43119)
+    assert json.loads(config)["run.track_group"] == "sweep" == json.loads(config)["_Group"]
 
 
 # --- terminal
