@@ -143,6 +143,8 @@ def load_adapted(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder}: {explain_hub_error(error)}") from None
+    except ConfigError as error:  # it speaks of a flag of the training, which whoever loads has not given
+        raise ConfigError(f"{folder}: its base model: {str(error).removeprefix('--model ')}") from None
     except RuntimeError as error:  # how torch says that shapes differ
         if is_out_of_memory(error):
             raise

@@ -88,6 +88,7 @@ def test_the_record_says_what_was_found_and_which_classes_are_rare() -> None:
     assert data.findings_to_json() == {
         "held_out": True,
         "rows_in_train": {"validation": 2, "test": 1},
+        "test_rows_in_validation": 0,
         "conflicting_labels": {"texts": 1, "rows": 3},
         "dropped": {"shared": 4, "repeated": 5},
         "absent_classes": {"validation": ["c"], "test": ["a", "c"]},
@@ -97,6 +98,7 @@ def test_the_record_says_what_was_found_and_which_classes_are_rare() -> None:
     assert unlabelled.findings_to_json() == {
         "held_out": False,
         "rows_in_train": {},
+        "test_rows_in_validation": 0,
         "conflicting_labels": {"texts": 0, "rows": 0},
         "dropped": None,
         "absent_classes": {"validation": ["c"]},

@@ -290,9 +290,8 @@ def test_files_of_a_split_follow_one_another_and_are_recorded(tmp_path: Path) ->
     write_csv(first, ["x", "y"] * 5)
     write_csv(second, ["y"])
     record = load(tmp_path).sources["train"]
-    assert (record["path"], record["rows"], record["and"]["path"], record["and"]["rows"]) == (
-        str(first), 11, str(second), 1
-    )  # fmt: skip
+    (other,) = record["and"]
+    assert (record["path"], record["rows"], other["path"], other["rows"]) == (str(first), 11, str(second), 1)
     second.write_text("text,class\nt,y\n")
     assert refused(tmp_path) == f"--task {second}: other columns than --task {first}: text, class"
 
