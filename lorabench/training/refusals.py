@@ -32,13 +32,11 @@ def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> N
 
 def _check_device(config: RunConfig) -> None:
     """Refuse what only a GPU can do where there is none. torch is imported only for whom it concerns."""
-    limit, captured = config.run.gpu_memory_limit, config.optim.execution == "captured"
+    limit = config.run.gpu_memory_limit
     fp16 = "fp16" in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
-    if limit is None and not captured and not fp16:
+    if limit is None and not fp16:
         return
     use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
-    if captured and not use_cuda:
-        raise ConfigError("--execution captured: there is no CUDA GPU; expected auto or eager")
     if limit is not None and not use_cuda:
         raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
     if not fp16:

@@ -129,11 +129,12 @@ def tiny_tokenizer(model_type: str) -> PreTrainedTokenizerBase:
     return train_stand_in(texts(200, seed=99), model_type, VOCABULARY)
 
 
-def save_tiny(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
+def save_tiny(folder: Path, model_type: str, seed: int = 0, stirred: bool = True, **changes: Any) -> Path:
     """A pretrained model without a classification head, and its tokenizer, as a Hub repository holds them."""
     torch.manual_seed(seed)
     model = AutoModel.from_config(tiny_config(model_type, **changes))
-    stir_vectors(model, seed)
+    if stirred:
+        stir_vectors(model, seed)
     model.save_pretrained(folder)
     tiny_tokenizer(model_type).save_pretrained(folder)
     return folder

@@ -48,6 +48,12 @@ def in_use(folder: Path) -> Path:
     return folder / "used"
 
 
+def of_another_type(folder: Path, model_type: str) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    write(folder / "config.json", json.dumps({**config, "model_type": model_type}))
+    return folder
+
+
 def a_file(folder: Path) -> Path:
     return write(folder / "a_file", "x")
 
@@ -68,7 +74,7 @@ VALUES: dict[str, tuple[Changes, str]] = {
     "dropout": ({"lora_dropout": 1.0}, r"--lora-dropout 1\.0: expected a number of at least 0 and below 1"),
     "warmup": ({"warmup_ratio": 1.5}, r"--warmup-ratio 1\.5: expected a number from 0 to 1"),
     "decay": ({"weight_decay": -1}, r"--weight-decay -1(\.0)?: expected a number of at least 0"),
-    "seed": ({"seed": -1}, r"--seed -1: expected a whole number of at least 0"),
+    "seed": ({"seed": -1}, r"--seed -1: expected a whole number from 0 to \d+"),
     "stopping": ({"early_stopping": 0}, r"--early-stopping 0: expected a whole number of at least 1"),
     "weights text": ({"class_weights": "1,x"}, r"--class-weights '1,x': expected `balanced`, `none` or one number"),
     "weights zero": ({"class_weights": "0,1"}, r"--class-weights '0,1': expected .* above 0 per class"),
@@ -155,8 +161,8 @@ FILES: dict[str, tuple[Case, str]] = {
         r"--model .*empty: .*config\.json",
     ),
     "architecture": (
-        lambda p: {"model": tiny.save_tiny(p / "distil", "distilbert")},
-        r"'distilbert' is not in the table of architectures \(bert, .*\); name the modules .* --lora-targets",
+        lambda p: {"model": of_another_type(tiny.save_tiny(p / "electra", "bert"), "electra")},
+        r"'electra' is not in the table of architectures \(bert, .*\); name the modules .* --lora-targets",
     ),
     "vocabulary": (
         lambda p: {"model": tiny.save_tiny(p / "small", "bert", vocab_size=100)},
@@ -276,6 +282,6 @@ def test_the_process_exits_with_2_without_a_traceback(
 def test_json_rows_that_lack_a_key_are_rows_without_a_text(
     models: dict[str, Path], files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [{"text": "a", "label": 0}, {"label": 1}, {"text": 5, "label": 0}]
+    lines = [{"text": "a", "label": 0}, {"label": 1}, {"text": None, "label": 0}]
     file = write(tmp_path / "k.jsonl", "\n".join(map(json.dumps, lines)))
     refused({"train_file": file}, r"k\.jsonl: 2 rows \(2, 3\) without a text", models, files, tmp_path / "run", capfd)

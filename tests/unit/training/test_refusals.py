@@ -128,8 +128,3 @@ def test_a_model_that_one_machine_lacks_is_left_to_all_of_them(
         refuse_early(config, make_data(8))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     refuse_early(config, make_data(8))
-
-
-def test_captured_steps_need_a_gpu() -> None:
-    with pytest.raises(ConfigError, match="--execution captured: there is no CUDA GPU"):
-        refuse_early(apply_settings(RunConfig(), {"execution": "captured"}), make_data(100))
