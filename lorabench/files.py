@@ -4,6 +4,7 @@ What is new is written under another name beside the old, synced, and renamed.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from lorabench.units import GB
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TRIAL_BYTES = 1_000_000
+_CHUNK_BYTES = 1 << 20
 # A letter alone before the colon is a drive; paths have lost one of the two slashes.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 ADDRESS_ISSUE = "an address; expected a file on this machine, so download it before"
@@ -161,3 +163,33 @@ def share_mode(folder: Path, model: Path) -> None:
 
 def _size(count: int) -> str:
     return f"{count / GB:.2f} GB" if count >= GB / 100 else f"{count / 1000:,.0f} kB"
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
+
+
+def why_not(error: OSError | ValueError) -> str:
+    """What the system, or Python, says of a path that it refuses: without number and path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def file_hash(path: Path, first_bytes: int | None = None) -> str:
+    """SHA-256 of a file, or of its first bytes, as hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if first_bytes is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, left = hashlib.sha256(), first_bytes
+        # In pieces: a number that a file gives of itself may be larger than memory.
+        while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
+            digest.update(chunk)
+            left -= len(chunk)
+        return digest.hexdigest()

@@ -6,7 +6,6 @@ under another name, synced and renamed, so one that is there is whole unless the
 tells. One of the same step that was there before is set aside meanwhile, and read where a kill came in between.
 """
 
-import hashlib
 import json
 import pickle
 import re
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 
 from lorabench.errors import RunError, first_line
-from lorabench.files import full_disk, swap_in, sync_path
+from lorabench.files import file_hash, full_disk, swap_in, sync_path
 from lorabench.harmless import printable
 from lorabench.results.run_folder import CHECKPOINTS_FOLDER
 
@@ -124,5 +123,4 @@ def _state_bytes(state: Any) -> int:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}

@@ -12,7 +12,7 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
-from lorabench.files import full_disk
+from lorabench.files import full_disk, why_not
 
 RESULTS = Path("runs")
 """Where runs that name no folder make theirs."""
@@ -210,7 +210,7 @@ def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
             return _files_issues(folder, folder) if has_run else absent
         return _new_folder_issues(folder)
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into; a null byte
-        return [f"--output-dir {folder}: {_reason(error)}; expected a folder that can be written to"]
+        return [f"--output-dir {folder}: {why_not(error)}; expected a folder that can be written to"]
 
 
 def _new_folder_issues(folder: Path) -> list[str]:
@@ -245,13 +245,9 @@ def _files_issues(folder: Path, nearest: Path) -> list[str]:
     except OSError as error:
         if error.errno == errno.EFBIG:  # a limit of this process on single files: the folder takes smaller ones
             return []
-        reason = full_disk(error, nearest) or f"{nearest} takes no files ({_reason(error)})"
+        reason = full_disk(error, nearest) or f"{nearest} takes no files ({why_not(error)})"
         return [f"--output-dir {folder}: {reason}; expected a folder that can be written to"]
     return []
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def launch_variable_issues(environment: Mapping[str, str] = os.environ) -> list[str]:

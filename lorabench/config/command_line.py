@@ -20,7 +20,7 @@ from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_de
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions, flag_types
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
-from lorabench.files import ADDRESS_ISSUE, is_address
+from lorabench.files import ADDRESS_ISSUE, is_address, is_same_file
 from lorabench.harmless import printable
 
 PROGRAM = "lorabench train"
@@ -175,11 +175,6 @@ def missing_files(data: DataConfig) -> list[str]:
         elif split != "train" and data.train_file and is_same_file(path, data.train_file):
             issues.add(f"{flag}: the training file; expected rows that are not trained on")
     return list(issues)
-
-
-def is_same_file(path: Path, other: Path) -> bool:
-    """Whether both paths lead to one file."""
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def missing_tracker(run: RunOptions) -> list[str]:

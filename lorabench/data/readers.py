@@ -5,7 +5,6 @@ texts, which table libraries turn into missing values. A file is read twice: onc
 before anything is computed, and once for the rows.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,16 +120,6 @@ def read_columns(flag: str, path: Path, given: FileFormat | None = None) -> Colu
         ConfigError: missing, unreadable, malformed or empty file.
     """
     return stream_table(flag, path, given).read()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, as hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_suffix(path: Path) -> str | None:

@@ -19,10 +19,10 @@ from lorabench.data.hub_data import (
     local_files,
     resolved_commit,
 )
-from lorabench.data.readers import TableStream, data_suffix, file_hash, stream_table
+from lorabench.data.readers import TableStream, data_suffix, stream_table
 from lorabench.data.split_names import Part, choose_parts, split_in_name
 from lorabench.errors import ConfigError, IssueList
-from lorabench.files import is_address
+from lorabench.files import file_hash, is_address
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 _SPLITS = ("train", "validation", "test")

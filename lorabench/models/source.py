@@ -1,19 +1,17 @@
 """Where a model's files are: a local folder, an installed package's, or the Hub; and which version of them it is."""
 
-import hashlib
 import os
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.models import preset_of
 from lorabench.config.run_config import ModelConfig
+from lorabench.files import file_hash
 from lorabench.units import GB
 
 # More bytes than that of weights are not read for their hash: their headers are.
 HASHED_BYTES = 2 * GB
-_CHUNK_BYTES = 1 << 20
 
 
 def model_source(config: ModelConfig) -> str:
@@ -71,9 +69,9 @@ def fingerprint_files(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted({*weights, *folder.glob("*.json"), *folder.glob("*.model")}):
         entry: dict[str, Any] = {"bytes": path.stat().st_size}
         if whole or path not in weights:
-            entry["sha256"] = _sha256(path)
+            entry["sha256"] = file_hash(path)
         else:
-            entry["sha256_of_header"] = _sha256(path, _header_bytes(path))
+            entry["sha256_of_header"] = file_hash(path, _header_bytes(path))
         found[path.name] = entry
     return found
 
@@ -81,18 +79,3 @@ def fingerprint_files(folder: Path) -> dict[str, dict[str, Any]]:
 def _header_bytes(path: Path) -> int:
     with path.open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
-
-
-def _sha256(path: Path, limit: int | None = None) -> str:
-    digest = hashlib.sha256()
-    for chunk in _chunks(path, limit):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _chunks(path: Path, limit: int | None) -> Iterator[bytes]:
-    left = path.stat().st_size if limit is None else limit
-    with path.open("rb") as file:
-        while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
-            left -= len(chunk)
-            yield chunk

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorabench.errors import RunError
-from lorabench.files import full_disk, replacing, swap_in, sync_path
+from lorabench.files import full_disk, replacing, swap_in, sync_path, why_not
 from lorabench.results.run_folder import OWN_NAMES, RUN_FILE
 
 _KINDS = (
@@ -34,7 +34,7 @@ def output_issues(path: Path, overwrite: bool, flag: str = "--output") -> list[s
     except FileNotFoundError:
         found = None
     except (OSError, ValueError) as error:  # a name too long, a file where a folder should be; a null byte
-        return [f"{flag} {path}: {_reason(error)}; expected a file that can be written"]
+        return [f"{flag} {path}: {why_not(error)}; expected a file that can be written"]
     if found is not None and not stat.S_ISREG(found.st_mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "no regular file")
         return [f"{flag} {path}: {kind}, which is never replaced; expected the name of a file"]
@@ -63,7 +63,7 @@ def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Itera
     except FileExistsError:
         raise RunError(f"{flag} {path}: has appeared meanwhile and is not replaced") from None
     except OSError as error:
-        reason = full_disk(error, path.parent) or _reason(error)
+        reason = full_disk(error, path.parent) or why_not(error)
         raise RunError(f"{flag} {path}: {reason}; nothing was written") from error
 
 
@@ -80,7 +80,7 @@ def folder_issues(path: Path, overwrite: bool, mark: str, flag: str = "--output"
     except FileNotFoundError:
         found = None
     except (OSError, ValueError) as error:
-        return [f"{flag} {path}: {_reason(error)}; expected a folder that can be written"]
+        return [f"{flag} {path}: {why_not(error)}; expected a folder that can be written"]
     if found is not None and not stat.S_ISDIR(found.st_mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "a file")
         return [f"{flag} {path}: {kind}, which is never replaced; expected the name of a folder"]
@@ -119,7 +119,7 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
         swap_in(staging, path, retired)
         sync_path(path.parent)
     except OSError as error:
-        reason = full_disk(error, path.parent) or _reason(error)
+        reason = full_disk(error, path.parent) or why_not(error)
         raise RunError(f"{flag} {path}: {reason}; nothing was written") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -147,9 +147,5 @@ def _parent_issues(path: Path, flag: str) -> list[str]:
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        return [f"{flag} {path}: {path.parent} takes no files ({_reason(error)}); expected a folder that does"]
+        return [f"{flag} {path}: {path.parent} takes no files ({why_not(error)}); expected a folder that does"]
     return []
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

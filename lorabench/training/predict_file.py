@@ -4,10 +4,10 @@ The file is read twice, in pieces: once to check and count it before a model is 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.errors import ConfigError, IssueList
+from lorabench.files import is_same_file
 from lorabench.harmless import printable
 from lorabench.results.outputs import output_issues, writing_output
 from lorabench.results.row_files import SUFFIXES, Kind, row_suffix, row_writer
@@ -108,11 +108,3 @@ def check(options: PredictOptions) -> tuple[FinishedRun, PredictInput]:
         raise ConfigError([*issues, *error.issues]) from None
     issues.raise_if_any()
     return run, source
-
-
-def is_same_file(first: Path, second: Path) -> bool:
-    """Whether two paths are of one file that is there."""
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False

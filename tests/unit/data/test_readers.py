@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lorabench.data import delimited
 from lorabench.data.file_format import FileFormat
-from lorabench.data.readers import file_hash, read_columns, stream_table
+from lorabench.data.readers import read_columns, stream_table
 from lorabench.errors import ConfigError
+from lorabench.files import file_hash
 
 same_folder = settings(max_examples=60)
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
