@@ -15,8 +15,9 @@ from lorabench.config.template import parse_template
 from lorabench.harmless import markdown, printable
 from lorabench.models.source import local_source
 from lorabench.results.class_table import name_cells
-from lorabench.results.report import summary_lines, table_row
+from lorabench.results.report import table_row
 from lorabench.results.run_folder import lookup
+from lorabench.results.summary import summary_lines
 from lorabench.results.table import to_markdown
 
 

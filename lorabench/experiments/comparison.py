@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from lorabench.errors import ConfigError
@@ -13,30 +12,9 @@ from lorabench.experiments.difference import Difference, compare, f1
 from lorabench.experiments.outcomes import LaunchState
 from lorabench.experiments.plan import Cell, Plan, PlannedRun
 from lorabench.experiments.predictions import Predictions, averaged, read_predictions, same_rows
+from lorabench.experiments.spread import Spread
 from lorabench.results.figures import Figures, rank_memory, run_figures
 from lorabench.results.run_folder import lookup, number_at, read_run
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over seeds.
-
-    Attributes:
-        std: sample standard deviation; None for a single value.
-        count: how many values.
-    """
-
-    mean: float
-    std: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> "Spread | None":
-        """Of those that are known; None where there are none."""
-        known = [value for value in values if value is not None]
-        if not known:
-            return None
-        return cls(mean(known), stdev(known) if len(known) > 1 else None, len(known))
 
 
 @dataclass(frozen=True)

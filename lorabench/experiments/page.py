@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.comparisons import REPORTED_ACCURACY
-from lorabench.experiments.comparison import CellResult, Comparison, Pair, Spread
+from lorabench.experiments.comparison import CellResult, Comparison, Pair
 from lorabench.experiments.difference import LEVEL, RESAMPLES
 from lorabench.experiments.plan import RUNS_FOLDER, Cell, describe
 from lorabench.experiments.sheets import Sheet, to_html, to_markdown
+from lorabench.experiments.spread import Spread
 from lorabench.files import write_text_atomic
+from lorabench.results.amounts import format_gb, format_seconds, three_digits
 from lorabench.results.figures import to_csv
-from lorabench.results.report import format_gb, format_seconds, three_digits
 from lorabench.results.run_folder import CURVES_FILE, lookup, number_at
 from lorabench.results.table import REPORTED, UNKNOWN, TableRow
 
@@ -57,6 +58,10 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def _spread_json(spread: Spread) -> dict[str, Any]:
+    return {"mean": spread.mean, "std": spread.std, "count": spread.count}
+
+
 def _cell_json(result: CellResult) -> dict[str, Any]:
     spreads = {
         "f1": result.score("best", "f1"),
@@ -68,7 +73,7 @@ def _cell_json(result: CellResult) -> dict[str, Any]:
     return {
         **asdict(result.cell),
         "runs": {"planned": len(result.runs), "completed": len(result.completed)},
-        **{name: None if spread is None else asdict(spread) for name, spread in spreads.items()},
+        **{name: None if spread is None else _spread_json(spread) for name, spread in spreads.items()},
         "f1_of_mean_probability": result.averaged_f1(),
         "memory_gb": result.memory(),
     }

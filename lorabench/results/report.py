@@ -1,4 +1,4 @@
-"""Run records -> the table of many runs, and the lines that one run prints at its end.
+"""Run records -> the table of many runs.
 
 lorabench table runs/ --format markdown --reported
 """
@@ -8,25 +8,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from lorabench.catalog.metrics import metrics_in
 from lorabench.errors import ConfigError, IssueList
 from lorabench.harmless import printable
-from lorabench.results.class_table import class_lines, meaning_line
+from lorabench.results.amounts import format_count, format_gb, format_score, format_seconds, three_digits
 from lorabench.results.figures import (
-    PHASES,
     Figures,
     data_name,
-    device_of,
     order,
     rank_memory,
-    ranks_of,
     run_figures,
     select,
     to_csv,
@@ -84,30 +79,13 @@ def table_row(run: Mapping[str, Any], name: str = "") -> TableRow:
         task=_shown(f"{task} (synthetic)" if lookup(run, "data", "synthetic") else task),
         data=_shown(data_name(run) or "the task's"),
         strategy=_shown(str(lookup(run, "strategy") or UNKNOWN)),
-        seed=_count(number_at(run, "config", "optim", "seed")).replace(",", ""),
+        seed=format_count(number_at(run, "config", "optim", "seed")).replace(",", ""),
         f1=_shown(_f1_cell(run)),
         training_time=format_seconds(number_at(run, "train_seconds")),
         memory=tuple(f"{label}: {format_gb(gigabytes)}" for label, gigabytes in rank_memory(run)),
         trainable=UNKNOWN if percent is None else f"{three_digits(percent)} %",
         source="random weights" if random else "measured",
     )
-
-
-def format_seconds(seconds: float | None) -> str:
-    """`538 s`, from an hour on `7384 s (2:03 h)`, below ten seconds `3.4 s`."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 3599.5:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{seconds:.0f} s ({hours}:{minutes:02d} h)"
-
-
-def three_digits(value: float) -> str:
-    """Three significant digits without an exponent: `0.351`, `0.0121`, `12.3`."""
-    return f"{Decimal(f'{value:.2e}'):f}"
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -330,92 +308,13 @@ def choose_runs(
     return [chosen[place] for place in order([run.figures for run in chosen], sort, descending)]
 
 
-def summary_lines(run: Mapping[str, Any]) -> list[str]:
-    """The result of one run in plain lines: scores, best epoch, time, throughput, memory of every rank and phase."""
-    status, error = str(lookup(run, "status") or UNKNOWN), " ".join(str(lookup(run, "error") or "").split())
-    lines = [] if status == "completed" else [f"status     {status}{': ' if error else ''}{error}"]
-    if lookup(run, "model", "weights") == "random":
-        lines.append("scores     n/a: random weights; time and memory are real, scores mean nothing")
-    else:
-        lines += _score_lines(run)
-    trainable, total = (_count(number_at(run, "model", f"{which}_parameters")) for which in ("trainable", "total"))
-    percent = number_at(run, "model", "trainable_percent")
-    share = UNKNOWN if percent is None else f"{three_digits(percent)} %"
-    wall, padding = format_seconds(number_at(run, "wall_seconds")), number_at(run, "padding_percent")
-    lines += [
-        f"trainable  {trainable} of {total} parameters ({share})",
-        f"time       training {format_seconds(number_at(run, 'train_seconds'))} for"
-        f" {_count(number_at(run, 'steps'))} steps (without evaluation and saving), whole run {wall}",
-        f"throughput {_rate(number_at(run, 'examples_per_second'))} rows/s,"
-        f" {_rate(number_at(run, 'tokens_per_second'))} tokens/s without padding;"
-        f" padding {UNKNOWN if padding is None else f'{padding:.1f} %'}",
-    ]
-    lines += [_memory_line(index, entry) for index, entry in enumerate(ranks_of(run))]
-    return [printable(line) for line in lines]
-
-
-def _score_lines(run: Mapping[str, Any]) -> list[str]:
-    before, best, test = (lookup(run, name) for name in ("before", "best", "test"))
-    shown = {name: metric.label for name, metric in metrics_in("summary").items()}
-    changes = [f"{label} {_score(before, name)} -> {_score(best, name)}" for name, label in shown.items()]
-    rows = _count(number_at(best, "rows") or number_at(before, "rows"))
-    lines = [f"validation {rows} rows, before -> best: {', '.join(changes)}", _best_epoch_line(run)]
-    if test is not None:
-        scores = ", ".join(f"{label} {_score(test, name)}" for name, label in shown.items())
-        lines.append(f"test       {_count(number_at(test, 'rows'))} rows: {scores}")
-    meaning, positive = meaning_line(run), lookup(run, "data", "positive_label")
-    lines += [] if meaning is None else [meaning]
-    return lines + class_lines(best, "validation, best epoch", positive) + class_lines(test, "test", positive)
-
-
-def _best_epoch_line(run: Mapping[str, Any]) -> str:
-    """Which epoch was the best of those that ran; a run may have been stopped before all that were asked for."""
-    best, history, asked = lookup(run, "best"), lookup(run, "history"), number_at(run, "config", "optim", "epochs")
-    ran = number_at(history[-1], "epoch") if isinstance(history, list) and history else None
-    metric = lookup(best, "metric") or UNKNOWN
-    line = f"best epoch {_count(number_at(best, 'epoch'))} of {_count(ran)}, chosen by {metric}"
-    return line if None in (ran, asked) or ran == asked else f"{line} ({_count(asked)} asked for)"
-
-
-def _memory_line(index: int, entry: Mapping[str, Any]) -> str:
-    label, figure = device_of(index, entry)
-    kind = "resident" if figure == "rss_gb" else "reserved"
-    phases = ", ".join(f"{phase} {format_gb(number_at(entry, 'phases', phase, figure))}" for phase in PHASES)
-    where = ", ".join(str(entry[key]) for key in ("host", "device_name") if entry.get(key))
-    return f"memory     {label}: {phases} ({kind}{', ' if where else ''}{where})"
-
-
 def _f1_cell(run: Mapping[str, Any]) -> str:
     status = lookup(run, "status")
     if status != "completed":
         return str(status or UNKNOWN)
-    return UNKNOWN if lookup(run, "model", "weights") == "random" else _score(lookup(run, "best"), "f1")
+    return UNKNOWN if lookup(run, "model", "weights") == "random" else format_score(lookup(run, "best"), "f1")
 
 
 def _shown(text: str) -> str:
     """A text of the record in one line that controls no terminal."""
     return printable(" ".join(text.split()))
-
-
-def format_gb(gigabytes: float | None) -> str:
-    """`29.6 GB`, below one `0.45 GB` (10^9 bytes)."""
-    if gigabytes is None:
-        return UNKNOWN
-    return f"{gigabytes:.1f} GB" if gigabytes >= 0.995 else f"{gigabytes:.2f} GB"
-
-
-def _score(scores: Any, name: str) -> str:
-    value = number_at(scores, name)
-    return UNKNOWN if value is None else f"{value:.4f}"
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
-
-
-def _rate(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}"

@@ -9,8 +9,9 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.harmless import printable
 from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
-from lorabench.results.report import summary_lines, table_row
+from lorabench.results.report import table_row
 from lorabench.results.run_folder import CONFIG_FILE, CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
+from lorabench.results.summary import summary_lines
 from lorabench.results.table import render_terminal
 from lorabench.training.data_notes import data_lines, source_lines
 from lorabench.training.record import RecordKeeper

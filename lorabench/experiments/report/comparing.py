@@ -1,11 +1,11 @@
 """Runs side by side: in which settings they differ, what seeds change, and what was reported before."""
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lorabench.experiments.report.runs import ReportRun
+from lorabench.experiments.spread import Spread
 from lorabench.results.table import REPORTED_FIGURES
 
 _ABSENT = ""
@@ -22,17 +22,6 @@ class SettingsTable:
 
     differing: tuple[str, ...]
     common: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """A figure over some runs: mean, sample standard deviation (None for one run), extremes, how many have it."""
-
-    mean: float
-    deviation: float | None
-    low: float
-    high: float
-    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +76,7 @@ def seed_groups(runs: Sequence[ReportRun]) -> list[SeedGroup]:
             groups.setdefault(key, []).append(run)
     shown = ("f1", "accuracy", "train_seconds", "memory_gb")
     return [
-        SeedGroup(runs=same, figures={name: spread(run.figures.get(name) for run in same) for name in shown})
+        SeedGroup(runs=same, figures={name: Spread.of(run.figures.get(name) for run in same) for name in shown})
         for same in groups.values()
         if len({run.figures["seed"] for run in same}) > 1
     ]
@@ -109,18 +98,9 @@ def reported_pairs(runs: Sequence[ReportRun]) -> list[ReportedPair]:
                     model=str(reported["model"]),
                     figure=name,
                     reported=float(reported[name]),
-                    measured=spread(run.figures.get(name) for run in ours),
+                    measured=Spread.of(run.figures.get(name) for run in ours),
                     better=better,
                 )
                 for name, better in _COMPARED.items()
             ]
     return pairs
-
-
-def spread(values: Iterable[float | None]) -> Spread | None:
-    """Of those values that are known."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    return Spread(mean=statistics.fmean(known), deviation=deviation, low=min(known), high=max(known), count=len(known))

@@ -23,7 +23,7 @@ from lorabench.experiments.report import charts, comparing, layout, tables
 from lorabench.experiments.report.hardest import HardRows, hardest_rows
 from lorabench.experiments.report.runs import ReportRun
 from lorabench.harmless import printable, without_secrets
-from lorabench.results.report import format_gb, format_seconds
+from lorabench.results.amounts import format_gb, format_seconds
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import footnotes
 from lorabench.wording import counted

@@ -6,10 +6,11 @@ from typing import Any
 
 from lorabench.catalog.metrics import METRICS
 from lorabench.experiments.report.charts import MemoryBar, featured, memory_bars
-from lorabench.experiments.report.comparing import ReportedPair, SettingsTable, Spread
+from lorabench.experiments.report.comparing import ReportedPair, SettingsTable
 from lorabench.experiments.report.runs import ReportRun
+from lorabench.experiments.spread import Spread
+from lorabench.results.amounts import format_gb, format_seconds, three_digits
 from lorabench.results.figures import PHASES
-from lorabench.results.report import format_gb, format_seconds, three_digits
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import UNKNOWN
 
@@ -144,8 +145,8 @@ def spread_text(name: str, found: Spread | None) -> str:
         return UNKNOWN
     text = figure_text(name, found.mean)
     # What rounding alone makes of equal figures is no spread.
-    varies = found.deviation is not None and found.deviation > 1e-4 * abs(found.mean)
-    return f"{text} ± {figure_text(name, found.deviation)}" if varies else text
+    varies = found.std is not None and found.std > 1e-4 * abs(found.mean)
+    return f"{text} ± {figure_text(name, found.std)}" if varies else text
 
 
 def ratio_text(pair: ReportedPair) -> str:
@@ -165,7 +166,7 @@ def verdict(pair: ReportedPair) -> str:
     if pair.measured is None or pair.ratio is None or not pair.better:
         return ""
     difference = pair.measured.mean - pair.reported
-    if abs(difference) <= max(0.005 * abs(pair.reported), pair.measured.deviation or 0.0):
+    if abs(difference) <= max(0.005 * abs(pair.reported), pair.measured.std or 0.0):
         return ""
     return "better" if (difference > 0) == (pair.better > 0) else "worse"
 

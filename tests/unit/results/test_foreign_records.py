@@ -69,7 +69,8 @@ def test_each_place_refuses_other_types_by_its_name(path: tuple[Any, ...]) -> No
 @settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(sorted(RECORD.fields)), values, max_size=4))
 def test_any_record_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, record: dict[str, Any]) -> None:
-    from lorabench.results.report import summary_lines, table_row
+    from lorabench.results.report import table_row
+    from lorabench.results.summary import summary_lines
 
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.json").write_text(json.dumps({**RECORDED, **record}))

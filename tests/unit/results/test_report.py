@@ -22,10 +22,12 @@ from lorabench.catalog import metrics
 from lorabench.catalog.metrics import Metric
 from lorabench.errors import ConfigError
 from lorabench.results import report, table
+from lorabench.results.amounts import three_digits
 from lorabench.results.curves import draw_curves, running_mean
 from lorabench.results.ownership import Ownership
-from lorabench.results.report import TableForm, summary_lines, table_command, table_row
+from lorabench.results.report import TableForm, table_command, table_row
 from lorabench.results.run_folder import SCHEMA_VERSION, write_json_atomic
+from lorabench.results.summary import summary_lines
 from lorabench.results.table import (
     COLUMNS,
     REPORTED,
@@ -169,7 +171,7 @@ def test_trainable_share_has_three_significant_digits(percent: float | None, exp
 
 @given(st.floats(1e-7, 100))
 def test_trainable_share_is_close_and_without_exponent(percent: float) -> None:
-    text = report.three_digits(percent)
+    text = three_digits(percent)
     assert re.fullmatch(r"[0-9]+(\.[0-9]+)?", text)
     assert float(text) == pytest.approx(percent, rel=5.1e-3)
 

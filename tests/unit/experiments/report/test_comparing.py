@@ -8,11 +8,9 @@ from made_runs import VALIDATION_ROWS, make_run
 from lorabench.errors import ConfigError
 from lorabench.experiments.report.comparing import (
     ReportedPair,
-    Spread,
     reported_pairs,
     seed_groups,
     settings_table,
-    spread,
 )
 from lorabench.experiments.report.hardest import hardest_rows, read_answers
 from lorabench.experiments.report.runs import ReportRun, read_report_runs
@@ -27,6 +25,7 @@ from lorabench.experiments.report.tables import (
     run_columns,
     verdict,
 )
+from lorabench.experiments.spread import Spread
 from lorabench.results.report import read_runs
 
 
@@ -60,7 +59,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line(tmp_path: Path) -> No
     (group,) = seed_groups(read(tmp_path))
     assert [run.name for run in group.runs] == ["a1", "a2", "a3"]
     seconds = group.figures["train_seconds"]
-    assert seconds == Spread(mean=102.0, deviation=1.0, low=101.0, high=103.0, count=3)
+    assert seconds == Spread(mean=102.0, std=1.0, low=101.0, high=103.0, count=3)
 
 
 def test_reported_figures_stand_beside_the_mean_of_ours(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_reported_figures_stand_beside_the_mean_of_ours(tmp_path: Path) -> None:
 
 
 def pair(reported: float, mean: float, deviation: float | None, better: int = 1) -> ReportedPair:
-    measured = Spread(mean=mean, deviation=deviation, low=mean, high=mean, count=2)
+    measured = Spread(mean=mean, std=deviation, low=mean, high=mean, count=2)
     return ReportedPair(model="m", figure="f1", reported=reported, measured=measured, better=better)
 
 
@@ -96,8 +95,8 @@ def test_a_difference_within_the_spread_is_no_verdict(found: ReportedPair, said:
 
 
 def test_a_spread_is_of_what_is_known() -> None:
-    assert spread([None, 2.0, 4.0]) == Spread(mean=3.0, deviation=pytest.approx(2**0.5), low=2.0, high=4.0, count=2)
-    assert spread([None]) is None
+    assert Spread.of([None, 2.0, 4.0]) == Spread(mean=3.0, std=pytest.approx(2**0.5), low=2.0, high=4.0, count=2)
+    assert Spread.of([None]) is None
 
 
 def write(folder: Path, text: str) -> None:
