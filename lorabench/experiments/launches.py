@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from lorabench.experiments.outcomes import LaunchState, read_outcome, read_state
 from lorabench.machine.gpus import gpus_hidden, read_nvml
 from lorabench.results.ownership import Ownership, is_held
 from lorabench.results.run_folder import RUN_FILE, write_json_atomic
+from lorabench.training.signals import handling
 
 STATE_FILE = "launches.json"
 LOGS_FOLDER = "logs"
@@ -258,17 +258,10 @@ class Scheduler:
     @contextmanager
     def _listening(self) -> Iterator[None]:
         """Inside, signals that ask to stop go to the runs; no other run is begun."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         # What is ignored, as by nohup, stays so.
         numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        previous = {number: signal.signal(number, self._pass_on) for number in numbers}
-        try:
+        with handling(numbers, self._pass_on):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)

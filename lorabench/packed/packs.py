@@ -84,8 +84,12 @@ class Pack:
             target.copy_(tensor, non_blocking=True)
 
     def _named_tensors(self) -> dict[str, torch.Tensor]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        values = ((name, getattr(self, name)) for name in _PACK_FIELDS)
+        return {name: value for name, value in values if isinstance(value, torch.Tensor)}
+
+
+# Found once: packs are copied before every pass.
+_PACK_FIELDS = tuple(field.name for field in fields(Pack))
 
 
 class RowSource(Protocol):

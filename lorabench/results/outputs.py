@@ -5,7 +5,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+# What stands where a file, or a folder, is to be, and is none of these.
+_OTHER = {"file": "no regular file", "folder": "a file"}
 
 
 def output_issues(path: Path, overwrite: bool, flag: str = "--output") -> list[str]:
@@ -29,22 +31,11 @@ def output_issues(path: Path, overwrite: bool, flag: str = "--output") -> list[s
     Refused are: what exists, unless it is a regular file and `overwrite` is on; a symbolic link, a pipe, a device or a
     folder in any case; a run's own files, there or not; a folder that is missing or takes no files.
     """
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        found = None
-    except (OSError, ValueError) as error:  # a name too long, a file where a folder should be; a null byte
-        return [f"{flag} {path}: {why_not(error)}; expected a file that can be written"]
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "no regular file")
-        return [f"{flag} {path}: {kind}, which is never replaced; expected the name of a file"]
-    run = _owner(path)
-    if run is not None:
-        return [f"{flag} {path}: belongs to the run in {run}, and is never replaced; expected another name"]
-    if found is not None and not overwrite:
+    issues, found = _look_up(path, flag, "file", stat.S_ISREG)
+    if issues:
+        return issues
+    if found and not overwrite:
         return [f"{flag} {path}: exists already; expected a new file, or --overwrite to replace it"]
-    if not path.parent.is_dir():
-        return [f"{flag} {path}: there is no folder {path.parent}; expected one to write into"]
     return _parent_issues(path, flag)
 
 
@@ -75,25 +66,14 @@ def folder_issues(path: Path, overwrite: bool, mark: str, flag: str = "--output"
     Args:
         mark: the file that such a result has, and no other folder.
     """
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        found = None
-    except (OSError, ValueError) as error:
-        return [f"{flag} {path}: {why_not(error)}; expected a folder that can be written"]
-    if found is not None and not stat.S_ISDIR(found.st_mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(found.st_mode)), "a file")
-        return [f"{flag} {path}: {kind}, which is never replaced; expected the name of a folder"]
-    run = _owner(path)
-    if run is not None:
-        return [f"{flag} {path}: belongs to the run in {run}, and is never replaced; expected another name"]
-    if found is not None and any(path.iterdir()):
+    issues, found = _look_up(path, flag, "folder", stat.S_ISDIR)
+    if issues:
+        return issues
+    if found and any(path.iterdir()):
         if not (path / mark).is_file():
             return [f"{flag} {path}: holds other files (no {mark}), and is never replaced; expected a new folder"]
         if not overwrite:
             return [f"{flag} {path}: exists already; expected a new folder, or --overwrite to replace it"]
-    if not path.parent.is_dir():
-        return [f"{flag} {path}: there is no folder {path.parent}; expected one to write into"]
     return _parent_issues(path, flag)
 
 
@@ -126,6 +106,28 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     shutil.rmtree(retired, ignore_errors=True)
 
 
+def _look_up(path: Path, flag: str, kind: str, is_kind: Callable[[int], bool]) -> tuple[list[str], bool]:
+    """What is wrong with a name whether or not it may be replaced, and whether something of that kind has it.
+
+    Args:
+        kind: what is to be written: a file, or a folder.
+        is_kind: whether a mode is that of one.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError) as error:  # a name too long, a file where a folder should be; a null byte
+        return [f"{flag} {path}: {why_not(error)}; expected a {kind} that can be written"], False
+    if found is not None and not is_kind(found.st_mode):
+        odd = next((name for test, name in _KINDS if test(found.st_mode)), _OTHER[kind])
+        return [f"{flag} {path}: {odd}, which is never replaced; expected the name of a {kind}"], True
+    run = _owner(path)
+    if run is not None:
+        return [f"{flag} {path}: belongs to the run in {run}, and is never replaced; expected another name"], True
+    return [], found is not None
+
+
 def _owner(path: Path) -> Path | None:
     """The folder of the run that a path belongs to; None for a name that no run uses.
 
@@ -143,7 +145,9 @@ def _owner(path: Path) -> Path | None:
 
 
 def _parent_issues(path: Path, flag: str) -> list[str]:
-    """Whether the folder takes a file: tried, since rights and read-only file systems have many ways to say no."""
+    """Whether the folder is there and takes a file: tried, since rights and file systems have many ways to say no."""
+    if not path.parent.is_dir():
+        return [f"{flag} {path}: there is no folder {path.parent}; expected one to write into"]
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -82,27 +82,29 @@ def terminable(alone: bool) -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
-    signal.signal(signal.SIGTERM, leave)
     try:
-        yield
+        with handling((signal.SIGTERM,), leave):
+            yield
     except _Terminated:
         raise RunInterrupted(signal.SIGTERM, " before the first step") from None
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
     """Inside, the signals do nothing: for what takes seconds, and after which the process ends anyway."""
-    if not _in_main_thread():
+    with handling(STOP_SIGNALS, signal.SIG_IGN):
         yield
-        return
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+
+
+@contextmanager
+def handling(numbers: Iterable[int], handler: Any) -> Iterator[None]:
+    """Inside, signals have another handler; in a thread beside the main one, where Python gives no say in it, none."""
+    previous = {number: signal.signal(number, handler) for number in numbers} if _in_main_thread() else {}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def _in_main_thread() -> bool:
