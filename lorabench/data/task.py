@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
@@ -22,7 +21,7 @@ from lorabench.data.labels import (
     read_labels,
 )
 from lorabench.data.readers import Columns
-from lorabench.data.sources import Table, file_format, load_tables, read_table
+from lorabench.data.sources import Table, load_tables
 from lorabench.data.texts import (
     check_header_rows,
     check_training_texts,
@@ -169,18 +168,6 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
         label_kind=_label_kind(tables["train"], config.label_column, labels),
         findings=division.findings,
     )
-
-
-def load_rows(flag: str, path: Path, config: DataConfig) -> Rows:
-    """Texts and ids of one file without labels, by the task's columns.
-
-    Raises:
-        ConfigError: the file cannot be read, lacks the text column or has rows without a text.
-    """
-    issues = IssueList()
-    rows = _rows(read_table(flag, path, file_format(config)), config, task_preset(config.task), issues, [])
-    issues.raise_if_any()
-    return rows
 
 
 def text_rows(texts: Iterable[str] | Iterable[tuple[str, str]], paired: bool = False) -> Rows:

@@ -8,8 +8,7 @@ import torch
 from running import SAMPLE, train
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from lorabench.config.defaults import resolve_defaults
-from lorabench.data.task import load_rows
+from lorabench.data.readers import read_columns
 from lorabench.data.tokenizer import train_stand_in
 
 
@@ -18,8 +17,8 @@ def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained-looking folder: 4 layers, hidden size 512, with a stand-in tokenizer whose pad is its eos."""
     folder = tmp_path_factory.mktemp("small-llama")
     torch.manual_seed(0)
-    rows = load_rows("--input", SAMPLE, resolve_defaults("minilm", "sample").data)
-    tokenizer = train_stand_in(rows.texts, "llama", 2048)
+    texts = read_columns("--input", SAMPLE)["text"]
+    tokenizer = train_stand_in(texts, "llama", 2048)
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=2048, hidden_size=512, intermediate_size=1376, num_hidden_layers=4, num_attention_heads=8,

@@ -16,10 +16,9 @@ from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lorabench import cli
-from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.batching import PaddedCollator, TokenizedRows
-from lorabench.data.task import load_rows
+from lorabench.data.readers import read_columns
 from lorabench.data.tokenizer import train_stand_in
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier
@@ -69,11 +68,11 @@ OTHER_SHAPES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
-    rows = load_rows("--input", SAMPLE, resolve_defaults("minilm", "sample").data)
+    texts = read_columns("--input", SAMPLE)["text"]
     for family, shape in {**SHAPES, **OTHER_SHAPES}.items():
         folders[family] = tmp_path_factory.mktemp(family)
         torch.manual_seed(0)
-        train_stand_in(rows.texts, family, 2000).save_pretrained(folders[family])
+        train_stand_in(texts, family, 2000).save_pretrained(folders[family])
         config = AutoConfig.for_model(family, **shape)
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folders[family])
     return folders

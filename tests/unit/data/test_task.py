@@ -16,7 +16,7 @@ from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import DataConfig
 from lorabench.data.findings import Conflicts, Dropped
 from lorabench.data.labels import class_weights, label_text
-from lorabench.data.task import Rows, TaskData, describe_rows, load_rows, load_task
+from lorabench.data.task import Rows, TaskData, describe_rows, load_task
 from lorabench.errors import ConfigError
 
 Columns = dict[str, list[Any]]
@@ -199,18 +199,23 @@ def test_a_custom_task_needs_a_file() -> None:
     assert issues(DataConfig(task="reclor"))[0].startswith("--task reclor: expected --train-file")
 
 
+def with_test_file(folder: Path, path: Path) -> DataConfig:
+    return dataclasses.replace(custom(folder, labelled(["a", "b"] * 5)), test_file=path)
+
+
 @pytest.mark.parametrize(("column", "ids"), [("id", ["7", "9"]), ("id_string", ["7", "9"]), ("nr", ["0", "1"])])
 def test_ids_are_those_of_the_file_else_row_numbers(tmp_path: Path, column: str, ids: list[str]) -> None:
     path = write(tmp_path / "rows.csv", {column: ["7", "9"], "text": ["a", "b"]})
-    rows = load_rows("--test-file", path, DataConfig(task="custom"))
+    rows = load_task(with_test_file(tmp_path, path), 42).test
+    assert rows is not None
     assert (rows.ids, rows.texts, rows.labels) == (ids, ["a", "b"], None)
     assert rows.cuttable == [(0, 1), (0, 1)]
 
 
 def test_rows_without_a_text_column_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", {"body": ["a"]})
-    with pytest.raises(ConfigError, match=r"--file .*rows.csv: no column 'text' .*the columns are body"):
-        load_rows("--file", path, DataConfig(task="custom"))
+    with pytest.raises(ConfigError, match=r"--test-file .*rows.csv: no column 'text' .*the columns are body"):
+        load_task(with_test_file(tmp_path, path), 42)
 
 
 # --- split and samples

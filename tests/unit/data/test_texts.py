@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import find_issues
 from lorabench.config.run_config import DataConfig, RunConfig
-from lorabench.data.task import load_rows, load_task, text_rows
+from lorabench.data.task import load_task, text_rows
 from lorabench.data.texts import Texts, is_blank, read_texts
 from lorabench.errors import ConfigError, IssueList
 
@@ -138,7 +138,7 @@ def custom(path: Path, columns: dict[str, list[Any]], **settings: Any) -> DataCo
     return DataConfig(task="custom", train_file=tiny.write_csv(path / "train.csv", columns), **settings)
 
 
-def test_training_and_prediction_read_the_same_rows(tmp_path: Path) -> None:
+def test_labelled_and_unlabelled_files_give_the_same_rows(tmp_path: Path) -> None:
     count = 20
     columns: dict[str, list[Any]] = {
         "a": tiny.texts(count),
@@ -147,9 +147,11 @@ def test_training_and_prediction_read_the_same_rows(tmp_path: Path) -> None:
         "id": [f"r{i}" for i in range(count)],
     }
     for settings in ({"text_column": "a,b"}, {"template": "{a}: {b}"}):
-        config = custom(tmp_path, columns, **settings)
-        data = load_task(config, 42)
-        rows = load_rows("--input", tmp_path / "train.csv", config)
+        unlabelled = {name: values for name, values in columns.items() if name != "label"}
+        test_file = tiny.write_csv(tmp_path / "unlabelled.csv", unlabelled)
+        data = load_task(custom(tmp_path, columns, test_file=test_file, **settings), 42)
+        rows = data.test
+        assert rows is not None
         assert (rows.pairs is None) == ("template" in settings)
         both = {
             name: content
