@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import tokenizers
+from packaging import version
+
 from lorabench.catalog.families import family_of
 from lorabench.data.batching import TokenizedRows
 from lorabench.data.task import Rows
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 # Share of unknown tokens from which a tokenizer is hardly one for these texts.
 MANY_UNKNOWN = 0.05
+# Before it, where two texts are too long by themselves the longer one does not always keep the odd token.
+CUTS_PAIRS_EVENLY = version.parse("0.23.3")
 
 
 def check_read(splits: Mapping[str, Rows], tokens: Mapping[str, TokenizedRows]) -> None:
@@ -57,6 +62,12 @@ def remarks_on(
     if beyond:
         remarks.append(
             f"{counted(beyond, 'row')} of more than {limit} tokens, the most that the tokenizer gives for its model"
+        )
+    cut = any(rows.pairs is not None and tokens[split].cut_rows for split, rows in splits.items())
+    if cut and version.parse(tokenizers.__version__) < CUTS_PAIRS_EVENLY:
+        remarks.append(
+            f"tokenizers {tokenizers.__version__} cuts some pairs one token elsewhere than this run and newer "
+            f"versions do; the card's code needs tokenizers {CUTS_PAIRS_EVENLY} or newer to give the same logits"
         )
     family = family_of(model_type)
     if family is not None and not family.causal and tokenizer.num_special_tokens_to_add() == 0:

@@ -243,6 +243,25 @@ def test_marks_in_texts_and_rows_beyond_the_tokenizers_limit_are_counted() -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("version", "max_length", "said"), [("0.23.2", 9, True), ("0.23.2", 99, False), ("0.23.3", 9, False)]
+)
+def test_versions_that_cut_pairs_elsewhere_are_named_where_a_pair_is_cut(
+    version: str, max_length: int, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizers.__version__", version)
+    tokenizer, rows = tiny_tokenizer("bert"), text_rows([("flood and fire", "a storm")], paired=True)
+    tokens = {"train": tokenize(rows, tokenizer, max_length, "file")}
+    assert (
+        remarks_on({"train": rows}, tokens, tokenizer, "bert")
+        == [
+            "tokenizers 0.23.2 cuts some pairs one token elsewhere than this run and newer versions do; the card's code "
+            "needs tokenizers 0.23.3 or newer to give the same logits"
+        ]
+        * said
+    )
+
+
 def test_an_encoder_whose_tokenizer_marks_no_beginning_is_told_of() -> None:
     from tokenizers.processors import TemplateProcessing
 

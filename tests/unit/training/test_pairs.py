@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import tiny
+import tokenizers
 import torch
+from packaging import version
 from reloading import card_code
 from transformers import AutoModel, AutoTokenizer, BartConfig
 
+from lorabench.data.reading import CUTS_PAIRS_EVENLY
 from lorabench.data.task import Rows, text_rows
 from lorabench.training.predict_file import predict_file
 from lorabench.training.prediction import FinishedRun, PredictOptions
@@ -70,13 +73,16 @@ def test_the_cards_code_gives_the_probabilities_of_predictions(kind: str, side: 
     assert record["data"]["cut_rows"]["train"] > 0
     longer = [("flood fire quake " * 9, "wind rain"), ("wind", "a </s> [SEP] b " * 9), ("rain", "wind")]
     predictor = RowPredictor(FinishedRun.read(run))
+    alike = kind != "pair" or version.parse(tokenizers.__version__) >= CUTS_PAIRS_EVENLY
+    assert alike or any("cuts some pairs one token elsewhere" in remark for remark in record["data"]["remarks"])
     for rows in ([], longer if kind == "pair" else [(" ".join(row),) for row in longer]):
         if rows and kind == "template":
             continue
         scope, read = run_card(run, kind, rows)
         assert max(scope["inputs"]["attention_mask"].sum(1)) <= LENGTH
         expected = predictor.logits(read, "texts").logits.softmax(dim=-1)
-        torch.testing.assert_close(scope["probabilities"], expected, rtol=1e-4, atol=1e-6)
+        if alike:
+            torch.testing.assert_close(scope["probabilities"], expected, rtol=1e-4, atol=1e-6)
     assert AutoTokenizer.from_pretrained(run / "adapter").truncation_side == side
 
 
