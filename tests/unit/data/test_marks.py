@@ -252,14 +252,11 @@ def test_versions_that_cut_pairs_elsewhere_are_named_where_a_pair_is_cut(
     monkeypatch.setattr("tokenizers.__version__", version)
     tokenizer, rows = tiny_tokenizer("bert"), text_rows([("flood and fire", "a storm")], paired=True)
     tokens = {"train": tokenize(rows, tokenizer, max_length, "file")}
-    assert (
-        remarks_on({"train": rows}, tokens, tokenizer, "bert")
-        == [
-            "tokenizers 0.23.2 cuts some pairs one token elsewhere than this run and newer versions do; the card's code "
-            "needs tokenizers 0.23.3 or newer to give the same logits"
-        ]
-        * said
+    expected = (
+        "tokenizers 0.23.2 cuts some pairs one token elsewhere than this run and newer versions do; the card's code "
+        "needs tokenizers 0.23.3 or newer to give the same logits"
     )
+    assert remarks_on({"train": rows}, tokens, tokenizer, "bert") == [expected] * said
 
 
 def test_an_encoder_whose_tokenizer_marks_no_beginning_is_told_of() -> None:
