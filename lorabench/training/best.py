@@ -67,6 +67,11 @@ class BestAdapter:
         """Of the best evaluation, [rows, classes] on the CPU, the same on every rank; None where there was none."""
         return self._best_logits
 
+    @property
+    def _comparable_logits(self) -> torch.Tensor | None:
+        """The same, where they came of the batches that this launch evaluates in."""
+        return self._best_logits if self._is_comparable else None
+
     def save(self, record: Record, logits: torch.Tensor) -> None:
         """Keep the present adapter. A collective call.
 
@@ -133,7 +138,7 @@ class BestAdapter:
         self._setting.ranks.on_main(lambda: self._check_call(folder, best))
         with self._setting.strategy.whole_parameters(self._built.classifier, modify=True):
             checkpoint.load_state(self._built.classifier.adapted, best)
-        expected = self._best_logits if self._is_comparable else None
+        expected = self._comparable_logits
         difference = None if expected is None else self._compare(expected)
         return {"folder": ADAPTER_FOLDER, "reload_difference": difference}
 
@@ -153,7 +158,7 @@ class BestAdapter:
         """Make the card's call, where a second copy of the model is small: in host memory, in full precision."""
         config = self._setting.config.model
         held = self._inputs.weights.total * torch.float32.itemsize
-        expected = self._best_logits if self._is_comparable else None
+        expected = self._comparable_logits
         if held > CALLED_BYTES or config.quantize != "none" or config.trust_remote_code or expected is None:
             return
         collator = self._inputs.collators["validation"]
