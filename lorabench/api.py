@@ -19,8 +19,14 @@ from lorabench.data.given_texts import list_texts
 from lorabench.data.task import Rows, text_rows
 from lorabench.errors import ConfigError
 from lorabench.machine.libraries import as_guest
-from lorabench.training.prediction import PREDICT_BATCH_SIZE, FinishedRun, classes_and_probabilities
+from lorabench.training.prediction import (
+    PREDICT_BATCH_SIZE,
+    FinishedRun,
+    calibrated_probabilities,
+    classes_and_probabilities,
+)
 from lorabench.training.start import start
+from lorabench.training.tuning import AUTO
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,10 +61,14 @@ class Prediction:
     Attributes:
         label: the most probable class.
         probabilities: by class, in the order of the run's classes.
+        label_at_threshold: of two classes, the one by the threshold; None without one.
+        calibrated: probabilities by class with the temperature; None without one.
     """
 
     label: str
     probabilities: dict[str, float]
+    label_at_threshold: str | None = None
+    calibrated: dict[str, float] | None = None
 
 
 def train(config: str | Path | None = None, **flags: Unpack[Flags]) -> Result:
@@ -89,18 +99,29 @@ class Predictor:
 
     Args:
         run: the run's folder.
+        threshold: of two classes, the least probability of the positive one for `Prediction.label_at_threshold`:
+            "tuned", the run's own; "auto", that if there is one; a number from 0 to 1; "none".
+        temperature: what logits are divided by for `Prediction.calibrated`: the same words, or a number above 0.
         trust_remote_code: run Python code that comes with the base model.
 
     Attributes:
         labels: the run's classes, in the order of the probabilities.
 
     Raises:
-        ConfigError: the run has no adapter, or its base model cannot be had.
+        ConfigError: the run has no adapter, no threshold or temperature where one is asked for, or its base model
+            cannot be had.
         RunError: the model does not fit into memory.
     """
 
-    def __init__(self, run: str | Path, *, trust_remote_code: bool = False) -> None:
-        self._run = _finished(run)
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        threshold: str | float = AUTO,
+        temperature: str | float = AUTO,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._run = _finished(run).tuned(threshold, temperature)
         self.labels = self._run.labels
         with as_guest():
             # Heavy imports, only for a run that is known to be good.
@@ -126,14 +147,30 @@ class Predictor:
         with as_guest():
             logits = self._predictor.logits(rows, "the texts", batch_size).logits
         chosen, probabilities = classes_and_probabilities(logits)
+        tuning = self._run.tuning
+        decided, calibrated = (
+            map(tuning.decide, probabilities),
+            calibrated_probabilities(logits, tuning) or [None] * len(chosen),
+        )
         return [
-            Prediction(self.labels[index], dict(zip(self.labels, values, strict=True)))
-            for index, values in zip(chosen, probabilities, strict=True)
+            Prediction(
+                self.labels[index],
+                dict(zip(self.labels, values, strict=True)),
+                None if other is None else self.labels[other],
+                None if cooled is None else dict(zip(self.labels, cooled, strict=True)),
+            )
+            for index, values, other, cooled in zip(chosen, probabilities, decided, calibrated, strict=True)
         ]
 
 
 def predict(
-    run: str | Path, texts: Texts, *, batch_size: int = PREDICT_BATCH_SIZE, trust_remote_code: bool = False
+    run: str | Path,
+    texts: Texts,
+    *,
+    batch_size: int = PREDICT_BATCH_SIZE,
+    threshold: str | float = AUTO,
+    temperature: str | float = AUTO,
+    trust_remote_code: bool = False,
 ) -> list[Prediction]:
     """Labels and probabilities of `texts`, in their order, by the best adapter of a finished run.
 
@@ -143,17 +180,19 @@ def predict(
         run: the run's folder.
         texts: see `Predictor.predict`.
         batch_size: rows per forward pass, where they are padded; results do not depend on it.
+        threshold: see `Predictor`; so is `temperature`.
         trust_remote_code: run Python code that comes with the base model.
 
     Raises:
-        ConfigError: the run has no adapter, or its base model cannot be had; no list of texts; a text is empty, or
+        ConfigError: see `Predictor`; no list of texts; a text is empty, or
             no pair where one is expected.
         RunError: the model, or one text, does not fit into memory.
     """
-    finished, given = _finished(run), list_texts(texts)
+    finished, given = _finished(run).tuned(threshold, temperature), list_texts(texts)
     if not _rows(finished, given, batch_size):
         return []
-    return Predictor(run, trust_remote_code=trust_remote_code).predict(given, batch_size=batch_size)
+    predictor = Predictor(run, threshold=threshold, temperature=temperature, trust_remote_code=trust_remote_code)
+    return predictor.predict(given, batch_size=batch_size)
 
 
 def _finished(run: str | Path) -> FinishedRun:

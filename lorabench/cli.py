@@ -12,6 +12,7 @@ import tyro
 from lorabench import __version__
 from lorabench.catalog.families import FAMILIES
 from lorabench.catalog.models import MODELS
+from lorabench.catalog.recipes import RECIPES
 from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import (
     PROGRAM,
@@ -143,7 +144,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def models(arguments: Sequence[str]) -> int:
-    """List model presets, tasks and architectures."""
+    """List model presets, architectures, recipes and tasks."""
     tyro.cli(NoOptions, args=list(arguments), prog="lorabench models")
     print("\n".join(model_lines()))
     return 0
@@ -151,7 +152,7 @@ def models(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Model presets with their settings, tasks, and the architectures with known LoRA targets."""
+    """Model presets with their settings, the architectures with known LoRA targets, recipes and tasks."""
 
 
 def model_lines() -> list[str]:
@@ -171,6 +172,10 @@ def model_lines() -> list[str]:
     ]
     lines.append("Architectures (LoRA targets)")
     lines += [f"  {name:<14} {', '.join(item.targets)}" for name, item in FAMILIES.items()]
+    lines += ["", "Recipes (--recipe)"]
+    for name, recipe in RECIPES.items():
+        rates = recipe.rates_in_words()
+        lines.append(f"  {name:<14} {recipe.summary}{f' (by parameters: {rates})' if rates else ''}")
     lines += ["", "Tasks (--task)"]
     for name, task in TASKS.items():
         source = "embedded, synthetic" if task.embedded else task.hub_id or "your files: --train-file"

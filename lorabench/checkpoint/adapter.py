@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lorabench.checkpoint.card import CARD_FILE
 from lorabench.config.saved_adapter import CLASSES_FILE
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError, first_line
@@ -76,7 +77,7 @@ def save_adapter(
         settings.inference_mode = True
         settings.save_pretrained(str(staging))
         tokenizer.save_pretrained(str(staging))
-        readme = staging / "README.md"
+        readme = staging / CARD_FILE
         readme.write_text(card, encoding="utf-8")
         names = {"id2label": dict(enumerate(labels))}
         (staging / CLASSES_FILE).write_text(json.dumps(names, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

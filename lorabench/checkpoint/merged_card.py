@@ -16,7 +16,7 @@ from lorabench.harmless import markdown, printable
 from lorabench.models.source import local_source
 from lorabench.results.class_table import name_cells
 from lorabench.results.report import table_row
-from lorabench.results.run_folder import lookup
+from lorabench.results.run_folder import calibration_of, lookup, number_at
 from lorabench.results.summary import summary_lines
 from lorabench.results.table import to_markdown
 
@@ -78,7 +78,7 @@ On a few texts its logits differ from those of base model and adapter by {facts.
 {_usage(record)}
 ```
 
-Texts are cut at {record["config"]["data"]["max_length"]} tokens, as in training.
+Texts are cut at {record["config"]["data"]["max_length"]} tokens, as in training.{_beside_weights(record)}
 
 ## Data
 
@@ -103,6 +103,22 @@ lorabench {markdown(str(lookup(record, "environment", "packages", "lorabench")))
 
 {_licence_lines(record, base, licence)}
 """  # noqa: E501
+
+
+def _beside_weights(record: Mapping[str, Any]) -> str:
+    """What the run fitted to its scores and no weight holds."""
+    calibration = calibration_of(record)
+    if calibration is None:
+        return ""
+    threshold, temperature = (number_at(calibration, name) for name in ("threshold", "temperature"))
+    positive = markdown(name_cells(lookup(record, "data", "positive_label")))
+    said = [
+        *([] if threshold is None else [f"a threshold of {threshold:.4f} for the probability of class {positive}"]),
+        *([] if temperature is None else [f"a temperature of {temperature:.4g}, which logits are divided by"]),
+    ]
+    if not said:
+        return ""
+    return f" Not in the weights: {' and '.join(said)}, fitted on the validation rows (see Results)."
 
 
 def _usage(record: Mapping[str, Any]) -> str:

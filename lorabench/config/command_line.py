@@ -1,4 +1,4 @@
-"""Command line -> `RunConfig`: presets give the defaults, a configuration file changes them, flags override both."""
+"""Command line -> `RunConfig`: presets and recipe give the defaults, a file changes them, flags override all."""
 
 import argparse
 import os
@@ -12,11 +12,19 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from lorabench.catalog.models import MODELS
+from lorabench.catalog.recipes import ORIGINAL, RECIPES
 from lorabench.catalog.tasks import TASKS
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
 from lorabench.config.config_file import ConfigFile, read_config_file
-from lorabench.config.defaults import OWN_DATA_FLAGS, apply_settings, resolve_defaults, resolve_names, unknown_names
+from lorabench.config.defaults import (
+    OWN_DATA_FLAGS,
+    apply_settings,
+    recipe_issues,
+    resolve_defaults,
+    resolve_names,
+    unknown_names,
+)
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions, flag_types
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
@@ -24,6 +32,8 @@ from lorabench.files import ADDRESS_ISSUE, is_address, is_same_file
 from lorabench.harmless import printable
 
 PROGRAM = "lorabench train"
+# Flags that choose the defaults of others.
+_CHOOSING = ("model", "revision", "adapter", "task", "recipe", "learning_rate")
 _EXAMPLE = "accelerate launch -m lorabench.train --model llama3-8b --task disaster-tweets"
 
 
@@ -66,7 +76,7 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
             of it that are no flags.
         SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
     """
-    given, _ = take_flags(arguments, ("config", "model", "adapter", "task", *OWN_DATA_FLAGS))
+    given, _ = take_flags(arguments, ("config", *_CHOOSING, *OWN_DATA_FLAGS))
     file = read_config_file(given.pop("config"), flag_types())
     preset = resolve_with_file(given, file)
     command = tyro.cli(
@@ -74,8 +84,9 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
         args=list(arguments),
         default=TrainCommand(flags=preset),
         prog=prog,
-        description=f"Fine-tune a classifier with LoRA. Defaults follow --model and --task: those shown are of "
-        f"--model {preset.model.model} --task {preset.data.task}; name others beside --help to see theirs. "
+        description=f"Fine-tune a classifier with LoRA. Defaults follow --model, --task and --recipe: those shown "
+        f"are of --model {preset.model.model} --task {preset.data.task} --recipe {preset.optim.recipe}; name others "
+        "beside --help to see theirs. "
         f"Example: {_EXAMPLE}. Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
         config=(tyro.conf.OmitArgPrefixes, *_flag_pairs(file)),
         console_outputs=launching or is_first_on_host(),
@@ -90,19 +101,27 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
 
 
 def resolve_with_file(given: Mapping[str, Any], file: ConfigFile) -> RunConfig:
-    """The configuration before any flag: default < model preset < task preset < adapter to go on from < file.
+    """The configuration before any flag: default < model < task < recipe < adapter to go on from < file.
 
     Args:
-        given: the flags that choose model, adapter, task and data; None where one is not given.
+        given: the flags that choose model, adapter, task, data and recipe, and the learning rate; None where one is
+            not given.
 
     Raises:
-        ConfigError: see `read_saved_adapter`.
+        ConfigError: see `read_saved_adapter`; the recipe does not know the model's size, nor is there a learning rate.
     """
     chosen = {**file.values, **{name: value for name, value in given.items() if value is not None}}
     own_data = any(chosen.get(name) for name in OWN_DATA_FLAGS)
     saved = read_saved_adapter(chosen.get("adapter"))
     model, task = resolve_names(chosen.get("model"), chosen.get("task"), own_data, saved)
-    return apply_settings(resolve_defaults(model, task, saved), {**file.values, "model": model, "task": task})
+    recipe = chosen.get("recipe", ORIGINAL)
+    recipe = recipe if recipe in RECIPES else ORIGINAL  # an unknown one is said where all flags are read
+    if chosen.get("learning_rate") is None and not unknown_names(model, task):
+        issues = recipe_issues(recipe, model, chosen.get("revision"))
+        if issues:
+            raise ConfigError(issues)
+    resolved = resolve_defaults(model, task, saved, recipe, chosen.get("revision"))
+    return apply_settings(resolved, {**file.values, "model": model, "task": task})
 
 
 def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -> Options:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorabench.catalog.models import MODELS
+from lorabench.catalog.recipes import ORIGINAL, RECIPES
 from lorabench.catalog.settings import ComputeDtype, Settings
 from lorabench.catalog.tasks import CUSTOM_TASK, TASKS, task_preset
+from lorabench.config.model_size import known_parameters
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig
 from lorabench.config.saved_adapter import SavedAdapter
 
@@ -39,8 +41,16 @@ def resolve_names(
     return model or named, otherwise if task is None else task
 
 
-def resolve_defaults(model: str, task: str, saved: SavedAdapter | None = None) -> RunConfig:
-    """The configuration before any flag: default < model preset < task preset < the adapter to go on from."""
+def resolve_defaults(
+    model: str, task: str, saved: SavedAdapter | None = None, recipe: str = ORIGINAL, revision: str | None = None
+) -> RunConfig:
+    """The configuration before any flag: default < model preset < task preset < recipe < the adapter to go on from.
+
+    Args:
+        recipe: key of `RECIPES`. Where the model's size is not known, the learning rate stays what it was; see
+            `recipe_issues`.
+        revision: of a Hub model.
+    """
     config = RunConfig()
     config = dataclasses.replace(
         config,
@@ -50,7 +60,29 @@ def resolve_defaults(model: str, task: str, saved: SavedAdapter | None = None) -
     if model in MODELS:
         config = apply_settings(config, MODELS[model].settings)
     config = apply_settings(config, task_preset(task).settings)
+    config = apply_settings(config, {**RECIPES[recipe].settings, "recipe": recipe})
+    rate = _learning_rate(recipe, model, revision)
+    if rate is not None:
+        config = apply_settings(config, Settings(learning_rate=rate))
     return config if saved is None else apply_settings(config, saved.settings())
+
+
+def recipe_issues(recipe: str, model: str, revision: str | None) -> list[str]:
+    """What a recipe lacks to say the learning rate, where no flag says it."""
+    if not RECIPES[recipe].learning_rates or _learning_rate(recipe, model, revision) is not None:
+        return []
+    return [
+        f"--recipe {recipe}: its learning rate goes by the number of parameters, and that of {model} is not known "
+        f"before its weights (safetensors) are here; expected --learning-rate ({RECIPES[recipe].rates_in_words()})"
+    ]
+
+
+def _learning_rate(recipe: str, model: str, revision: str | None) -> float | None:
+    """What a recipe says for a model; None where it says nothing, or does not know how large the model is."""
+    if not RECIPES[recipe].learning_rates:
+        return None
+    parameters = known_parameters(model, revision)
+    return None if parameters is None else RECIPES[recipe].learning_rate(parameters)
 
 
 def apply_settings(config: RunConfig, settings: Settings | Mapping[str, Any]) -> RunConfig:

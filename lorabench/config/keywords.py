@@ -19,6 +19,7 @@ from lorabench.config.run_config import (
     OnOutOfMemory,
     Precision,
     Quantization,
+    RecipeName,
     RunConfig,
     Scheduler,
     SplitMethod,
@@ -73,6 +74,7 @@ class Flags(TypedDict, total=False):
     max_train_samples: int | None
     max_eval_samples: int | None
     class_weights: str
+    recipe: RecipeName
     epochs: int
     max_steps: int | None
     batch_size: int

@@ -1,7 +1,7 @@
 """What a run is asked to do: one frozen dataclass per concern, kept as JSON in `run.json`.
 
 The docstring under a field is its help text on the command line. Precedence: default < model preset < task preset <
-flag; `defaults` builds the instance that the command line then overrides. Nothing here imports torch.
+recipe < flag; `defaults` builds the instance that the command line then overrides. Nothing here imports torch.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from lorabench.catalog.metrics import metrics_in
+from lorabench.catalog.recipes import ORIGINAL, RECIPES
 from lorabench.catalog.settings import Checkpointing, Quantization, SplitMethod
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.values import convert
@@ -25,9 +26,11 @@ OnOutOfMemory = Literal["shrink", "stop"]
 # Choices that the catalog gives when this is imported; a type checker takes them for any text.
 if TYPE_CHECKING:
     BestMetric = str
+    RecipeName = str
     Tracker = str
 else:
     BestMetric = Literal[*metrics_in("best_metric")]
+    RecipeName = Literal[*RECIPES]
     Tracker = Literal["none", *TRACKERS]
 
 
@@ -140,6 +143,10 @@ class DataConfig:
 class OptimConfig:
     """How long and how fast."""
 
+    recipe: RecipeName = ORIGINAL
+    """Settings of LoRA and optimizer together. `original`: those of model and task, as published or tried. `strong`:
+    LoRA on all linear layers with rank 16 and alpha 32, a learning rate by the size of the model, warm-up and linear
+    decay, clipping at 1. Flags win over it, and it over the settings of model and task."""
     epochs: int = 5
     """Passes over the training rows."""
     max_steps: int | None = None

@@ -33,7 +33,8 @@ class CompareOptions:
     config: Path | None = None
     """YAML file with these axes and the runs' flags; the command line wins over it."""
     preset: str | None = None
-    """An original experiment: tweets (three models), two-3090s (Llama-3-8B, 30 epochs) or reclor (QLoRA)."""
+    """An original experiment: tweets (three models), two-3090s (Llama-3-8B, 30 epochs) or reclor (QLoRA); or recipes:
+    every --recipe with three seeds."""
     models: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("--model",))] = None
     """Each as --model takes it."""
     tasks: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=("--task",))] = None

@@ -24,7 +24,10 @@ TITLE = "Comparison"
 
 def sheets(comparison: Comparison) -> list[Sheet]:
     """The tables of the page, those left out that would be empty."""
-    made = [_results(comparison), _before_and_after(comparison), _pairs(comparison), _runs(comparison)]
+    made = [
+        *(_results(comparison), _calibration(comparison), _before_and_after(comparison)),
+        *(_pairs(comparison), _runs(comparison)),
+    ]
     return [sheet for sheet in made if sheet is not None]
 
 
@@ -65,6 +68,11 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
 def _cell_json(result: CellResult) -> dict[str, Any]:
     spreads = {
         "f1": result.score("best", "f1"),
+        "f1_at_threshold": result.score("calibration", "at_threshold", "f1"),
+        "f1_cross_fitted": result.score("calibration", "cross_fitted", "f1"),
+        "ece": result.score("calibration", "ece", "before"),
+        "ece_calibrated": result.score("calibration", "ece", "after"),
+        "ece_cross_fitted": result.score("calibration", "ece", "cross_fitted"),
         "accuracy": result.score("best", "accuracy"),
         "accuracy_before": result.score("before", "accuracy"),
         "train_seconds": result.spread("train_seconds"),
@@ -189,6 +197,33 @@ def _before_and_after(comparison: Comparison) -> Sheet | None:
     return Sheet(
         title="Before and after training", columns=("", *scores), rows=tuple(rows), quiet=frozenset(quiet),
         notes=("On the validation rows; after: the best epoch.",),
+    )  # fmt: skip
+
+
+def _calibration(comparison: Comparison) -> Sheet | None:
+    """What a threshold in place of argmax, and a temperature, do to the scores."""
+    figures = {
+        "F1, argmax": ("best", "f1"),
+        "F1 at threshold": ("calibration", "cross_fitted", "f1"),
+        "on its own rows": ("calibration", "at_threshold", "f1"),
+        "ECE": ("calibration", "ece", "before"),
+        "ECE with temperature": ("calibration", "ece", "cross_fitted"),
+        "on their own rows": ("calibration", "ece", "after"),
+    }
+    fitted = [result for result in comparison.cells if result.score("calibration", "ece", "before") is not None]
+    if not fitted:
+        return None
+    rows = tuple(
+        (describe(result.cell, comparison.plan), *(_score(result.score(*keys)) for keys in figures.values()))
+        for result in fitted
+    )
+    return Sheet(
+        title="Threshold and calibration", columns=("", *figures), rows=rows,
+        notes=(
+            "On the validation rows. Threshold (two classes) and temperature are cross-fitted: each fifth of the rows"
+            " is judged by what was fitted on the others; on their own rows, by what was fitted on all of them. ECE:"
+            " expected calibration error, 15 bins.",
+        ),
     )  # fmt: skip
 
 

@@ -1,12 +1,11 @@
 """How many bytes the frozen weights of a model take. Nothing here imports torch: the launcher asks, too."""
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorabench.catalog.families import FAMILIES, is_linear_weight
 from lorabench.catalog.models import ModelPreset
+from lorabench.config.model_size import read_headers
 
 # An 8-bit scale for each block of 64 weights, and a 32-bit one for each 256 of those.
 NF4_SCALE_BITS = 8 / 64 + 32 / (64 * 256)
@@ -45,19 +44,9 @@ def count_preset(preset: ModelPreset) -> WeightCount:
 
 def count_folder(folder: Path) -> tuple[WeightCount, int] | None:
     """Parameters and bytes from the headers of a folder's weight files; None where there are none to read."""
-    parameters = linear = stored_bytes = 0
-    # `model*` leaves out the second copy of the same weights that some checkpoints carry as consolidated.safetensors.
-    for path in folder.glob("model*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            sizes = {name: math.prod(entry["shape"]) for name, entry in tensors.items()}
-            parameters += sum(sizes.values())
-            linear += sum(
-                size for name, size in sizes.items() if len(tensors[name]["shape"]) == 2 and is_linear_weight(name)
-            )
-            stored_bytes += sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-            return None  # Damaged weights are for the training process to report; here their size is unknown.
-    return (WeightCount(parameters, linear), stored_bytes) if parameters else None
+    tensors = read_headers(folder)
+    if not tensors:
+        return None
+    linear = (tensor.size for name, tensor in tensors.items() if len(tensor.shape) == 2 and is_linear_weight(name))
+    count = WeightCount(total=sum(tensor.size for tensor in tensors.values()), linear=sum(linear))
+    return count, sum(tensor.stored_bytes for tensor in tensors.values())

@@ -11,7 +11,7 @@ from typing import Any
 from lorabench.catalog.metrics import METRICS
 from lorabench.errors import ConfigError
 from lorabench.harmless import csv_cell, printable
-from lorabench.results.run_folder import lookup, number_at
+from lorabench.results.run_folder import calibration_of, lookup, number_at
 
 PHASES = ("load", "train", "eval")
 Figures = dict[str, Any]
@@ -23,6 +23,7 @@ _TEXTS = {
     "dtype": ("precision",),
     "execution": ("execution",),
     "weights": ("model", "weights"),
+    "recipe": ("config", "optim", "recipe"),
     "error": ("error",),
 }
 _NUMBERS = {
@@ -37,9 +38,19 @@ _NUMBERS = {
     "total_parameters": ("model", "total_parameters"),
     "trainable_percent": ("model", "trainable_percent"),
 }
+# Of a record's `calibration`; F1 of the positive class, by the threshold in place of the larger probability.
+_FITTED = {
+    "threshold": ("threshold",),
+    "f1_at_threshold": ("at_threshold", "f1"),
+    "f1_cross_fitted": ("cross_fitted", "f1"),
+    "temperature": ("temperature",),
+    "ece": ("ece", "before"),
+    "ece_calibrated": ("ece", "after"),
+    "ece_cross_fitted": ("ece", "cross_fitted"),
+}
 _ORDER = (
     *("run", "status", "model", "task", "data", "synthetic", "strategy", "world_size", "dtype", "execution"),
-    *("weights", "seed"),
+    *("weights", "recipe", "seed"),
 )
 # What is called otherwise in the table of the terminal.
 _ALIASES = {"training time": "train_seconds", "memory": "memory_gb", "trainable": "trainable_percent", "id": "run"}
@@ -68,6 +79,8 @@ def run_figures(record: Mapping[str, Any], run: str, status: str | None) -> Figu
     scored = lookup(record, "status") == "completed" and figures["weights"] != "random"
     best = lookup(record, "best") if scored else None
     figures |= {name: number_at(best, name) for name in (*METRICS, "epoch")}
+    fitted = calibration_of(record) if scored else None
+    figures |= {name: number_at(fitted, *keys) for name, keys in _FITTED.items()}
     entries = rank_memory(record)
     known = [gigabytes for _, gigabytes in entries if gigabytes is not None]
     figures["memory_gb"] = max(known) if known and len(known) == len(entries) else None

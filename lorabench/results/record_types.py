@@ -51,6 +51,7 @@ class _List:
 _SCORES = _Object(
     {**dict.fromkeys((*METRICS, "loss", "rows", "epoch", "step", "value"), _number), "metric": _text},
 )
+_FITTED = {"ece": _Object(others=_number), "nll": _Object(others=_number), "at_threshold": _SCORES}
 _NUMBERS = ("train_seconds", "wall_seconds", "first_step_seconds", "model_construction_seconds", "steps")
 _RATES = ("examples_per_second", "tokens_per_second", "padding_percent", "skipped_steps")
 _MEMORY = _Object(
@@ -72,7 +73,7 @@ RECORD = _Object(
             {
                 "model": _Object({"model": _text}),
                 "data": _Object({"task": _text, "train_file": _text}),
-                "optim": _Object({"epochs": _number, "seed": _number}),
+                "optim": _Object({"epochs": _number, "seed": _number, "recipe": _text}),
             },
             others=_Object(),
         ),
@@ -95,6 +96,15 @@ RECORD = _Object(
             }
         ),
         **dict.fromkeys(("before", "best", "test"), _SCORES),
+        "calibration": _Object(
+            {
+                **dict.fromkeys(("temperature", "threshold", "rows", "bins", "folds"), _number),
+                **dict.fromkeys(("metric", "note"), _text),
+                **_FITTED,
+                "cross_fitted": _SCORES,
+                "test": _Object({**_FITTED, "rows": _number}),
+            }
+        ),
         "history": _List(_SCORES),
         "memory": _List(_MEMORY),
         "resumed": _List(_Object()),

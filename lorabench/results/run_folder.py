@@ -101,6 +101,12 @@ def number_at(record: Any, *keys: str) -> float | None:
     return value if known else None
 
 
+def calibration_of(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The record's `calibration`; None where nothing was fitted, or scores mean nothing."""
+    found = lookup(run, "calibration")
+    return found if isinstance(found, Mapping) and lookup(run, "model", "weights") != "random" else None
+
+
 def find_adapter(run_dir: Path) -> Path | None:
     """The adapter of a run, also of one that was killed while it swapped a new one in; None if there is none.
 

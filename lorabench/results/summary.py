@@ -6,6 +6,7 @@ from typing import Any
 from lorabench.catalog.metrics import metrics_in
 from lorabench.harmless import printable
 from lorabench.results.amounts import format_count, format_gb, format_rate, format_score, format_seconds, three_digits
+from lorabench.results.calibration import calibration_lines
 from lorabench.results.class_table import class_lines, meaning_line
 from lorabench.results.figures import PHASES, device_of, ranks_of
 from lorabench.results.run_folder import lookup, number_at
@@ -49,6 +50,7 @@ def _score_lines(run: Mapping[str, Any]) -> list[str]:
         lines.append(f"test       {format_count(number_at(test, 'rows'))} rows: {scores}")
     meaning, positive = meaning_line(run), lookup(run, "data", "positive_label")
     lines += [] if meaning is None else [meaning]
+    lines += calibration_lines(run)
     return lines + class_lines(best, "validation, best epoch", positive) + class_lines(test, "test", positive)
 
 

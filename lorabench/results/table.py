@@ -42,6 +42,7 @@ class TableRow:
     trainable: str
     run: str = ""
     data: str = ""
+    recipe: str = ""
     seed: str = ""
     source: Source = "measured"
 
@@ -49,15 +50,15 @@ class TableRow:
         """The cells of some columns."""
         memory = memory_separator.join(self.memory) or UNKNOWN
         cells = {
-            **{"Run": self.run, "Model": self.model, "Task": self.task, "Data": self.data, "Strategy": self.strategy},
-            **{"Seed": self.seed, "F1": self.f1, "Training time": self.training_time, "Memory": memory},
-            "Trainable": self.trainable,
+            **{"Run": self.run, "Model": self.model, "Task": self.task, "Data": self.data, "Recipe": self.recipe},
+            **{"Strategy": self.strategy, "Seed": self.seed, "F1": self.f1, "Training time": self.training_time},
+            **{"Memory": memory, "Trainable": self.trainable},
         }
         return tuple(cells[name] for name in names)
 
 
 def shown_columns(rows: Sequence[TableRow]) -> tuple[str, ...]:
-    """`COLUMNS`, and what tells runs apart: their names where there are several, data and seed where they differ.
+    """`COLUMNS`, and what tells runs apart: names where there are several, data, recipe and seed where they differ.
 
     Reported rows have none of these.
     """
@@ -65,9 +66,10 @@ def shown_columns(rows: Sequence[TableRow]) -> tuple[str, ...]:
     more = {
         "Run": len(ours) > 1 and any(row.run for row in ours),
         "Data": len({row.data for row in ours}) > 1,
+        "Recipe": len({row.recipe for row in ours}) > 1,
         "Seed": len({row.seed for row in ours}) > 1,
     }
-    every = ("Run", "Model", "Task", "Data", "Strategy", "Seed", *COLUMNS[3:])
+    every = ("Run", "Model", "Task", "Data", "Recipe", "Strategy", "Seed", *COLUMNS[3:])
     return tuple(name for name in every if more.get(name, True))
 
 

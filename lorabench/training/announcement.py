@@ -33,6 +33,7 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
     lines = [
         f"model      {model['name']} ({model['weights']} weights{four_bits}), {model['source']}",
         *_row_lines(record),
+        _recipe_line(record["config"]),
         f"strategy   {record['strategy']}, {record['world_size']} process(es) on {device}, {record['precision']}",
         f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
         f"{record['world_size']} rank(s)",
@@ -40,6 +41,17 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
         *(f"note       {note}" for note in _notes(record["data"])),
     ]
     return [printable(line) for line in lines]
+
+
+def _recipe_line(config: Mapping[str, Any]) -> str:
+    """The recipe, and what became of it once presets and flags had their word."""
+    lora, optim = config["lora"], config["optim"]
+    warm_up = "" if optim["lr_scheduler"] == "constant" else f", warm-up {optim['warmup_ratio']:g}"
+    return (
+        f"recipe     {optim['recipe']}: LoRA r={lora['lora_r']} alpha={lora['lora_alpha']} on {lora['lora_targets']}, "
+        f"learning rate {optim['learning_rate']:g} {optim['lr_scheduler']}{warm_up}, clipped at "
+        f"{optim['max_grad_norm']:g}"
+    )
 
 
 def _row_lines(record: Mapping[str, Any]) -> list[str]:

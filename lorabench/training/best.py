@@ -8,15 +8,17 @@ import torch
 
 from lorabench.catalog.metrics import metrics_in
 from lorabench.checkpoint import adapter as checkpoint
-from lorabench.checkpoint.card import Reading, model_card
+from lorabench.checkpoint.card import CARD_FILE, Reading, model_card
 from lorabench.config.defaults import is_synthetic
 from lorabench.config.template import parse_template
 from lorabench.data.batching import Batch, MicroBatch, PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
+from lorabench.files import write_text_atomic
 from lorabench.models.reload import reload_arguments
 from lorabench.models.source import published_source
+from lorabench.results.calibration import temperature_words, threshold_words
 from lorabench.results.class_table import name_cells
 from lorabench.results.run_folder import ADAPTER_FOLDER, VALIDATION_PREDICTIONS_FILE
 from lorabench.results.tracking import Record
@@ -58,6 +60,17 @@ class BestAdapter:
         self._initial = self._read()
         self._best: dict[str, torch.Tensor] | None = None
         self._best_logits: torch.Tensor | None = None
+        self._is_comparable = True
+
+    @property
+    def validation_logits(self) -> torch.Tensor | None:
+        """Of the best evaluation, [rows, classes] on the CPU, the same on every rank; None where there was none."""
+        return self._best_logits
+
+    @property
+    def _comparable_logits(self) -> torch.Tensor | None:
+        """The same, where they came of the batches that this launch evaluates in."""
+        return self._best_logits if self._is_comparable else None
 
     def save(self, record: Record, logits: torch.Tensor) -> None:
         """Keep the present adapter. A collective call.
@@ -68,7 +81,7 @@ class BestAdapter:
         """
         if self._setting.shape_only:
             return
-        self._best, self._best_logits = self._read(), logits
+        self._best, self._best_logits, self._is_comparable = self._read(), logits, True
         self._write(record, logits)
 
     def state(self) -> dict[str, Any] | None:
@@ -88,9 +101,9 @@ class BestAdapter:
         """
         if state is None or record is None:
             return
-        self._best = state["adapter"]
+        self._best, self._best_logits = state["adapter"], state["logits"]
         # Other batches round in other places, in half precision by more than a fault would.
-        self._best_logits = state["logits"] if state["layout"] == self._layout() else None
+        self._is_comparable = state["layout"] == self._layout()
         self._write(record, state["logits"])
 
     def check_movement(self, progress: Progress) -> None:
@@ -125,14 +138,28 @@ class BestAdapter:
         self._setting.ranks.on_main(lambda: self._check_call(folder, best))
         with self._setting.strategy.whole_parameters(self._built.classifier, modify=True):
             checkpoint.load_state(self._built.classifier.adapted, best)
-        difference = None if self._best_logits is None else self._compare(self._best_logits)
+        expected = self._comparable_logits
+        difference = None if expected is None else self._compare(expected)
         return {"folder": ADAPTER_FOLDER, "reload_difference": difference}
+
+    def write_card(self, record: Record, calibration: Mapping[str, Any] | None) -> None:
+        """Write the adapter's card once more, with what is known at the end. A collective call.
+
+        Args:
+            record: the best evaluation.
+            calibration: the record's; None: the card says it all.
+        """
+        if self._best is None or calibration is None:
+            return
+        path, card = self._folder / ADAPTER_FOLDER / CARD_FILE, self._card(record, calibration)
+        self._setting.ranks.on_main(lambda: write_text_atomic(path, card))
 
     def _check_call(self, folder: Path, best: Mapping[str, torch.Tensor]) -> None:
         """Make the card's call, where a second copy of the model is small: in host memory, in full precision."""
         config = self._setting.config.model
         held = self._inputs.weights.total * torch.float32.itemsize
-        if held > CALLED_BYTES or config.quantize != "none" or config.trust_remote_code or self._best_logits is None:
+        expected = self._comparable_logits
+        if held > CALLED_BYTES or config.quantize != "none" or config.trust_remote_code or expected is None:
             return
         collator = self._inputs.collators["validation"]
         # A text that holds the pad token is read by transformers as if it ended there, or began later.
@@ -143,7 +170,7 @@ class BestAdapter:
             self._reload_arguments(),
             best,
             [_call_of(collator(MicroBatch([row], 1))) for row in rows],
-            self._best_logits[rows],
+            expected[rows],
             CALL_TOLERANCE[self._setting.precision],
         )
 
@@ -203,7 +230,7 @@ class BestAdapter:
             resized=origin is not None and origin.resized,
         )
 
-    def _card(self, record: Record) -> str:
+    def _card(self, record: Record, calibration: Mapping[str, Any] | None = None) -> str:
         config, data = self._setting.config, self._setting.data
         scores = ", ".join(f"{name} {record[name]:.4f}" for name in metrics_in("card") if name in record)
         facts = {
@@ -212,6 +239,7 @@ class BestAdapter:
             "precision, recall and F1": "macro averages"
             if data.positive is None
             else f"of class {name_cells(data.labels[data.positive])}",
+            **({} if calibration is None else _calibration_facts(calibration)),
             "LoRA": f"r={config.lora.lora_r}, alpha={config.lora.lora_alpha}, targets {config.lora.lora_targets}",
             "trainable parameters": f"{self._built.counts.trainable:,}",
             "rows are cut at": f"{config.data.max_length} tokens",
@@ -226,6 +254,13 @@ class BestAdapter:
             facts,
             quantization=getattr(base.config, "quantization_config", None),
         )
+
+
+def _calibration_facts(calibration: Mapping[str, Any]) -> dict[str, str]:
+    """What was fitted to the scores and is in no weight, by name."""
+    threshold = threshold_words(calibration)
+    words = {"threshold": threshold, "calibration": temperature_words(calibration)}
+    return {f"{name} (not in the weights)": text for name, text in words.items() if text is not None}
 
 
 def _call_of(batch: Batch) -> dict[str, torch.Tensor]:

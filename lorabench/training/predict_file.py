@@ -57,7 +57,7 @@ def predict_file(options: PredictOptions) -> PredictSummary:
 
     predictor = RowPredictor(run, options.trust_remote_code)
     kinds = facts.kinds
-    columns: dict[str, Kind] = {"id": kinds.pop("id"), **prediction_kinds(run.labels, run.label_kind), **kinds}
+    columns: dict[str, Kind] = {"id": kinds.pop("id"), **_kinds(run), **kinds}
     with (
         writing_output(options.output, options.overwrite) as temporary,
         row_writer(temporary, row_suffix(options.output) or "", columns) as writer,
@@ -83,9 +83,14 @@ def predict_piece(
     progress.advance(len(piece.ids) - len(piece.rows))
     count = len(piece.ids)
     if not piece.rows:
-        return {name: [None] * count for name in prediction_kinds(run.labels)}, 0
+        return {name: [None] * count for name in _kinds(run)}, 0
     found = predictor.logits(piece.rows, origin, batch_size, progress.advance)
-    return prediction_columns(run.labels, run.label_values, found.logits, piece.places, count), found.cut_rows
+    columns = prediction_columns(run.labels, run.label_values, found.logits, piece.places, count, run.tuning)
+    return columns, found.cut_rows
+
+
+def _kinds(run: FinishedRun) -> dict[str, Kind]:
+    return prediction_kinds(run.labels, run.label_kind, run.tuning)
 
 
 def check(options: PredictOptions) -> tuple[FinishedRun, PredictInput]:
@@ -103,6 +108,10 @@ def check(options: PredictOptions) -> tuple[FinishedRun, PredictInput]:
         issues.add(f"--output {options.output}: the same file as --input, which would be lost")
     try:
         run = FinishedRun.read_loadable(options.run)
+        try:
+            run = run.tuned(options.threshold, options.temperature)
+        except ConfigError as error:
+            issues.extend(error.issues)
         source = PredictInput(options, run)
     except ConfigError as error:
         raise ConfigError([*issues, *error.issues]) from None

@@ -101,7 +101,8 @@ class PredictInput:
         self._id_column = options.id_column or next((name for name in ID_COLUMNS if name in columns), None)
         if options.id_column is not None and options.id_column not in columns:
             issues.add(f"{self.origin}: no column {options.id_column!r} (--id-column); {list_columns(columns)}")
-        self._kept = self._find_kept(options.keep_columns, ["id", *prediction_kinds(run.labels)], issues)
+        taken = ["id", *prediction_kinds(run.labels, run.label_kind, run.tuning)]
+        self._kept = self._find_kept(options.keep_columns, taken, issues)
         issues.raise_if_any()
 
     def _find_kept(self, keep: str | None, taken: Sequence[str], issues: IssueList) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,11 +14,13 @@ from lorabench.errors import ConfigError
 from lorabench.files import replacing
 from lorabench.results.row_files import Kind, row_suffix, row_writer
 from lorabench.results.run_folder import find_adapter, read_run
+from lorabench.training.tuning import AUTO, PLAIN, TUNED_BY, Choice, Tuning, recorded_tuning
 
 if TYPE_CHECKING:
     import torch
 
 PREDICT_BATCH_SIZE = 32
+THRESHOLD_COLUMN = "label_at_threshold"
 _LABEL_TYPES: Mapping[Kind, Callable[[str], Any]] = {
     "text": str,
     "integer": int,
@@ -36,8 +38,8 @@ class PredictOptions(ConfigOption):
     input: Path
     """CSV, TSV, JSON lines, JSON array or Parquet with the run's text column; read in pieces, whatever its size."""
     output: Path
-    """Where to write: id, label and the probability of each class, as .csv, .tsv, .jsonl (each also with .gz) or
-    .parquet. The order is the input's."""
+    """Where to write: id, label and the probability of each class, then what --threshold and --temperature add, as
+    .csv, .tsv, .jsonl (each also with .gz) or .parquet. The order is the input's."""
     overwrite: bool = False
     """Replace --output if it is there."""
     text_column: str | None = None
@@ -55,6 +57,13 @@ class PredictOptions(ConfigOption):
     batch_size: int = PREDICT_BATCH_SIZE
     """Rows per forward pass; results do not depend on it. Without effect on a GPU for a run whose steps were captured,
     where rows are packed up to a number of tokens."""
+    threshold: str = AUTO
+    """Of two classes, the least probability with which a row gets the positive one in a further column,
+    label_at_threshold; label stays the more probable class. `tuned`: the run's own, fitted on its validation rows;
+    `auto`: that if there is one; a number from 0 to 1; `none`: no such column."""
+    temperature: str = AUTO
+    """What logits are divided by for further columns, calibrated_CLASS; probability_CLASS stays as it is. `tuned`: the
+    run's own; `auto`: that if there is one; a number above 0; `none`: no such columns."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you say so."""
 
@@ -75,13 +84,32 @@ def classes_and_probabilities(logits: "torch.Tensor") -> tuple[list[int], list[l
     return LOSS.classes(logits).tolist(), probabilities.astype(str).astype(float).tolist()
 
 
-def prediction_kinds(labels: Sequence[str], label_kind: Kind = "text") -> dict[str, Kind]:
-    """The columns of predictions, but for the id, with what they hold."""
-    return {"label": label_kind, **{probability_column(label): "probability" for label in labels}}
+def calibrated_probabilities(logits: "torch.Tensor", tuning: Tuning) -> list[list[float]] | None:
+    """Probabilities with the temperature, in the form of `classes_and_probabilities`; None where there is none."""
+    if tuning.temperature is None:
+        return None
+    from lorabench.step.calibration import with_temperature
+
+    return classes_and_probabilities(with_temperature(logits, tuning.temperature))[1]
+
+
+def prediction_kinds(labels: Sequence[str], label_kind: Kind = "text", tuning: Tuning = PLAIN) -> dict[str, Kind]:
+    """The columns of predictions, but for the id, with what they hold; those of `tuning` come last."""
+    kinds: dict[str, Kind] = {"label": label_kind, **{probability_column(label): "probability" for label in labels}}
+    if tuning.threshold is not None:
+        kinds[THRESHOLD_COLUMN] = label_kind
+    if tuning.temperature is not None:
+        kinds |= {calibrated_column(label): "probability" for label in labels}
+    return kinds
 
 
 def prediction_columns(
-    labels: Sequence[str], values: Sequence[Any], logits: "torch.Tensor", places: Sequence[int], rows: int
+    labels: Sequence[str],
+    values: Sequence[Any],
+    logits: "torch.Tensor",
+    places: Sequence[int],
+    rows: int,
+    tuning: Tuning = PLAIN,
 ) -> dict[str, list[Any]]:
     """The columns of `prediction_kinds` for some rows; those that were not predicted are empty in all of them.
 
@@ -91,13 +119,20 @@ def prediction_columns(
         logits: [predicted rows, classes].
         places: for each row of the logits, which of the rows it is.
         rows: how many rows there are.
+        tuning: what else is said of each.
     """
-    columns: dict[str, list[Any]] = {name: [None] * rows for name in prediction_kinds(labels)}
-    names = [probability_column(label) for label in labels]
-    for place, index, probabilities in zip(places, *classes_and_probabilities(logits), strict=True):
-        columns["label"][place] = values[index]
-        for name, probability in zip(names, probabilities, strict=True):
-            columns[name][place] = probability
+    classes, plain = classes_and_probabilities(logits)
+    decided, calibrated = [tuning.decide(row) for row in plain], calibrated_probabilities(logits, tuning)
+    found: dict[str, list[Any]] = {"label": [values[index] for index in classes]}
+    found |= {probability_column(label): [row[i] for row in plain] for i, label in enumerate(labels)}
+    if tuning.threshold is not None:
+        found[THRESHOLD_COLUMN] = [None if index is None else values[index] for index in decided]
+    if calibrated is not None:
+        found |= {calibrated_column(label): [row[i] for row in calibrated] for i, label in enumerate(labels)}
+    columns: dict[str, list[Any]] = {name: [None] * rows for name in found}
+    for name, entries in found.items():
+        for place, entry in zip(places, entries, strict=True):
+            columns[name][place] = entry
     return columns
 
 
@@ -106,12 +141,18 @@ def probability_column(label: str) -> str:
     return f"probability_{label}"
 
 
+def calibrated_column(label: str) -> str:
+    """The column with the calibrated probability of a class."""
+    return f"calibrated_{label}"
+
+
 def write_predictions(
     path: Path,
     ids: Sequence[str],
     labels: Sequence[str],
     logits: "torch.Tensor",
     true_labels: Sequence[int] | None = None,
+    tuning: Tuning = PLAIN,
 ) -> None:
     """Write id, label, the true label if there is one, and a probability per class, as the path's end says.
 
@@ -120,11 +161,12 @@ def write_predictions(
         labels: class names, in the order of the logits.
         logits: [rows, classes].
         true_labels: class indices.
+        tuning: what else is said of each row.
     """
-    columns = prediction_columns(labels, labels, logits, range(len(ids)), len(ids))
+    columns = prediction_columns(labels, labels, logits, range(len(ids)), len(ids), tuning)
     truth = {} if true_labels is None else {"true_label": [labels[index] for index in true_labels]}
     piece = {"id": list(ids), "label": columns.pop("label"), **truth, **columns}
-    kinds: dict[str, Kind] = {"id": "text", **dict.fromkeys(truth, "text"), **prediction_kinds(labels)}
+    kinds: dict[str, Kind] = {"id": "text", **dict.fromkeys(truth, "text"), **prediction_kinds(labels, "text", tuning)}
     with (
         replacing(path) as temporary,
         row_writer(temporary, row_suffix(path) or ".csv", {name: kinds[name] for name in piece}) as writer,
@@ -142,6 +184,7 @@ class FinishedRun:
         packs: its steps, and so its evaluations, ran over packs.
         label_kind: what the labels of its training rows were.
         pairs: its rows have two texts.
+        tuning: threshold and temperature that its rows are told by, beside class and probabilities.
     """
 
     folder: Path
@@ -152,6 +195,7 @@ class FinishedRun:
     status: str | None
     label_kind: Kind
     pairs: bool
+    tuning: Tuning = PLAIN
 
     @classmethod
     def read(cls, folder: Path) -> "FinishedRun":
@@ -173,6 +217,7 @@ class FinishedRun:
                 record.get("status"),
                 record["data"].get("label_kind", "text"),
                 record["data"].get("pairs", False),
+                recorded_tuning(record),
             )
             run.check()
             return run
@@ -193,6 +238,9 @@ class FinishedRun:
             raise ValueError(f"data.pairs = {self.pairs!r}: expected true or false")
         if self.label_kind not in tuple(_LABEL_TYPES):
             raise ValueError(f"data.label_kind = {self.label_kind!r}: expected one of {', '.join(_LABEL_TYPES)}")
+        issues = self.tuning.issues(*(f"calibration.{name} = {getattr(self.tuning, name)!r}" for name in TUNED_BY))
+        if issues:
+            raise ValueError(issues[0])
         try:
             _ = self.label_values
         except ValueError:
@@ -212,6 +260,14 @@ class FinishedRun:
                 f"--run {folder}: its base model is held in 4 bits; expected `pip install bitsandbytes` before"
             )
         return run
+
+    def tuned(self, threshold: Choice, temperature: Choice) -> "FinishedRun":
+        """The run with the threshold and the temperature that are asked for.
+
+        Raises:
+            ConfigError: it has none, or what is asked for cannot be.
+        """
+        return replace(self, tuning=self.tuning.choose(threshold, temperature))
 
     @property
     def label_values(self) -> tuple[Any, ...]:

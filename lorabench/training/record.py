@@ -161,6 +161,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         },
         "before": None,
         "best": None,
+        "calibration": None,
         "history": [],
         "test": None,
         "memory": [],

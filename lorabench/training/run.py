@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorabench.checkpoint.savepoint import Savepoint
 from lorabench.config.checks import RESULTS, output_dir_issues
 from lorabench.config.run_config import RunConfig
@@ -28,6 +30,7 @@ from lorabench.results.tracking import (
     memory_record,
     open_tracker,
 )
+from lorabench.step.calibration import Calibration, apply_calibration, calibrate
 from lorabench.training.agreement import check_same_rows
 from lorabench.training.announcement import draw, opening_lines, show_results
 from lorabench.training.assembly import Built, Inputs, build, prepare_inputs
@@ -46,6 +49,7 @@ from lorabench.training.record import (
     what_was_done,
 )
 from lorabench.training.signals import StopSignal, terminable
+from lorabench.training.tuning import PLAIN, Tuning
 
 # Letters of model and task in a folder's name; names have at most 255 bytes.
 _LONGEST_NAME = 150
@@ -95,9 +99,14 @@ def execute(
             keeper.record.update(what_was_done(keeper.record, ranks.rank, built, progress, memory))
         best.check_movement(progress)
         adapter = best.restore()
-        test = finish_test(job, folder)
+        fitted = fit_calibration(setting, inputs, best.validation_logits)
+        test, applied = finish_test(job, folder, fitted)
+        calibration = None if fitted is None else {**fitted.to_json(), "test": applied}
+        if progress.best is not None:
+            best.write_card(progress.best, calibration)
         how = execution_facts(keeper.record["model"], ranks, built)
-        keeper.update(**measurements(setting, progress, memory), **how, adapter=adapter, test=test)
+        measured = measurements(setting, progress, memory)
+        keeper.update(**measured, **how, adapter=adapter, calibration=calibration, test=test)
         sink.write(memory_record(progress.step, keeper.record["memory"]))
     keeper.complete()
     if ranks.is_main:
@@ -228,15 +237,42 @@ def open_sinks(setting: Setting, keeper: RecordKeeper, total_steps: int) -> Iter
             tracker.close()
 
 
-def finish_test(job: Job, folder: Path) -> dict[str, Any] | None:
-    """Predict the test split with the best adapter into a file; the scores of a labelled one."""
-    setting = job.setting
-    rows = setting.data.test
-    if rows is None or setting.shape_only:
+def fit_calibration(setting: Setting, inputs: Inputs, logits: torch.Tensor | None) -> Calibration | None:
+    """Temperature and threshold of the best adapter, fitted by the first rank. A collective call.
+
+    Args:
+        logits: of the validation rows, [rows, classes]; None where there was no best evaluation.
+
+    Returns:
+        None for random weights, and where logits are no finite numbers.
+    """
+    if setting.shape_only or logits is None or not logits.isfinite().all():
         return None
+    labels, positive = inputs.collators["validation"].data.labels, setting.data.positive
+    return setting.ranks.on_main(lambda: calibrate(logits, labels, positive))
+
+
+def finish_test(
+    job: Job, folder: Path, fitted: Calibration | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Predict the test split with the best adapter into a file.
+
+    Returns:
+        The scores of a labelled split, and what temperature and threshold of the validation rows do to them.
+    """
+    setting = job.setting
+    rows, positive = setting.data.test, setting.data.positive
+    if rows is None or setting.shape_only:
+        return None, None
     logits = predict(job, job.inputs.collators["test"])
     path, labels = folder / TEST_PREDICTIONS_FILE, setting.data.labels
-    setting.ranks.on_main(lambda: write_predictions(path, rows.ids, labels, logits, rows.labels))
-    if rows.labels is None:
-        return None
-    return {**score_split(job, logits, rows.labels).to_json(), **score_split_classes(job, logits, rows.labels)}
+    tuning = PLAIN if fitted is None else Tuning(fitted.threshold, fitted.temperature, positive)
+    setting.ranks.on_main(lambda: write_predictions(path, rows.ids, labels, logits, rows.labels, tuning))
+    right = rows.labels
+    if right is None:
+        return None, None
+    scores = {**score_split(job, logits, right).to_json(), **score_split_classes(job, logits, right)}
+    applied = (
+        None if fitted is None else setting.ranks.on_main(lambda: apply_calibration(fitted, logits, right, positive))
+    )
+    return scores, applied

@@ -20,7 +20,7 @@ from lorabench import cli
 LOGITS_FILE = "logits.pt"
 
 
-def keep_logits(path: Path, ids: Any, labels: Any, logits: torch.Tensor, right: Any) -> None:
+def keep_logits(path: Path, ids: Any, labels: Any, logits: torch.Tensor, *others: Any) -> None:
     """In the place of `write_predictions`, which would write probabilities."""
     torch.save(logits.float().cpu(), path.with_name(LOGITS_FILE))
 

@@ -41,7 +41,7 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         kept: list[torch.Tensor] = []
         patch.setattr(
-            "lorabench.training.run.write_predictions", lambda path, ids, labels, logits, right: kept.append(logits)
+            "lorabench.training.run.write_predictions", lambda path, ids, labels, logits, *others: kept.append(logits)
         )
         for name in (*TYPES, *QUANTIZED, "llama, nf4, bf16"):
             kind, *settings = name.split(", ")

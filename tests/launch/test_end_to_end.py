@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from launching import explain, launch, on_ranks, python, read_json, read_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lorabench.step.calibration import calibrate
 
 TOP_KEYS = {
     "schema_version", "status", "error", "config", "environment", "model", "data", "before", "best", "history",
@@ -87,6 +90,39 @@ def test_two_ranks_evaluate_as_one(one_rank: Path, two_ranks: Path) -> None:
         [r["train_loss"] for r in one["history"]], rel=1e-4
     )
     assert two["best"]["step"] == one["best"]["step"]
+
+
+def test_threshold_and_temperature_are_the_same_on_any_number_of_ranks(one_rank: Path, two_ranks: Path) -> None:
+    one, two = (read_json(run / "run.json")["calibration"] for run in (one_rank, two_ranks))
+    assert one["rows"] == two["rows"] == 11 and one["bins"] == 15
+    for name in ("temperature", "threshold", "ece", "nll", "at_threshold", "cross_fitted"):
+        figures = [run[name] if isinstance(run[name], dict) else {name: run[name]} for run in (one, two)]
+        known = [{key: value for key, value in found.items() if value is not None} for found in figures]
+        assert known[1] == pytest.approx(known[0], rel=1e-3), name
+    best = read_json(one_rank / "run.json")["best"]
+    assert one["at_threshold"]["f1"] >= best["f1"], "argmax is one of the thresholds"
+
+
+def test_threshold_and_temperature_follow_from_the_validation_predictions(two_ranks_wandb: Path) -> None:
+    """Of what is written down of each row, whatever the ranks that computed it; and so do the test rows' columns."""
+    record = read_json(two_ranks_wandb / "run.json")
+    found, (no, yes) = record["calibration"], record["data"]["labels"]
+    with (two_ranks_wandb / "validation_predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = torch.tensor([[float(row[f"probability_{label}"]) for label in (no, yes)] for row in rows])
+    labels = [int(row["true_label"] == yes) for row in rows]
+    again = calibrate(scores.double().log(), labels, 1)
+    assert again.threshold == pytest.approx(found["threshold"], rel=1e-5)
+    assert again.at_threshold == pytest.approx(found["at_threshold"])
+    assert again.ece.before == pytest.approx(found["ece"]["before"], rel=1e-4)
+    assert (again.temperature is None) == (found["temperature"] is None)
+    with (two_ranks_wandb / "test_predictions.csv").open(newline="") as file:
+        tested = list(csv.DictReader(file))
+    assert len(tested) == found["test"]["rows"] == 7
+    for row in tested:
+        assert row["label_at_threshold"] == (yes if float(row[f"probability_{yes}"]) >= found["threshold"] else no)
+    right = sum(row["label_at_threshold"] == row["true_label"] for row in tested)
+    assert found["test"]["at_threshold"]["accuracy"] == pytest.approx(right / 7)
 
 
 def test_the_record_names_ranks_strategy_and_precision(one_rank: Path, two_ranks: Path) -> None:

@@ -75,6 +75,7 @@ class PageParts:
     memory: Sequence[charts.MemoryChart]
     lines: Sequence[tuple[charts.LineChart, layout.Drawing]]
     changes: Sequence[charts.ChangeChart]
+    calibration: tables.HeatTable | None
     classes: Sequence[tables.HeatTable]
     confusions: Sequence[tables.HeatTable | tables.Confusions]
     hardest: Sequence[HardRows]
@@ -118,6 +119,7 @@ def page_parts(runs: Sequence[ReportRun]) -> PageParts:
         memory=charts.memory_charts(runs),
         lines=[(chart, layout.place_lines(chart)) for chart in charts.line_charts(runs)],
         changes=charts.change_charts(runs),
+        calibration=tables.calibration_table(runs),
         classes=tables.class_tables(runs),
         confusions=[found for found in confusions if found is not None],
         hardest=hardest_rows(runs),

@@ -171,6 +171,33 @@ def verdict(pair: ReportedPair) -> str:
     return "better" if (difference > 0) == (pair.better > 0) else "worse"
 
 
+def calibration_table(runs: Sequence[ReportRun]) -> HeatTable | None:
+    """Threshold and temperature of each run, and what they do to F1 and to the calibration error."""
+    columns = {
+        "F1, argmax": "f1", "F1 at threshold, cross-fitted": "f1_cross_fitted", "on its own rows": "f1_at_threshold",
+        "Threshold": "threshold", "ECE": "ece", "ECE with temperature, cross-fitted": "ece_cross_fitted",
+        "on their own rows": "ece_calibrated", "Temperature": "temperature",
+    }  # fmt: skip
+    fitted = [run for run in runs if run.figures.get("ece") is not None]
+    if not fitted:
+        return None
+    shown = featured(fitted, MOST_RUNS)
+    lines = [
+        (run.name, run.place, [HeatCell(_score(run.figures.get(name)), None) for name in columns.values()])
+        for run in shown
+    ]
+    note = (
+        "Validation rows. The threshold decides between two classes in place of the larger probability, and the"
+        " temperature divides the logits; cross-fitted: each fifth of the rows is judged by what was fitted on the"
+        " others. ECE: expected calibration error."
+    )
+    if len(shown) < len(fitted):
+        note += f" Shown: the {len(shown)} of {len(fitted)} runs with the highest F1."
+    return HeatTable(
+        title="Threshold in place of argmax, and temperature", heads=list(columns), lines=lines, note=note
+    )
+
+
 def number_tables(run: ReportRun) -> list[NumberTable]:
     """A run's scores, memory and classes; those of which nothing is known are left out."""
     tables = [_score_table(run), _memory_table(run), _own_classes(run)]

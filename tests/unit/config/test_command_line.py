@@ -23,6 +23,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--adapter": (["ADAPTER"], "model", Path("ADAPTER")),
     "--precision": (["bf16"], "model", "bf16"),
     "--execution": (["eager"], "optim", "eager"),
+    "--recipe": (["strong"], "optim", "strong"),
     "--frozen-dtype": (["fp32"], "model", "fp32"),
     "--quantize": (["nf4"], "model", "nf4"),
     "--attn-implementation": (["sdpa"], "model", "sdpa"),
@@ -151,7 +152,7 @@ def test_an_adapter_brings_its_own_settings_and_its_model(
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", sorted(FLAGS.keys() - {"--resume", "--adapter"}))
+@pytest.mark.parametrize("flag", sorted(FLAGS.keys() - {"--resume", "--adapter", "--recipe"}))
 @pytest.mark.parametrize("underscores", [False, True])
 def test_each_flag_sets_its_field_and_no_other(
     flag: str, underscores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -345,7 +346,8 @@ def test_help_says_whose_defaults_it_shows(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         parse_run_config(["--model", "llama3-8b", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "Defaults follow --model and --task: those shown are of --model llama3-8b --task disaster-tweets" in text
+    assert "Defaults follow --model, --task and --recipe: those shown are of --model llama3-8b" in text
+    assert "--task disaster-tweets --recipe original;" in text
 
 
 def test_who_brings_a_training_file_alone_brings_data_of_their_own(tmp_path: Path) -> None:

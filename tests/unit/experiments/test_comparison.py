@@ -83,6 +83,26 @@ def test_runs_on_other_rows_are_not_held_against_each_other(tmp_path: Path) -> N
     assert "tiny / all and tiny / fewer: n/a, validated on other rows." in sheets(found)[2].notes
 
 
+def test_what_threshold_and_temperature_do_stands_by_itself(tmp_path: Path) -> None:
+    plan = grid(seeds=(1, 2), settings={"original": "", "strong": "--lora-r 16"})
+    assert "Threshold and calibration" not in [sheet.title for sheet in sheets(compared(tmp_path, plan))]
+    for run in plan.runs(tmp_path):
+        record, seed = record_of(run.launch.folder), run.seed
+        record["calibration"] = {
+            "ece": {"before": 0.1 * seed, "after": 0.01, "cross_fitted": 0.02}, "at_threshold": {"f1": 0.9},
+            "cross_fitted": {"f1": 0.8 + 0.02 * seed}, "temperature": 2.0, "threshold": 0.4,
+        }  # fmt: skip
+        (run.launch.folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    found = compared(tmp_path, plan)
+    sheet = next(sheet for sheet in sheets(found) if sheet.title == "Threshold and calibration")
+    first, second = rows_of(sheet)
+    assert (first[""], second[""]) == ("tiny / original", "tiny / strong")
+    assert first["F1, argmax"] == rows_of(sheets(found)[0])[0]["F1"], "the plain one stays where it was"
+    assert first["F1 at threshold"] == "0.8300 ± 0.0141" and first["on its own rows"] == "0.9000 ± 0.0000"
+    assert first["ECE"] == "0.1500 ± 0.0707" and first["ECE with temperature"] == "0.0200 ± 0.0000"
+    assert to_json(found)["cells"][1]["f1_cross_fitted"]["mean"] == pytest.approx(0.83)
+
+
 def test_random_weights_have_time_and_memory_and_no_scores_beside_the_reported_ones(tmp_path: Path) -> None:
     plan = grid(
         models=("roberta-large", "llama2-7b"), tasks=("disaster-tweets",), flags=("--weights", "random"), seeds=(1,)

@@ -872,3 +872,11 @@ def test_running_mean_is_the_mean_of_the_neighbours(values: list[float], width: 
     half = width // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     assert running_mean(values, width) == pytest.approx([sum(window) / len(window) for window in windows], abs=1e-9)
+
+
+def test_the_recipe_is_shown_where_it_differs() -> None:
+    strong = seeded(1)
+    strong["config"]["optim"]["recipe"] = "strong"
+    rows = [table_row(seeded(1), "older"), table_row(strong, "b")]
+    assert header([*rows, *REPORTED]) == ["Run", "Model", "Task", "Recipe", "Strategy", *COLUMNS[3:]]
+    assert [markdown_cells(line)[3] for line in to_markdown(rows).splitlines()[2:4]] == ["original", "strong"]

@@ -14,7 +14,11 @@ def lines_of(**changes: dict[str, Any]) -> list[str]:
     """Of two ranks; `changes` go into the record's sections."""
     record: dict[str, Any] = {
         "config": {
-            "optim": {"batch_size": 4, "gradient_accumulation": 3},
+            "lora": {"lora_r": 8, "lora_alpha": 16, "lora_targets": "auto"},
+            "optim": {
+                "batch_size": 4, "gradient_accumulation": 3, "recipe": "original", "learning_rate": 1e-4,
+                "lr_scheduler": "constant", "warmup_ratio": 0.1, "max_grad_norm": 0.3,
+            },
             "data": {"max_length": 64, "validation_share": 0.25, "split": "random", "split_seed": 7},
         },
         "world_size": 2,
@@ -37,6 +41,7 @@ def lines_of(**changes: dict[str, Any]) -> list[str]:
 PLAIN = [
     "model      mine (pretrained weights), owner/mine",
     "task       custom: train 80, validation 20 rows, 2 classes",
+    "recipe     original: LoRA r=8 alpha=16 on auto, learning rate 0.0001 constant, clipped at 0.3",
     "strategy   DDP, 2 process(es) on GPU, bf16",
     "step       24 rows = 4 x 3 accumulated x 2 rank(s)",
     "results    runs/one",
@@ -45,6 +50,14 @@ PLAIN = [
 
 def test_what_runs_on_what_and_where_it_goes() -> None:
     assert lines_of() == PLAIN
+
+
+def test_the_recipe_is_said_with_what_became_of_it() -> None:
+    lora = {"lora_r": 4, "lora_alpha": 32, "lora_targets": "all-linear"}
+    optim = {"recipe": "strong", "learning_rate": 1e-3, "lr_scheduler": "linear", "warmup_ratio": 0.06}
+    config = {"lora": lora, "optim": {"batch_size": 4, "gradient_accumulation": 3, "max_grad_norm": 1.0, **optim}}
+    expected = "strong: LoRA r=4 alpha=32 on all-linear, learning rate 0.001 linear, warm-up 0.06, clipped at 1"
+    assert f"recipe     {expected}" in lines_of(config=config)
 
 
 def test_four_bits_are_said() -> None:

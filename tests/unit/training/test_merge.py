@@ -170,6 +170,11 @@ def test_the_card_has_data_scores_memory_time_command_and_licences(run: Path, tm
     parts = ("train: 24 rows: 0 18, 1 6", "by class   validation", "1 (positive)", "time       training", "memory")
     assert [part for part in (*parts, "| Model |", "## Licences", "licence is not known") if part not in card] == []
     record = json.loads((run / "run.json").read_text())
+    assert f"Not in the weights: a threshold of {record['calibration']['threshold']:.4f} for the probability" in card
+    assert "threshold  " in card and "calibrated " in card
+    adapter = (run / "adapter" / "README.md").read_text()
+    assert f"- threshold (not in the weights): {record['calibration']['threshold']:.4f} in place of argmax" in adapter
+    assert "- calibration (not in the weights): " in adapter
     assert all(word in card for word in record["environment"]["launch_command"])
 
 

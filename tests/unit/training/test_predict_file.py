@@ -30,6 +30,8 @@ from lorabench.training.predict_file import PredictSummary, predict_file
 from lorabench.training.prediction import PredictOptions
 from lorabench.training.predictor import RowLogits
 
+PLAIN = {"threshold": "none", "temperature": "none"}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -121,7 +123,7 @@ def test_rows_without_a_text_are_left_empty_and_counted(run: Path, tmp_path: Pat
 
 def test_a_file_may_have_nothing_but_rows_without_a_text(run: Path, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "new.jsonl", [{"text": None}, {"text": " "}])
-    assert predict(run, source, tmp_path / "out.csv").blank == 2
+    assert predict(run, source, tmp_path / "out.csv", **PLAIN).blank == 2
     assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["0,,,", "1,,,"]
 
 
@@ -139,6 +141,40 @@ def test_what_is_written_is_what_python_gives(run: Path, tmp_path: Path) -> None
         assert str(line["label"]) == prediction.label
         found = [line["probability_0"], line["probability_1"]]
         assert found == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+
+
+def test_threshold_and_temperature_add_columns_and_change_none(run: Path, tmp_path: Path) -> None:
+    texts = [*tiny.texts(9, seed=6), ""]
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": texts, "label_at_threshold": texts})
+    predict(run, source, tmp_path / "plain.csv", **PLAIN)
+    predict(run, source, tmp_path / "tuned.csv", threshold="tuned", temperature="2", keep_columns="label_at_threshold")
+    plain, tuned = rows_of(tmp_path / "plain.csv"), rows_of(tmp_path / "tuned.csv")
+    assert list(plain[0]) == ["id", "label", "probability_0", "probability_1"]
+    more = ["label_at_threshold", "calibrated_0", "calibrated_1", "input_label_at_threshold"]
+    assert list(tuned[0]) == [*plain[0], *more]
+    assert [{name: row[name] for name in plain[0]} for row in tuned] == plain
+    threshold = json.loads((run / "run.json").read_text())["calibration"]["threshold"]
+    answers = lorabench.predict(run, texts[:-1], threshold="tuned", temperature=2)
+    for row, answer in zip(tuned, answers, strict=False):
+        expected = "1" if float(row["probability_1"]) >= threshold else "0"
+        assert row["label_at_threshold"] == answer.label_at_threshold == expected
+        odds = (float(row["probability_1"]) / float(row["probability_0"])) ** 0.5
+        assert float(row["calibrated_1"]) == pytest.approx(odds / (1 + odds), rel=1e-4)
+        assert answer.calibrated is not None and answer.calibrated["1"] == pytest.approx(odds / (1 + odds), rel=1e-4)
+    assert [tuned[-1][name] for name in more[:3]] == ["", "", ""]
+    (plain_answer,) = lorabench.predict(run, texts[:1], threshold="none", temperature="none")
+    assert (plain_answer.label_at_threshold, plain_answer.calibrated) == (None, None)
+
+
+def test_a_threshold_that_cannot_be_is_refused_with_the_rest(run: Path, tmp_path: Path, no_model: None) -> None:
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": ["storm"]})
+    with pytest.raises(ConfigError) as refused:
+        predict(run, source, tmp_path / "out.odd", threshold="2", temperature="cold")
+    said = str(refused.value)
+    assert "--output" in said
+    assert "--temperature cold: expected tuned, auto, none or a number above 0" in said
+    with pytest.raises(ConfigError, match="--threshold 2: expected a number from 0 to 1"):
+        lorabench.Predictor(run, threshold=2)
 
 
 # --- types
@@ -243,12 +279,12 @@ def test_a_missing_column_is_named_with_the_flag_for_it(run: Path, tmp_path: Pat
 def test_kept_columns_stand_at_the_end_by_their_own_names_or_new_ones(run: Path, tmp_path: Path, fake: Any) -> None:
     columns = {"label": ["1"], "id": ["a"], "text": ["storm"], "probability_0": ["x"], "input_label": ["y"]}
     source = tiny.write_csv(tmp_path / "new.csv", columns)
-    predict(run, source, tmp_path / "all.csv", keep_columns="all")
+    predict(run, source, tmp_path / "all.csv", keep_columns="all", **PLAIN)
     (row,) = rows_of(tmp_path / "all.csv")
     kept = {"input_label": "1", "text": "storm", "input_probability_0": "x", "input_input_label": "y"}
     assert list(row)[:4] == ["id", "label", "probability_0", "probability_1"]
     assert {name: row[name] for name in list(row)[4:]} == kept
-    predict(run, source, tmp_path / "one.csv", keep_columns="text")
+    predict(run, source, tmp_path / "one.csv", keep_columns="text", **PLAIN)
     assert list(rows_of(tmp_path / "one.csv")[0])[4:] == ["text"]
 
 

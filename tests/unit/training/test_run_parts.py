@@ -1,6 +1,7 @@
 """The parts of a run around its training: loading, where records go, and the test split."""
 
 import functools
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from lorabench.errors import ConfigError, RankError
 from lorabench.results.ownership import Ownership
 from lorabench.results.tracking import NullSink
 from lorabench.training import run
-from lorabench.training.run import finish_test, given_up_if_refused, load, open_sinks
+from lorabench.training.run import finish_test, fit_calibration, given_up_if_refused, load, open_sinks
+from lorabench.training.tuning import PLAIN, Tuning
 
 LOGITS = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
 
@@ -35,7 +37,12 @@ class Alone:
 
 
 def finish(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, test: Any, shape_only: bool = False, is_main: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    test: Any,
+    shape_only: bool = False,
+    is_main: bool = True,
+    fitted: Any = None,
 ) -> tuple[Any, list[Any]]:
     """What the record says of the test split, and what its predictions are written with."""
     written: list[Any] = []
@@ -48,10 +55,10 @@ def finish(
 
     monkeypatch.setattr(run, "score_split", functools.partial(scored, found=scores))
     monkeypatch.setattr(run, "score_split_classes", functools.partial(scored, found={"classes": ["each"]}))
-    data = SimpleNamespace(test=test, labels=("no", "yes"))
+    data = SimpleNamespace(test=test, labels=("no", "yes"), positive=1)
     setting = SimpleNamespace(data=data, shape_only=shape_only, ranks=Alone(is_main))
     job: Any = SimpleNamespace(setting=setting, inputs=SimpleNamespace(collators={"test": "test rows"}))
-    return finish_test(job, folder), written
+    return finish_test(job, folder, fitted), written
 
 
 def rows(labels: list[int] | None) -> Any:
@@ -64,14 +71,35 @@ def test_a_test_split_is_predicted_into_a_file_by_the_first_rank_and_scored_if_i
     labels: list[int] | None, is_main: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said, written = finish(monkeypatch, tmp_path, rows(labels), is_main=is_main)
-    assert said == (None if labels is None else {"f1": 0.5, "classes": ["each"]})
-    expected = (tmp_path / "test_predictions.csv", ["a", "b"], ("no", "yes"), LOGITS, labels)
+    assert said == (None if labels is None else {"f1": 0.5, "classes": ["each"]}, None)
+    expected = (tmp_path / "test_predictions.csv", ["a", "b"], ("no", "yes"), LOGITS, labels, PLAIN)
     assert written == ([expected] if is_main else [])
 
 
 def test_there_may_be_none_and_random_weights_predict_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert finish(monkeypatch, tmp_path, None) == (None, [])
-    assert finish(monkeypatch, tmp_path, rows([1, 0]), shape_only=True) == (None, [])
+    assert finish(monkeypatch, tmp_path, None) == ((None, None), [])
+    assert finish(monkeypatch, tmp_path, rows([1, 0]), shape_only=True) == ((None, None), [])
+
+
+def test_what_was_fitted_on_validation_rows_is_applied_to_test_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fitted = SimpleNamespace(threshold=0.25, temperature=None)
+    monkeypatch.setattr(run, "apply_calibration", lambda *arguments: arguments)
+    (_, applied), (written,) = finish(monkeypatch, tmp_path, rows([1, 0]), fitted=fitted)
+    assert applied == (fitted, LOGITS, [1, 0], 1)
+    assert written[-1] == Tuning(0.25, None, 1)
+    (_, applied), (written,) = finish(monkeypatch, tmp_path, rows(None), fitted=fitted)
+    assert applied is None and written[-1] == Tuning(0.25, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("logits", "shape_only"), [(None, False), (torch.tensor([[0.0, math.nan]]), False), (torch.zeros(1, 2), True)]
+)
+def test_nothing_is_fitted_to_what_means_nothing(logits: torch.Tensor | None, shape_only: bool) -> None:
+    setting: Any = SimpleNamespace(shape_only=shape_only)
+    inputs: Any = None
+    assert fit_calibration(setting, inputs, logits) is None
 
 
 # --- loading

@@ -83,6 +83,19 @@ def test_every_section_is_there(tmp_path: Path) -> None:
     }
 
 
+def test_threshold_and_calibration_have_a_section_where_runs_have_fitted_them(tmp_path: Path) -> None:
+    fitted = {
+        "threshold": 0.4132, "temperature": 1.8345, "at_threshold": {"f1": 0.8123}, "cross_fitted": {"f1": 0.8077},
+        "ece": {"before": 0.0712, "after": 0.0213, "cross_fitted": 0.0241},
+    }  # fmt: skip
+    make_run(tmp_path / "older")
+    make_run(tmp_path / "fitted", calibration=fitted)
+    page = Page(render(tmp_path))
+    assert "calibration" in [section.get("id") for section in page.named("section")]
+    for figure in ("0.4132", "1.8345", "0.8123", "0.8077", "0.0712", "0.0213", "0.0241"):
+        assert figure in page.text
+
+
 def test_nothing_is_loaded_and_only_the_page_s_own_script_may_run(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     text = render(tmp_path)
