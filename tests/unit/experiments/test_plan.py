@@ -86,7 +86,7 @@ def test_all_that_is_no_grid_is_said_at_once(tmp_path: Path) -> None:
     file = tmp_path / "compare.yaml"
     file.write_text("model: [minilm]\nseeds: [1, x]\nsettings: {a: {lora_q: 1}, b: 3}\n", encoding="utf-8")
     assert problems(lambda: read_plan("tweet", file, {"models": ("minilm", "minilm")}, [])) == (
-        "--preset tweet: expected one of tweets, two-3090s, reclor",
+        "--preset tweet: expected one of tweets, two-3090s, reclor, recipes",
         f"{file}: model: no axis of a comparison; did you mean models?",
         f"{file}: seeds [1, 'x']: expected a list of whole numbers",
         f"{file}: settings.a.lora_q: no flag of a run; did you mean lora_r?",
