@@ -169,6 +169,7 @@ def _parameters(given: Any, file: str, issues: IssueList) -> dict[str, Parameter
             refused = True
         elif name in found:
             issues.add(f"{where}: stands there already; expected each flag once")
+            refused = True
         else:
             parameter = read_parameter(name, entry, where, issues)
             refused |= parameter is None
