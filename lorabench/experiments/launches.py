@@ -105,6 +105,7 @@ class Scheduler:
         retry_failed: also start what failed before; it goes on from its last checkpoint.
         watch: called a few times a second while launches run; it may call `stop`.
         on_end: called with each launch that has ended, however it did, once.
+        ownership: of the folder, where the caller holds its lock already; it is given back at the end.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class Scheduler:
         retry_failed: bool = False,
         watch: Callable[["Scheduler"], None] | None = None,
         on_end: Callable[[LaunchState], None] | None = None,
+        ownership: Ownership | None = None,
     ) -> None:
         self.folder = folder
+        self._ownership = ownership or Ownership()
         self._groups = list(groups)
         self._retry_failed = retry_failed
         self._watch = watch or (lambda _: None)
@@ -140,8 +143,7 @@ class Scheduler:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOGS_FOLDER).mkdir(exist_ok=True)
-        ownership = Ownership()
-        ownership.take(self.folder)
+        self._ownership.take(self.folder)
         try:
             self.states = read_states(self.folder / STATE_FILE)
             self._take_over()
@@ -152,7 +154,7 @@ class Scheduler:
                 entry.send(signal.SIGTERM)
             raise
         finally:
-            ownership.release()
+            self._ownership.release()
         if self._signals:
             raise RunInterrupted(self._signals[0], "; the same command goes on")
         return self.states

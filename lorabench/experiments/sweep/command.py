@@ -4,16 +4,15 @@ lorabench sweep sweeps/tweets.yaml --model minilm --task disaster-tweets --train
 """
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorabench.catalog.metrics import METRICS
 from lorabench.config.checks import RESULTS
 from lorabench.config.command_line import take_flags
 from lorabench.errors import ConfigError, IssueList, RunError, RunInterrupted
-from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_gpus
+from lorabench.experiments.launches import Gpus, gpu_groups, visible_gpus
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
@@ -32,7 +31,7 @@ from lorabench.experiments.sweep.storage import (
     quiet_optuna,
     shown,
 )
-from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, free_worker_folder
+from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder
 from lorabench.files import write_text_atomic
 from lorabench.results.run_folder import RUN_FILE
 from lorabench.wording import counted
@@ -180,18 +179,22 @@ def _run(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     url = options.storage or default_storage(folder)
-    own = free_worker_folder(folder)
+    own, ownership = take_worker_folder(folder)
     with answering(url):
         ledger = _open_ledger(plan, facts, folder, own, url, options.study or folder.name)
     at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
     print(f"sweep      {counted(plan.total, 'trial')}{at_once}, in {folder}", flush=True)
     if options.storage is not None:
         print(f"study      {ledger.study.study_name}, in {shown(url)}", flush=True)
-    worker = Worker(
-        plan, ledger, folder, own, SearchOptions(backend=options.backend, pruning=options.pruning, url=url)
-    )
+    choices = SearchOptions(backend=options.backend, pruning=options.pruning, url=url)
+    worker = Worker(plan, ledger, folder, own, choices)
+    view = _view(lambda: SweepResult(plan=plan, folder=folder, entries=worker.entries), len(groups))
     try:
-        _see_through(plan, worker, own, groups, folder, options.retry_failed)
+        with view:
+            worker.run(
+                groups, lambda scheduler: view(Trials(scheduler, worker.entries, folder)), ownership,
+                options.retry_failed,
+            )  # fmt: skip
     except RunInterrupted:
         with answering(url):
             write_page(SweepResult(plan=plan, folder=folder, entries=ledger.entries()))
@@ -223,30 +226,16 @@ def _open_ledger(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, own: P
     return ledger
 
 
-def _see_through(
-    plan: SweepPlan, worker: Worker, own: Path, groups: Sequence[Gpus], folder: Path, retry_failed: bool
-) -> None:
-    """Run trials, with all of them on the terminal."""
-    names = [trial_name(number) for number in range(1, plan.total + 1)]
+def _view(result: Callable[[], SweepResult], at_once: int) -> ProgressView:
+    """All trials on the terminal, and the best one so far."""
 
     def note() -> str:
-        best = SweepResult(plan=plan, folder=folder, entries=worker.entries).best
-        return (
-            ""
-            if best is None
-            else f"; best {METRICS[plan.search.metric].label} {best.value:.4f} ({trial_name(best.number)})"
-        )
+        now = result()
+        best = now.best
+        return "" if best is None else f"; best {now.label} {best.value:.4f} ({trial_name(best.number)})"
 
-    view = ProgressView(names, len(groups), noun="trial", note=note)
-
-    def watch(scheduler: Scheduler) -> None:
-        worker(scheduler)
-        view(Trials(scheduler, worker.entries, folder))
-
-    # What failed is in the ledger's hands: a launch that it gives is to be started, whatever became of it before.
-    scheduler = Scheduler(own, groups, retry_failed=True, watch=watch, on_end=worker.ended)
-    with view:
-        scheduler.run(worker.launches(scheduler, retry_failed))
+    names = [trial_name(number) for number in range(1, result().plan.total + 1)]
+    return ProgressView(names, at_once, noun="trial", note=note)
 
 
 def _show(result: SweepResult) -> None:

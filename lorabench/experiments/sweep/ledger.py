@@ -199,12 +199,18 @@ class Ledger:
             self._storage.record_heartbeat(trial_id)
             self._beaten[trial_id] = time.monotonic()
 
-    def report(self, claimed: Claimed, epoch: int, value: float) -> None:
-        """What a trial that runs scored after an epoch; of one that was given up meanwhile, nothing."""
+    def report(self, trial_number: int, epoch: int, value: float) -> None:
+        """What an attempt that has not ended scored after an epoch; of one that has, nothing."""
         import optuna
 
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            claimed.trial.report(value, step=epoch)
+            self._storage.set_trial_intermediate_value(trial_id, epoch, value)
+
+    def is_hopeless(self, trial_number: int) -> bool:
+        """Whether the pruner gives an attempt up, by what it scored so far and what others did."""
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
+        return self.study.pruner.prune(self.study, self._storage.get_trial(trial_id))
 
     def note(self, trial_number: int, facts: Mapping[str, Any]) -> None:
         """Write down facts of an attempt that has not ended; of one that has, nothing."""

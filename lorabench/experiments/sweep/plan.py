@@ -83,7 +83,7 @@ class SweepPlan:
             if f"{section}.{name}" not in free
         }
         parameters = {name: parameter.describe() for name, parameter in search.parameters.items()}
-        facts = {"method": search.method, "metric": search.metric, "seed": self.seed, "strategy": self.strategy}
+        facts = {"method": search.method, "metric": search.metric, "search_seed": self.seed, "strategy": self.strategy}
         return json.loads(json.dumps({**facts, "parameters": parameters, "settings": settings}))
 
 
@@ -159,7 +159,7 @@ def _raise(found: Mapping[str, Sequence[str]], every: int) -> None:
 def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One message for each thing in which a sweep differs from the study that it would go on with."""
     issues = []
-    for name in ("method", "metric", "seed", "strategy"):
+    for name in ("method", "metric", "search_seed", "strategy"):
         if before.get(name) != now[name]:
             issues.append(f"{name}: {before.get(name)} -> {now[name]}")
     for group in ("parameters", "settings"):

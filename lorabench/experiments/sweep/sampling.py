@@ -87,12 +87,15 @@ def _wandb_sampler(plan: SweepPlan, seed: int) -> "BaseSampler":
         def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Value]:
             known = study.get_trials(deepcopy=False, states=tuple(states))
             whole = [other for other in known if len(other.params) == len(search.searched)]
-            before = numpy.random.get_state()
-            numpy.random.seed(seed)  # the library draws from numpy's own generator
+            # The library draws from the generators that numpy and Python share with everybody.
+            before = numpy.random.get_state(), random.getstate()
+            numpy.random.seed(seed)
+            random.seed(seed)
             try:
                 proposed = sweeps.next_run(config, [run_of(other) for other in whole])
             finally:
-                numpy.random.set_state(before)
+                numpy.random.set_state(before[0])
+                random.setstate(before[1])
             return {} if proposed is None else _plain(proposed.config, [item.name for item in search.searched])
 
     return WandbSampler(seed=seed)

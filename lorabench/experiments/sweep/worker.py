@@ -4,20 +4,21 @@ import itertools
 import math
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorabench.errors import ConfigError
-from lorabench.experiments.launches import LOGS_FOLDER, Launch, Scheduler
+from lorabench.experiments.launches import LOGS_FOLDER, Gpus, Launch, Scheduler
 from lorabench.experiments.outcomes import LaunchState, read_outcome
 from lorabench.experiments.sweep.epochs import EpochReader
 from lorabench.experiments.sweep.ledger import Claimed, Entry, Ledger
 from lorabench.experiments.sweep.plan import RUNS_FOLDER, SweepPlan, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning, make_pruner, make_sampler
 from lorabench.experiments.sweep.storage import answering
-from lorabench.results.ownership import is_held
+from lorabench.results.ownership import Ownership, is_held
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
 
 WORKERS_FOLDER = "workers"
@@ -52,14 +53,23 @@ class SearchOptions:
     url: str = ""
 
 
-def free_worker_folder(folder: Path) -> Path:
-    """The first folder `workers/HOST-N` of a sweep that no process holds; what a dead worker left there is taken over.
+def take_worker_folder(folder: Path) -> tuple[Path, Ownership]:
+    """The first folder `workers/HOST-N` of a sweep that no process holds, held by this one from now on.
+
+    What a dead worker left there is taken over.
 
     Args:
         folder: of the sweep.
     """
-    workers = (folder / WORKERS_FOLDER / f"{socket.gethostname()}-{place}" for place in itertools.count())
-    return next(worker for worker in workers if not is_held(worker))
+    for place in itertools.count():
+        own = folder / WORKERS_FOLDER / f"{socket.gethostname()}-{place}"
+        own.mkdir(parents=True, exist_ok=True)
+        ownership = Ownership()
+        with suppress(ConfigError):  # another worker was quicker
+            if not is_held(own):
+                ownership.take(own)
+                return own, ownership
+    raise AssertionError  # there is always a next one
 
 
 class Worker:
@@ -89,6 +99,35 @@ class Worker:
     def is_at_its_end(self) -> bool:
         """Whether it stops for its failures."""
         return self.failures >= MOST_FAILURES
+
+    def run(
+        self,
+        groups: Sequence[Gpus],
+        view: Callable[[Scheduler], None],
+        ownership: Ownership,
+        retry_failed: bool = False,
+    ) -> None:
+        """Run trials, as many at once as there are groups, until there are none to be had.
+
+        Args:
+            view: called a few times a second, to show them.
+            ownership: of this worker's own folder.
+            retry_failed: also what failed before.
+
+        Raises:
+            RunError: the database does not answer.
+            RunInterrupted: a signal came; the runs have got it, and the next start goes on with them.
+        """
+
+        def watch(scheduler: Scheduler) -> None:
+            self.look(scheduler)
+            view(scheduler)
+
+        # What failed is in the ledger's hands: a launch that it gives is to be started, whatever became of it before.
+        scheduler = Scheduler(
+            self._own, groups, retry_failed=True, watch=watch, on_end=self.ended, ownership=ownership
+        )
+        scheduler.run(self.launches(scheduler, retry_failed))
 
     def launches(self, scheduler: Scheduler, retry_failed: bool) -> Iterator[Launch | None]:
         """What the scheduler is to run, one by one; None while other trials may come back.
@@ -180,9 +219,11 @@ class Worker:
             folder = self._run_folder(entry.number)
             log = Path(entry.fact("worker")) / LOGS_FOLDER / f"{trial_name(entry.number)}.log"
             state, error, _ = read_outcome(folder, None, log, asked_to_stop=True)
+            for epoch, value in EpochReader(folder, self._plan.search.metric).read().items():
+                self._ledger.report(entry.trial.number, epoch, value)
             self._write(entry.trial.number, folder, state, error, bool(entry.fact("pruned")), stopped=False)
 
-    def __call__(self, scheduler: Scheduler) -> None:
+    def look(self, scheduler: Scheduler) -> None:
         """Called while launches run: report epochs, stop what is hopeless, say that this worker is alive."""
         if time.monotonic() - self._looked < LOOK_S:
             return
@@ -191,7 +232,7 @@ class Worker:
             for name, running in self._running.items():
                 self._ledger.beat(running.claimed)
                 self._report(running)
-                if not running.pruned and running.reported and running.claimed.trial.should_prune():
+                if not running.pruned and running.reported and self._ledger.is_hopeless(running.claimed.trial.number):
                     running.pruned = True
                     # Before it stops: were this worker killed now, the trial would be taken for one to go on with.
                     self._ledger.note(running.claimed.trial.number, {"pruned": max(running.reported)})
@@ -204,7 +245,7 @@ class Worker:
         """Tell the study what each epoch came to that it does not know."""
         for epoch, value in running.epochs.read().items():
             if epoch not in running.reported:
-                self._ledger.report(running.claimed, epoch, value)
+                self._ledger.report(running.claimed.trial.number, epoch, value)
                 running.reported.add(epoch)
 
     def ended(self, state: LaunchState) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -75,7 +76,7 @@ def postgres() -> Iterator[str]:
                     time.sleep(0.1)
                 yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
             finally:
-                server.terminate()
+                server.send_signal(signal.SIGINT)  # at once, whoever is connected
                 server.wait(HANG_S)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

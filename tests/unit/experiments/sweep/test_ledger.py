@@ -138,7 +138,7 @@ def test_what_a_silent_worker_had_is_taken_by_another(
     claimed = taken(other)
     assert (claimed.number, claimed.values) == (1, lost.values) and claim(ledger) is None
     # The first worker was only suspended: what it says now is too late, and counts for nothing.
-    ledger.report(lost, 1, 0.25)
+    ledger.report(lost.trial.number, 1, 0.25)
     ledger.complete(lost.trial.number, 0.25)
     assert states(other) == {"running": 1}
     monkeypatch.setattr("lorabench.experiments.sweep.ledger.HEARTBEAT_S", 0)
@@ -190,7 +190,7 @@ def test_a_grid_is_run_in_its_order(tmp_path: Path) -> None:
 def test_pruned_trials_keep_their_last_score(tmp_path: Path) -> None:
     ledger = begun(tmp_path, f"sqlite:///{tmp_path}/study.db", total=1)
     claimed = taken(ledger)
-    ledger.report(claimed, 1, 0.25)
+    ledger.report(claimed.trial.number, 1, 0.25)
     ledger.prune(claimed.trial.number)
     (entry,) = ledger.entries()
     assert (entry.state, entry.value) == ("pruned", 0.25)

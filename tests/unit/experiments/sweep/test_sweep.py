@@ -272,7 +272,8 @@ def test_a_sweep_that_has_changed_is_refused(
     rest = "and must not change; expected the same sweep, or another --output-dir"
     assert cli.main([*words, "--trials", "2", "--batch-size", "4", "--search-seed", "3"]) == EXIT_BAD_INPUT
     said = capsys.readouterr().err
-    assert f"--study out: optim.batch_size: 8 -> 4, {rest}" in said and f"--study out: seed: 42 -> 3, {rest}" in said
+    assert f"--study out: optim.batch_size: 32 -> 4, {rest}" in said
+    assert f"--study out: search_seed: 42 -> 3, {rest}" in said
     (tmp_path / "out" / "study.db").unlink()
     assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
     assert "has the runs of another study; expected its --storage and --study" in capsys.readouterr().err
