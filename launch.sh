@@ -4,6 +4,7 @@
 #   ./launch.sh                                               a small model on the embedded sample
 #   ./launch.sh --model llama3-8b --task disaster-tweets      any flags of the training command
 #   ./launch.sh --config_file accelerate_configs/zero3.yaml --model llama3-8b
+#   ./launch.sh sweep sweeps/tweets.yaml --model llama3-8b    a search over settings: lorabench sweep
 #
 # LORABENCH_VENV names another environment; PYTHON, LORABENCH_TORCH and LORABENCH_TORCH_INDEX: see scripts/install.sh.
 set -euo pipefail
@@ -58,5 +59,14 @@ case " $* $from_file" in
     *" --track wandb "* | *" --track=wandb "*) extras="$extras,wandb" ;;
     *" --track tensorboard "* | *" --track=tensorboard "*) extras="$extras,tensorboard" ;;
 esac
+program=lorabench.launch
+if [ "$1" = sweep ]; then
+    program=lorabench
+    extras="$extras,sweep"
+    case " $* " in
+        *" --track wandb "* | *" --track=wandb "*) ;;
+        *" --backend wandb "* | *" --backend=wandb "*) extras="$extras,wandb" ;;
+    esac
+fi
 install_project "${LORABENCH_VENV:-$PROJECT/.venv}" "$extras"
-exec "$VENV_PYTHON" -m lorabench.launch "$@"
+exec "$VENV_PYTHON" -m "$program" "$@"

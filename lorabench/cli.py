@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|merge|table|report|compare|models`; `--help` after any."""
+"""The `lorabench` command: `lorabench train|predict|merge|table|report|compare|sweep|models`; `--help` after any."""
 
 import os
 import sys
@@ -37,6 +37,7 @@ from lorabench.errors import (
 )
 from lorabench.experiments.compare import CompareOptions, compare_command
 from lorabench.experiments.report.command import ReportOptions, report_command
+from lorabench.experiments.sweep.command import SweepOptions, sweep_command, sweep_words
 from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
@@ -135,6 +136,13 @@ def compare(arguments: Sequence[str]) -> int:
     return 0
 
 
+def sweep(arguments: Sequence[str]) -> int:
+    """Search for the best settings."""
+    options, others = parse_some(SweepOptions, sweep_words(arguments), "lorabench sweep")
+    sweep_command(options, others)
+    return 0
+
+
 def report(arguments: Sequence[str]) -> int:
     """Write a page, plots or tables of some runs."""
     options = parse_options(ReportOptions, arguments, "lorabench report")
@@ -197,6 +205,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "merge": merge,
     "table": table,
     "compare": compare,
+    "sweep": sweep,
     "report": report,
     "models": models,
 }

@@ -30,6 +30,8 @@ LOGS_FOLDER = "logs"
 POLL_S = 0.2
 """Seconds between two looks at the runs."""
 
+# Stands for the end of what is to be launched.
+_NO_MORE = object()
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Gpus = tuple[str, ...]
@@ -72,7 +74,7 @@ def gpu_groups(gpus_per_run: int | None) -> list[Gpus]:
     Raises:
         ConfigError: there are fewer.
     """
-    usable = _usable_gpus()
+    usable = visible_gpus()
     if gpus_per_run is None:
         return [()]
     if not 1 <= gpus_per_run <= len(usable):
@@ -83,8 +85,8 @@ def gpu_groups(gpus_per_run: int | None) -> list[Gpus]:
     ]
 
 
-def _usable_gpus() -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` names, else the numbers of all GPUs that the driver lists."""
+def visible_gpus() -> list[str]:
+    """The GPUs that launches can take: those of `CUDA_VISIBLE_DEVICES`, else all by their numbers at the driver."""
     if gpus_hidden(os.environ):
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -103,6 +105,7 @@ class Scheduler:
         retry_failed: also start what failed before; it goes on from its last checkpoint.
         watch: called a few times a second while launches run; it may call `stop`.
         on_end: called with each launch that has ended, however it did, once.
+        ownership: of the folder, where the caller holds its lock already; it is given back at the end.
     """
 
     def __init__(
@@ -113,8 +116,10 @@ class Scheduler:
         retry_failed: bool = False,
         watch: Callable[["Scheduler"], None] | None = None,
         on_end: Callable[[LaunchState], None] | None = None,
+        ownership: Ownership | None = None,
     ) -> None:
         self.folder = folder
+        self._ownership = ownership or Ownership()
         self._groups = list(groups)
         self._retry_failed = retry_failed
         self._watch = watch or (lambda _: None)
@@ -125,11 +130,12 @@ class Scheduler:
         self.states: dict[str, LaunchState] = {}
         """What became of each launch so far, by name, those of earlier schedulers included."""
 
-    def run(self, launches: Iterable[Launch]) -> dict[str, LaunchState]:
+    def run(self, launches: Iterable[Launch | None]) -> dict[str, LaunchState]:
         """Start what is not complete, and wait for all. Returns `states`.
 
         Args:
-            launches: taken one by one, whenever a group of GPUs is free, so that a generator may decide late.
+            launches: taken one by one, whenever a group of GPUs is free, so that a generator may decide late; None
+                says that there is none at this moment, and to ask again.
 
         Raises:
             ConfigError: another scheduler holds the folder, or it holds a launch of the same name and other flags.
@@ -137,8 +143,7 @@ class Scheduler:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / LOGS_FOLDER).mkdir(exist_ok=True)
-        ownership = Ownership()
-        ownership.take(self.folder)
+        self._ownership.take(self.folder)
         try:
             self.states = read_states(self.folder / STATE_FILE)
             self._take_over()
@@ -149,7 +154,7 @@ class Scheduler:
                 entry.send(signal.SIGTERM)
             raise
         finally:
-            ownership.release()
+            self._ownership.release()
         if self._signals:
             raise RunInterrupted(self._signals[0], "; the same command goes on")
         return self.states
@@ -164,14 +169,20 @@ class Scheduler:
         """The launches that run now."""
         return [entry.state for entry in self._running.values()]
 
-    def _run(self, launches: Iterator[Launch]) -> None:
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal came: no other launch is begun, and those that run have got it."""
+        return bool(self._signals)
+
+    def _run(self, launches: Iterator[Launch | None]) -> None:
         exhausted = False
         while True:
             while not exhausted and not self._signals and (group := self._free_group()) is not None:
-                launch = next(launches, None)
-                exhausted = launch is None
-                if launch is not None:
-                    self._begin(launch, group)
+                launch = next(launches, _NO_MORE)
+                exhausted = launch is _NO_MORE
+                if not isinstance(launch, Launch):
+                    break
+                self._begin(launch, group)
             while not self._signals and (group := self._free_group()) is not None and (launch := self._next_left()):
                 self._begin(launch, group)
             self._watch(self)

@@ -12,7 +12,8 @@ from lorabench.errors import EXIT_INTERRUPTED, ConfigError
 from lorabench.harmless import printable
 from lorabench.results.run_folder import RUN_FILE, lookup, read_run
 
-State = Literal["waiting", "running", "completed", "failed", "interrupted"]
+# `pruned` is said by a sweep alone, of a launch that it has interrupted for good.
+State = Literal["waiting", "running", "completed", "failed", "interrupted", "pruned"]
 # The end of a log in which its last words are looked for.
 _LOG_BYTES = 8192
 _LAST_WORDS = ("lorabench train: error:", "lorabench train: failed:", "lorabench: ")

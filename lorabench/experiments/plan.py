@@ -10,10 +10,8 @@ seeds: [1, 2, 3]
 flags: {train_file: train.csv}         # of every run
 """
 
-import contextlib
 import difflib
 import hashlib
-import io
 import itertools
 import re
 import shlex
@@ -25,10 +23,10 @@ from typing import Any
 import yaml
 
 from lorabench.catalog.comparisons import COMPARISONS
-from lorabench.config.command_line import parse_run_config
 from lorabench.config.keywords import flag_types
 from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from lorabench.errors import ConfigError, IssueList
+from lorabench.experiments.checking import data_issues, flag_word, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.launch.options import find_config
 from lorabench.wording import listed
@@ -39,9 +37,6 @@ AXES = ("models", "tasks", "strategies", "settings", "seeds", "flags")
 RUNS_FOLDER = "runs"
 _INSTEAD = {"model": "models", "task": "tasks", "seed": "seeds"}
 _LONGEST_PART = 40
-_NAMED = 4  # words of a run's flags that name model and task
-# What the message about an unreadable flag begins and ends with.
-_FRAME_WORDS = ("Parsing error", "Unrecognized options -", "Value error", "Invalid choice", "For full helptext")
 
 
 @dataclass(frozen=True)
@@ -110,8 +105,9 @@ class Plan:
             name = f"{names[cell]}-seed{seed}"
             launcher = () if cell.strategy == AUTO else ("--config_file", str(find_strategy(cell.strategy)))
             launch = Launch(
-                name=name, folder=folder / RUNS_FOLDER / name, flags=self.words(cell, seed), launcher=launcher
-            )
+                name=name, folder=folder / RUNS_FOLDER / name,
+                flags=with_track_group(self.words(cell, seed), folder.name), launcher=launcher,
+            )  # fmt: skip
             runs.append(PlannedRun(cell, seed, launch))
         return runs
 
@@ -214,7 +210,7 @@ def _flag_words(value: Any, where: str, issues: IssueList) -> tuple[str, ...]:
         nearest = difflib.get_close_matches(str(name), flag_types(), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         issues.check(name in flag_types(), f"{where}.{name}: no flag of a run{hint}")
-        flag = f"--{str(name).replace('_', '-')}"
+        flag = flag_word(str(name))
         if given is True:
             words.append(flag)
         elif given is not None and given is not False:
@@ -260,53 +256,13 @@ def check_plan(plan: Plan) -> dict[Cell, RunConfig]:
             found[str(error).replace("--config_file", "--strategies")] = cells
     for cell in plan.cells():
         try:
-            configs[cell] = _parse(plan.words(cell, plan.seeds[0]))
+            configs[cell] = parse_words(plan.words(cell, plan.seeds[0]))
         except ConfigError as error:
             for issue in error.issues:
                 found.setdefault(issue, []).append(cell)
     _raise(found, plan)
-    _raise(_data_issues(configs), plan)
+    _raise(data_issues(configs), plan)
     return configs
-
-
-def _parse(words: Sequence[str]) -> RunConfig:
-    """`parse_run_config`, with what it would print and exit with as an error, too."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return parse_run_config(words, launching=True)
-    except SystemExit:
-        issues = [_said(printed.getvalue()) or f"flags that a run does not take: {shlex.join(words)}"]
-    if len(words) > _NAMED:
-        try:  # a flag that cannot be read hides what is wrong with model and task
-            _parse(words[:_NAMED])
-        except ConfigError as error:
-            issues += error.issues
-    raise ConfigError(issues)
-
-
-def _said(printed: str) -> str:
-    """The words of a message in a frame."""
-    lines = (re.sub(r"[\s│╭╮╰╯─]+", " ", line).strip(" ") for line in printed.splitlines())
-    return " ".join(line for line in lines if line.strip("-") and not line.startswith(_FRAME_WORDS))
-
-
-def _data_issues(configs: Mapping[Cell, RunConfig]) -> dict[str, list[Cell]]:
-    """What is wrong with the rows that runs would read, each file read once, and with what this machine has."""
-    from lorabench.data.task import load_task
-    from lorabench.training.refusals import refuse_early
-
-    found: dict[str, list[Cell]] = {}
-    loaded: dict[Any, Any] = {}
-    for cell, config in configs.items():
-        try:
-            if config.data not in loaded:
-                loaded[config.data] = load_task(config.data, config.optim.seed)
-            refuse_early(config, loaded[config.data])
-        except ConfigError as error:
-            for issue in error.issues:
-                found.setdefault(issue, []).append(cell)
-    return found
 
 
 def _raise(found: Mapping[str, Sequence[Cell]], plan: Plan) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lorabench.errors import ConfigError
-from lorabench.experiments.launches import Scheduler
 from lorabench.experiments.outcomes import LaunchState
 from lorabench.harmless import printable
 from lorabench.results.row_progress import clock
@@ -26,6 +25,8 @@ _PLAIN_S = 30.0
 # The end of metrics.jsonl in which the last line is looked for.
 _TAIL_BYTES = 4096
 _STYLES = {"running": "bold", "completed": "green", "failed": "red", "interrupted": "yellow", "waiting": "dim"}
+_STYLES |= {"pruned": "yellow"}
+_ENDED = ("completed", "failed", "pruned")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,21 @@ def _last_lines(path: Path) -> dict[str, Any]:
     return found
 
 
+class Watched(Protocol):
+    """What is shown: a scheduler, or what has the states of launches as one has.
+
+    Attributes:
+        states: of all launches that are known, by name.
+        running: those of this process.
+    """
+
+    @property
+    def states(self) -> Mapping[str, LaunchState]: ...
+
+    @property
+    def running(self) -> list[LaunchState]: ...
+
+
 class ProgressView:
     """Shows all runs of an experiment while they run; to be used as a context, and as the scheduler's `watch`.
 
@@ -99,14 +115,25 @@ class ProgressView:
         names: of all runs, in their order; those that become known later are added.
         groups: how many run at once.
         kind: what tells how long a run takes, such as its model: waiting runs are taken to last as others of theirs.
+        noun: what the runs are called.
+        note: what is said after the counts.
     """
 
     def __init__(
-        self, names: Sequence[str], groups: int = 1, kind: Callable[[str], str] = str, console: Console | None = None
+        self,
+        names: Sequence[str],
+        groups: int = 1,
+        kind: Callable[[str], str] = str,
+        console: Console | None = None,
+        *,
+        noun: str = "run",
+        note: Callable[[], str] = str,
     ) -> None:
         self._names = list(names)
         self._groups = groups
         self._kind = kind
+        self._noun = noun
+        self._note = note
         self._console = console or Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._looked = 0.0
@@ -122,7 +149,7 @@ class ProgressView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def __call__(self, scheduler: Scheduler) -> None:
+    def __call__(self, scheduler: Watched) -> None:
         """Show how things are, if there is something new to be seen."""
         states = scheduler.states
         self._names += [name for name in states if name not in self._names]
@@ -168,14 +195,15 @@ class ProgressView:
     def summary(self, states: Mapping[str, LaunchState]) -> str:
         """`3 of 12 runs completed, 1 failed, 2 running; ETA 0:41`."""
         counted = [_state(states, name) for name in self._names]
-        parts = [f"{counted.count('completed')} of {len(counted)} runs completed"]
-        parts += [f"{counted.count(kind)} {kind}" for kind in ("failed", "interrupted", "running") if kind in counted]
+        parts = [f"{counted.count('completed')} of {len(counted)} {self._noun}s completed"]
+        shown = ("pruned", "failed", "interrupted", "running")
+        parts += [f"{counted.count(kind)} {kind}" for kind in shown if kind in counted]
         left = self.seconds_left(states)
-        return ", ".join(parts) + ("" if left is None else f"; ETA {clock(left)}")
+        return ", ".join(parts) + self._note() + ("" if left is None else f"; ETA {clock(left)}")
 
     def seconds_left(self, states: Mapping[str, LaunchState]) -> float | None:
         """Until all runs have ended; None where nothing is known yet."""
-        names = [name for name in self._names if _state(states, name) not in ("completed", "failed")]
+        names = [name for name in self._names if _state(states, name) not in _ENDED]
         lefts = [self._left(states, name) for name in names]
         known = [left for left in lefts if left is not None]
         if len(known) < len(lefts):

@@ -106,3 +106,13 @@ def test_the_folder_of_a_run_is_none_for_a_comparison(
     (tmp_path / "out" / "run.json").touch()
     assert cli.main(words) == EXIT_BAD_INPUT
     assert "the folder of a run; expected one for a comparison" in capsys.readouterr().err
+
+
+def test_tracked_runs_of_a_comparison_are_in_one_group(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "--track", "tensorboard", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("--track-group out") == 4
+    assert cli.main([*words, "--track=tensorboard", "--track-group", "mine", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "--track-group out" not in printed and printed.count("--track-group mine") == 4
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "--track-group" not in capsys.readouterr().out

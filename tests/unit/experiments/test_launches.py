@@ -128,6 +128,22 @@ def test_launches_are_asked_for_when_a_group_is_free(tmp_path: Path) -> None:
     assert known == [[], ["first"]]
 
 
+def test_launches_that_are_to_come_are_asked_for_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def decide() -> Any:
+        yield run_of(tmp_path, "first", "--wait", "0.5")
+        while status_of(tmp_path / "first") != "completed":
+            asked.append(len(scheduler.running))
+            yield None
+        yield run_of(tmp_path, "second")
+
+    scheduler = Scheduler(tmp_path, [("0",), ("1",)])
+    states = scheduler.run(decide())
+    assert [state.state for state in states.values()] == ["completed", "completed"]
+    assert asked and set(asked) == {1}, "the other one is seen through meanwhile"
+
+
 def test_a_watcher_stops_a_launch_and_the_next_one_goes_on_with_it(tmp_path: Path) -> None:
     launches = [run_of(tmp_path, "hopeless", "--wait", "1"), run_of(tmp_path, "next")]
 

@@ -472,7 +472,7 @@ class LaunchScript:
 case "$1 $2 $3" in
     "-m pip --version") exit 0 ;;
     "-m pip install") echo "$@" >>"{self.log}"; exit "${{FAKE_PIP_EXIT:-0}}" ;;
-    "-m lorabench.launch"*) echo "$@" >>"{self.log}" ;;
+    "-m lorabench.launch"* | "-m lorabench sweep"*) echo "$@" >>"{self.log}" ;;
     *) exec "{sys.executable}" "$@" ;;
 esac
 """,
@@ -571,6 +571,22 @@ def test_launch_script_reads_the_configuration_file(
     _, calls = script.start(*words.split())
     (extras,) = (call for call in calls if "--editable" in call)
     assert set(extras.split("[")[1].removesuffix("]").split(",")) - {"demo", "deepspeed"} == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("--model minilm", {"sweep"}),
+        ("--backend wandb", {"sweep", "wandb"}),
+        ("--backend=wandb --track wandb", {"sweep", "wandb"}),
+        ("--track tensorboard", {"sweep", "tensorboard"}),
+    ],
+)
+def test_launch_script_starts_a_sweep_with_what_it_needs(words: str, wanted: set[str], script: LaunchScript) -> None:
+    _, calls = script.start("sweep", "sweeps/tweets.yaml", *words.split())
+    (extras,) = (call for call in calls if "--editable" in call)
+    assert set(extras.split("[")[1].removesuffix("]").split(",")) - {"demo", "deepspeed"} == wanted
+    assert calls[-1] == f"-m lorabench sweep sweeps/tweets.yaml {words}"
 
 
 def test_launch_script_repeats_an_installation_that_failed(script: LaunchScript) -> None:

@@ -1,0 +1,81 @@
+"""The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
+
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from lorabench.config.command_line import parse_run_config, take_flags
+from lorabench.config.run_config import RunConfig
+from lorabench.errors import ConfigError
+
+_NAMED = 4  # words of a run's flags that name model and task
+# What the message about an unreadable flag begins and ends with.
+_FRAME_WORDS = ("Parsing error", "Unrecognized options -", "Value error", "Invalid choice", "For full helptext")
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def parse_words(words: Sequence[str]) -> RunConfig:
+    """`parse_run_config`, with what it would print and exit with as an error, too.
+
+    Args:
+        words: flags of a run, model and task first.
+
+    Raises:
+        ConfigError: everything that is wrong with them.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return parse_run_config(words, launching=True)
+    except SystemExit:
+        issues = [_said(printed.getvalue()) or f"flags that a run does not take: {shlex.join(words)}"]
+    if len(words) > _NAMED:
+        try:  # a flag that cannot be read hides what is wrong with model and task
+            parse_words(words[:_NAMED])
+        except ConfigError as error:
+            issues += error.issues
+    raise ConfigError(issues)
+
+
+def _said(printed: str) -> str:
+    """The words of a message in a frame."""
+    lines = (re.sub(r"[\s│╭╮╰╯─]+", " ", line).strip(" ") for line in printed.splitlines())
+    return " ".join(line for line in lines if line.strip("-") and not line.startswith(_FRAME_WORDS))
+
+
+def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:
+    """What is wrong with the rows that runs would read, each file read once, and with what this machine has.
+
+    Returns:
+        For each issue the runs that have it.
+    """
+    from lorabench.data.task import load_task
+    from lorabench.training.refusals import refuse_early
+
+    found: dict[str, list[Key]] = {}
+    loaded: dict[Any, Any] = {}
+    for key, config in configs.items():
+        try:
+            if config.data not in loaded:
+                loaded[config.data] = load_task(config.data, config.optim.seed)
+            refuse_early(config, loaded[config.data])
+        except ConfigError as error:
+            for issue in error.issues:
+                found.setdefault(issue, []).append(key)
+    return found
+
+
+def flag_word(name: str) -> str:
+    """`lora_r` -> `--lora-r`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def with_track_group(words: Sequence[str], group: str) -> tuple[str, ...]:
+    """A run's flags; where they name a tracker and no group there, the experiment's own is added."""
+    given, _ = take_flags(words, ("track", "track_group"))
+    is_tracked = given["track"] not in (None, "", "none") and given["track_group"] is None
+    return (*words, "--track-group", group) if is_tracked else tuple(words)

@@ -1,0 +1,196 @@
+"""What a search came to: the best setting as a command and as a file, a table of trials, and pictures."""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorabench.catalog.metrics import METRICS
+from lorabench.config.config_file import config_text
+from lorabench.experiments.checking import parse_words
+from lorabench.experiments.sheets import Sheet, to_html, to_markdown
+from lorabench.experiments.sweep.ledger import Entry
+from lorabench.experiments.sweep.pictures import FORMATS, TITLES, draw_pictures
+from lorabench.experiments.sweep.plan import SweepPlan, as_json, trial_name
+from lorabench.files import replacing, write_text_atomic
+from lorabench.harmless import csv_cell, printable
+from lorabench.results.amounts import format_seconds
+from lorabench.results.table import UNKNOWN
+
+PAGE = "sweep"
+BEST_FILE = "best.yaml"
+_LONGEST_ERROR = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A sweep, as its ledger is.
+
+    Attributes:
+        entries: all trials, by number.
+    """
+
+    plan: SweepPlan
+    folder: Path
+    entries: Sequence[Entry]
+
+    @property
+    def best(self) -> Entry | None:
+        """The completed trial with the best score; the first of several. None where none is complete."""
+        scored = [entry for entry in self.entries if entry.state == "completed" and entry.value is not None]
+        sign = -1.0 if self.plan.search.maximize else 1.0
+        return min(scored, key=lambda entry: sign * (entry.value or 0.0), default=None)
+
+    @property
+    def label(self) -> str:
+        """The metric, as readers know it."""
+        return METRICS[self.plan.search.metric].label
+
+    def count(self, state: str) -> int:
+        return sum(entry.state == state for entry in self.entries)
+
+    def best_command(self) -> list[str]:
+        """What trains with the best setting again; only where there is one."""
+        best = self.best
+        assert best is not None
+        return [
+            *("accelerate", "launch", *self.plan.launcher, "-m", "lorabench.train"),
+            *self.plan.words(self.plan.search.fixed | best.values),
+        ]
+
+
+def sheets(result: SweepResult) -> list[Sheet]:
+    """The tables of the page."""
+    return [_best(result), _trials(result)] if result.best is not None else [_trials(result)]
+
+
+def _best(result: SweepResult) -> Sheet:
+    best = result.best
+    assert best is not None
+    values = result.plan.search.fixed | best.values
+    rows = [(name, _shown(values[name]), result.plan.search.parameters[name].describe()) for name in values]
+    command = shlex.join(result.best_command())
+    return Sheet(
+        title=f"Best: {trial_name(best.number)}, {result.label} {best.value:.4f}",
+        columns=("Parameter", "Value", "Searched"),
+        rows=tuple(rows),
+        notes=(f"Again: {command}", f"Or: accelerate launch -m lorabench.train --config {result.folder / BEST_FILE}"),
+    )
+
+
+def _trials(result: SweepResult) -> Sheet:
+    """Every trial that was begun, the best first."""
+    names = [parameter.name for parameter in result.plan.search.searched]
+    sign = -1.0 if result.plan.search.maximize else 1.0
+    order = {"completed": 0, "pruned": 1, "running": 2, "failed": 3, "waiting": 4}
+    begun = [entry for entry in result.entries if entry.state != "waiting" or entry.trial.params]
+    ranked = sorted(begun, key=lambda entry: (order[entry.state], sign * (entry.value or 0.0), entry.number))
+    rows = [
+        (
+            trial_name(entry.number),
+            entry.state,
+            UNKNOWN if entry.value is None else f"{entry.value:.4f}",
+            *(_shown(entry.values.get(name, UNKNOWN)) for name in names),
+            str(len(entry.trial.intermediate_values)),
+            UNKNOWN if entry.fact("train_seconds") is None else format_seconds(entry.fact("train_seconds")),
+            _short(entry.error or ""),
+        )
+        for entry in ranked
+    ]
+    waiting = len(result.entries) - len(begun)
+    notes = [f"{result.label}: best epoch, validation rows. Pruned: stopped after an epoch; its last score stands."]
+    notes += [f"{waiting} of {len(result.entries)} trials have not been begun."] if waiting else []
+    # Words, between which a narrow terminal breaks the heads.
+    heads = [name.replace("_", " ") for name in names]
+    columns = ("Trial", "State", result.label, *heads, "Epochs", "Training time", "Error")
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Sheet(title="Trials", columns=columns, rows=tuple(rows), notes=tuple(notes))
+
+
+def write_page(result: SweepResult) -> list[str]:
+    """`sweep.md`, `.html`, `.json`, `.csv`, `best.yaml` and the pictures; earlier ones are replaced. Returns names."""
+    folder = result.folder
+    names = [parameter.name for parameter in result.plan.search.searched]
+    pictures = draw_pictures(result.entries, names, result.label, result.plan.search.maximize)
+    for name, content in pictures.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
+    shown = tuple((TITLES[key], f"{key}.svg") for key in TITLES if f"{key}.svg" in pictures)
+    made = sheets(result)
+    made += [Sheet(title="Pictures", columns=(), rows=(), pictures=shown)] if shown else []
+    texts = {
+        f"{PAGE}.md": to_markdown("Sweep", made),
+        f"{PAGE}.html": to_html("Sweep", made),
+        f"{PAGE}.json": json.dumps(to_json(result), indent=2, allow_nan=False) + "\n",
+        f"{PAGE}.csv": _csv(result),
+    }
+    if result.best is not None:
+        texts[BEST_FILE] = _best_file(result)
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
+    drawn = [f"{key}.{' and .'.join(FORMATS)}" for key in TITLES if f"{key}.svg" in pictures]
+    return [f"{PAGE}.md, .html, .json and .csv", *([BEST_FILE] if result.best is not None else []), *drawn]
+
+
+def to_json(result: SweepResult) -> dict[str, Any]:
+    """Everything as plain values; what is not known is null."""
+    best = result.best
+    return {
+        "search": as_json(result.plan.search),
+        "flags": list(result.plan.flags),
+        "best": None
+        if best is None
+        else {"trial": trial_name(best.number), "value": best.value, "command": result.best_command()},
+        "trials": [_trial_json(entry) for entry in result.entries],
+    }
+
+
+def _trial_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "trial": trial_name(entry.number),
+        "state": entry.state,
+        "value": entry.value,
+        "values": entry.values,
+        "epochs": {str(epoch): value for epoch, value in sorted(entry.trial.intermediate_values.items())},
+        "attempts": entry.attempt + 1,
+        "seconds": entry.fact("seconds"),
+        "train_seconds": entry.fact("train_seconds"),
+        "host": entry.fact("host"),
+        "error": entry.error,
+    }
+
+
+def _csv(result: SweepResult) -> str:
+    names = [parameter.name for parameter in result.plan.search.searched]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    metric = result.plan.search.metric
+    writer.writerow(["trial", "state", metric, *names, "epochs", "seconds", "train_seconds", "attempts", "error"])
+    for entry in result.entries:
+        facts = [len(entry.trial.intermediate_values), entry.fact("seconds"), entry.fact("train_seconds")]
+        cells = [trial_name(entry.number), entry.state, entry.value, *(entry.values.get(name) for name in names)]
+        cells += [*facts, entry.attempt + 1, printable(entry.error or "")]
+        writer.writerow([csv_cell(cell) for cell in cells])
+    return text.getvalue()
+
+
+def _best_file(result: SweepResult) -> str:
+    """A file for `--config` of the training command."""
+    best = result.best
+    assert best is not None
+    config = parse_words(result.plan.words(result.plan.search.fixed | best.values))
+    remark = f"{trial_name(best.number)} of {result.folder}: {result.label} {best.value:.4f}"
+    return config_text(config, (remark,))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _short(error: str) -> str:
+    return error if len(error) <= _LONGEST_ERROR else f"{error[:_LONGEST_ERROR]}..."
