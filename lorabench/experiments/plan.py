@@ -106,7 +106,7 @@ class Plan:
             launcher = () if cell.strategy == AUTO else ("--config_file", str(find_strategy(cell.strategy)))
             launch = Launch(
                 name=name, folder=folder / RUNS_FOLDER / name,
-                flags=with_track_group(self.words(cell, seed), folder.name), launcher=launcher,
+                flags=with_track_group(self.words(cell, seed), folder.resolve().name), launcher=launcher,
             )  # fmt: skip
             runs.append(PlannedRun(cell, seed, launch))
         return runs

@@ -12,7 +12,7 @@ from typing import Any
 from lorabench.config.checks import RESULTS
 from lorabench.config.command_line import take_flags
 from lorabench.errors import ConfigError, IssueList, RunError, RunInterrupted
-from lorabench.experiments.launches import Gpus, gpu_groups, visible_gpus
+from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_gpus
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
@@ -33,6 +33,7 @@ from lorabench.experiments.sweep.storage import (
 )
 from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder
 from lorabench.files import write_text_atomic
+from lorabench.results.ownership import Ownership
 from lorabench.results.run_folder import RUN_FILE
 from lorabench.wording import counted
 
@@ -180,27 +181,34 @@ def _run(
     folder.mkdir(parents=True, exist_ok=True)
     url = options.storage or default_storage(folder)
     own, ownership = take_worker_folder(folder)
-    with answering(url):
-        ledger = _open_ledger(plan, facts, folder, own, url, options.study or folder.name)
-    at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
-    print(f"sweep      {counted(plan.total, 'trial')}{at_once}, in {folder}", flush=True)
-    if options.storage is not None:
-        print(f"study      {ledger.study.study_name}, in {shown(url)}", flush=True)
-    choices = SearchOptions(backend=options.backend, pruning=options.pruning, url=url)
-    worker = Worker(plan, ledger, folder, own, choices)
-    view = _view(lambda: SweepResult(plan=plan, folder=folder, entries=worker.entries), len(groups))
+    try:
+        with answering(url):
+            ledger = _open_ledger(plan, facts, folder, own, url, options.study or folder.resolve().name)
+        at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
+        print(f"sweep      {counted(plan.total, 'trial')}{at_once}, in {folder}", flush=True)
+        if options.storage is not None:
+            print(f"study      {ledger.study.study_name}, in {shown(url)}", flush=True)
+        choices = SearchOptions(backend=options.backend, pruning=options.pruning, url=url)
+        worker = Worker(plan, ledger, folder, own, choices)
+        _see_through(worker, groups, ownership, options.retry_failed)
+    finally:
+        ownership.release()
+
+
+def _see_through(worker: Worker, groups: Sequence[Gpus], ownership: Ownership, retry_failed: bool) -> None:
+    """Run trials with all of them on the terminal, then show and write what they came to."""
+    view = _view(worker.result, len(groups))
+
+    def show(scheduler: Scheduler) -> None:
+        view(Trials(scheduler, worker.entries, worker.folder))
+
     try:
         with view:
-            worker.run(
-                groups, lambda scheduler: view(Trials(scheduler, worker.entries, folder)), ownership,
-                options.retry_failed,
-            )  # fmt: skip
+            worker.run(groups, show, ownership, retry_failed)
     except RunInterrupted:
-        with answering(url):
-            write_page(SweepResult(plan=plan, folder=folder, entries=ledger.entries()))
+        write_page(worker.result())
         raise
-    with answering(url):
-        result = SweepResult(plan=plan, folder=folder, entries=ledger.entries())
+    result = worker.result(anew=True)
     _show(result)
     _raise_failures(result, worker)
 

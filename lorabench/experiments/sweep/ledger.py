@@ -115,12 +115,13 @@ class Ledger:
         return self._grid[number - 1] if self._grid else {}
 
     def entries(self) -> list[Entry]:
-        """All numbers that the study has, in order."""
+        """All numbers that the study has, in order; not those that wait beyond this sweep's total, of a larger one."""
         found: dict[int, list[FrozenTrial]] = {}
         for trial in self.study.get_trials(deepcopy=False):
             if "number" in trial.user_attrs:
                 found.setdefault(trial.user_attrs["number"], []).append(trial)
-        return [_entry(number, trials) for number, trials in sorted(found.items())]
+        entries = [_entry(number, trials) for number, trials in sorted(found.items())]
+        return [entry for entry in entries if entry.number <= self._plan.total or entry.state != "waiting"]
 
     def refill(self, retry_failed: bool = False) -> None:
         """Have every number wait that is not there yet, or whose last attempt was given up.

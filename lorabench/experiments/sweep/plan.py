@@ -59,7 +59,7 @@ class SweepPlan:
             folder: of the sweep.
         """
         name = trial_name(number)
-        words = with_track_group(self.words(values), folder.name)
+        words = with_track_group(self.words(values), folder.resolve().name)
         return Launch(name=name, folder=folder / RUNS_FOLDER / name, flags=words, launcher=self.launcher)
 
     @property

@@ -15,6 +15,7 @@ from lorabench.experiments.launches import LOGS_FOLDER, Gpus, Launch, Scheduler
 from lorabench.experiments.outcomes import LaunchState, read_outcome
 from lorabench.experiments.sweep.epochs import EpochReader
 from lorabench.experiments.sweep.ledger import Claimed, Entry, Ledger
+from lorabench.experiments.sweep.page import SweepResult
 from lorabench.experiments.sweep.plan import RUNS_FOLDER, SweepPlan, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning, make_pruner, make_sampler
 from lorabench.experiments.sweep.storage import answering
@@ -83,7 +84,7 @@ class Worker:
     def __init__(self, plan: SweepPlan, ledger: Ledger, folder: Path, own: Path, options: SearchOptions) -> None:
         self._plan = plan
         self._ledger = ledger
-        self._folder = folder
+        self.folder = folder
         self._own = own
         self._options = options
         self._pruner = make_pruner(plan, options.pruning)
@@ -94,6 +95,17 @@ class Worker:
         """All trials of the sweep, as they were at the last look."""
         self.failures = 0
         """Trials that failed here one after the other."""
+
+    def result(self, anew: bool = False) -> SweepResult:
+        """What all trials came to, as far as this worker knows.
+
+        Args:
+            anew: ask the database once more.
+        """
+        if anew:
+            with answering(self._options.url):
+                self.entries = self._ledger.entries()
+        return SweepResult(plan=self._plan, folder=self.folder, entries=self.entries)
 
     @property
     def is_at_its_end(self) -> bool:
@@ -168,7 +180,7 @@ class Worker:
             self.entries = self._ledger.entries()
             if claimed is None:
                 return None, bool(scheduler.running) or any(map(self._may_come, self.entries))
-            launch = self._plan.launch(claimed.number, claimed.values, self._folder)
+            launch = self._plan.launch(claimed.number, claimed.values, self.folder)
             self._running[launch.name] = _Running(
                 claimed, launch, EpochReader(launch.folder, self._plan.search.metric)
             )
@@ -195,7 +207,7 @@ class Worker:
         path = Path(worker)
         if path == self._own.resolve():
             return trial_name(entry.number) not in self._running
-        return path.parent == (self._folder / WORKERS_FOLDER).resolve() and not is_held(path)
+        return path.parent == (self.folder / WORKERS_FOLDER).resolve() and not is_held(path)
 
     def _adopt(self, scheduler: Scheduler) -> None:
         """Runs that an earlier start of this worker left, and that still go on."""
@@ -205,7 +217,7 @@ class Worker:
             if entry.state == "running" and name in running and self._is_left(entry):
                 sampler = make_sampler(self._plan, self._options.backend, entry.number)
                 claimed = self._ledger.adopt(entry, sampler, self._pruner)
-                launch = self._plan.launch(entry.number, claimed.values, self._folder)
+                launch = self._plan.launch(entry.number, claimed.values, self.folder)
                 self._running[name] = _Running(
                     claimed, launch, EpochReader(launch.folder, self._plan.search.metric),
                     reported=set(entry.trial.intermediate_values), pruned=bool(entry.fact("pruned")),
@@ -260,7 +272,8 @@ class Worker:
         stopped = self._scheduler is not None and self._scheduler.is_stopping
         with answering(self._options.url):
             self._report(running)
-            self._ledger.note(running.claimed.trial.number, {"seconds": state.seconds})
+            if state.seconds:
+                self._ledger.note(running.claimed.trial.number, {"seconds": state.seconds})
             failed = self._write(
                 running.claimed.trial.number, running.launch.folder, state.state, state.error, running.pruned, stopped
             )
@@ -296,7 +309,7 @@ class Worker:
         )
 
     def _run_folder(self, number: int) -> Path:
-        return self._folder / RUNS_FOLDER / trial_name(number)
+        return self.folder / RUNS_FOLDER / trial_name(number)
 
 
 def _record(folder: Path) -> Mapping[str, Any]:

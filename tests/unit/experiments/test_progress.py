@@ -84,6 +84,13 @@ def test_a_failed_run_is_not_waited_for() -> None:
     assert text == "1 of 2 runs completed, 1 failed; ETA 0:00"
 
 
+def test_a_trial_that_was_given_up_is_counted_and_not_waited_for() -> None:
+    view = view_of(["t1", "t2", "t3"], {}, noun="trial", note=lambda: "; best F1 0.8000 (t1)")
+    states = states_of(state("t1", "completed", 10.0), state("t2", "pruned", 4.0))
+    said = "1 of 3 trials completed, 1 pruned; best F1 0.8000 (t1); ETA 0:10"
+    assert view.summary(states) == said and view.seconds_left(states) == 10.0
+
+
 def test_every_change_is_a_plain_line_where_there_is_no_terminal() -> None:
     text = io.StringIO()
     view = ProgressView(["a1", "a2"], console=Console(file=text))

@@ -92,6 +92,14 @@ def test_a_sweep_is_run_and_shown_and_goes_on(
     assert len({trial["values"]["learning_rate"] for trial in page_of(out)["trials"]}) == 5
 
 
+def test_fewer_trials_are_asked_for_than_before(words: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SWEPT_FAIL", "4,8,16,32")
+    assert cli.main([*words, "--trials", "9"]) == EXIT_RUN_FAILED
+    monkeypatch.delenv("SWEPT_FAIL")
+    assert cli.main([*words, "--trials", "4", "--retry-failed"]) == 0
+    assert [trial["state"] for trial in page_of(tmp_path / "out")["trials"]] == ["completed"] * 4
+
+
 def test_the_same_seed_proposes_the_same_trials(words: list[str], tmp_path: Path) -> None:
     proposed = []
     for seed, name in (("1", "a"), ("1", "b"), ("2", "c")):
