@@ -13,10 +13,10 @@ from lorabench.config.run_config import Checkpointing, OnOutOfMemory
 from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.strategy import Gradients
-from lorabench.machine.meters import free_bytes
+from lorabench.machine.meters import Throughput, free_bytes
 from lorabench.packed.classifier import PackedForward
 from lorabench.packed.graphs import TIMED, CaptureError, CompileError, GraphedPasses
-from lorabench.packed.packs import Pack, Packer, choose_lengths
+from lorabench.packed.packs import Pack, Packer, choose_lengths, example_pack
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import Forward
@@ -95,7 +95,7 @@ class CapturedExecution(EagerExecution):
         *,
         use_graphs: bool,
         steps: int,
-        checkpointing: Checkpointing = "off",
+        checkpointing: Checkpointing,
         say: Callable[[str], None] = lambda line: None,
         complain: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -134,16 +134,15 @@ class CapturedExecution(EagerExecution):
         passes = self._passes
         passes.loss.zero_()
         passes.total_weight.fill_(total_weight)
-        done = WindowPasses(passes.loss)
+        rows, counts = [], Throughput()
         for micro_batch in micro_batches:
             if micro_batch.real == 0:
                 continue  # nothing waits for this rank inside a pass
             for pack in self._packer(micro_batch):
                 losses = self._run(pack)
-                done.counts.add(rows=len(pack.rows), tokens=pack.tokens, padded_tokens=pack.length)
-                done.rows.append(RowLosses(pack.rows, losses[: len(pack.rows)].clone()))
-        done.loss_share = passes.loss.clone()
-        return done
+                counts.add(rows=len(pack.rows), tokens=pack.tokens, padded_tokens=pack.length)
+                rows.append(RowLosses(pack.rows, losses[: len(pack.rows)].clone()))
+        return WindowPasses(passes.loss.clone(), rows, counts)
 
     def _run(self, pack: Pack) -> torch.Tensor:
         """One pass: of compiled blocks and as a graph, where that was decided and works."""
@@ -192,7 +191,7 @@ class CapturedExecution(EagerExecution):
         if self._passes.compiled and self._graphs is not None:
             # Code is made with the first length in mind, so it is the same one as before.
             with self._doing_without_what_fails():
-                self._graphs.capture(self._make_packer(plan.lengths).example(plan.lengths[-1]))
+                self._graphs.capture(self._example(plan.lengths[-1]))
         return list(plan.lengths)
 
     def _decide(self) -> list[int]:
@@ -210,7 +209,7 @@ class CapturedExecution(EagerExecution):
         self._graphs.release()
         if self._checkpointing == "auto":
             passes.checkpointed = 0  # to measure what all blocks would hold
-            passes.checkpointed = self._blocks_to_checkpoint(self._make_packer(chosen))
+            passes.checkpointed = self._blocks_to_checkpoint(chosen[0], chosen[-1])
         estimate = "not timed"
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
@@ -227,14 +226,17 @@ class CapturedExecution(EagerExecution):
     def _make_packer(self, lengths: Sequence[int]) -> Packer:
         return Packer(self._data, lengths, self.batch_size, self._longest_text)
 
-    def _blocks_to_checkpoint(self, packer: Packer) -> int:
+    def _example(self, length: int) -> Pack:
+        return example_pack(self._data, length, self.batch_size, self._longest_text)
+
+    def _blocks_to_checkpoint(self, shortest: int, longest: int) -> int:
         """How many blocks must recompute their activations for the longest pack to fit into the free memory.
 
         Measured by a forward pass of the shortest pack.
         """
-        device, shortest, longest = self._ranks.device, packer.lengths[0], packer.lengths[-1]
+        device = self._ranks.device
         torch.cuda.empty_cache()
-        held = self._passes.measure_activations(packer.example(shortest).to(device))
+        held = self._passes.measure_activations(self._example(shortest).to(device))
         free = free_bytes(device)
         if free is None:
             return 0
@@ -249,11 +251,10 @@ class CapturedExecution(EagerExecution):
 
     def _leave_out_slow_lengths(self, graphs: GraphedPasses, lengths: Sequence[int]) -> list[int]:
         """Without those whose passes take as long as those of a longer one: for some sizes the kernels are poor."""
-        packer = self._make_packer(lengths)
         kept: list[int] = []
         least = math.inf
         for length in reversed(lengths):
-            example = packer.example(length)
+            example = self._example(length)
             seconds = graphs.time(example)
             if seconds < (1 - LEAST_GAIN) * least:
                 kept, least = [length, *kept], seconds
@@ -274,7 +275,7 @@ class CapturedExecution(EagerExecution):
             Lengths, whether blocks are to be compiled, and the estimate in words.
         """
         (usual,) = self._choose_lengths(totals, most=1)
-        pass_s = graphs.time(self._make_packer([usual]).example(usual))
+        pass_s = graphs.time(self._example(usual))
         graphs.release()
         packs = len(totals) * runs_of_totals
         options = []

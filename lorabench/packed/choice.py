@@ -152,7 +152,7 @@ def choose_forward(
     autocast: torch.dtype | None,
     longest_text: int,
     packs: bool,
-    token_types: bool = False,
+    token_types: bool,
 ) -> Forward:
     """How a finished model computes logits: over packs where that is wanted and the model allows it, else padded.
 

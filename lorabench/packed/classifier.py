@@ -216,7 +216,7 @@ def try_packing(
         return f"{type(base).__name__} takes no packs: {family.no_packs}"
     if getattr(base.config, "classifier_pooling", "cls") != "cls":
         return f"{type(base).__name__} takes no packs: its head reads the mean of a row's tokens"
-    kernels = getattr(classifier.config, "_attn_implementation", None)
+    kernels = classifier.config._attn_implementation
     if kernels not in _MASKED_ATTENTION:
         return f"attention {kernels} takes no block mask"
     try:
@@ -291,7 +291,7 @@ class _ProbeRows:
         ids = [[(7 * i + 3 * j + 1) % vocabulary for j in range(length)] for i, length in enumerate(lengths)]
         # RoBERTa's own positions, which the padded pass uses, skip tokens that look like padding.
         ids = [[token if token != pad_token_id else (token + 1) % vocabulary for token in row] for row in ids]
-        types = [[int(2 * j > length) for j in range(length)] for length in lengths] if token_types else None
+        types = [[0] * (length - length // 2) + [1] * (length // 2) for length in lengths] if token_types else None
         self.data = TokenizedRows(ids, [0] * len(ids), cut_rows=0, token_types=types)
         self.class_weights = (1.0,)
         self.pad_token_id = pad_token_id

@@ -9,6 +9,7 @@ The parameters stay the modules' own: base weights become views into the joint w
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class _Augmented(torch.autograd.Function):
         ctx.spans = spans
         ctx.units = units
         ctx.rank = updates[0].shape[1]
-        return F.linear(torch.cat([x, h], dim=-1), weight, bias)
+        return F.linear(torch.cat([x, h], dim=1), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -87,7 +88,8 @@ class JointProjection(nn.Module):
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
-        self._bases: list[Any] = [m.base_layer if isinstance(m, LoraLinear) else m for m in members]
+        # PEFT's layers give their base's weight, bias and sizes as their own.
+        self._bases: list[Any] = list(members)
         adapters: list[Any] = [member for member in members if isinstance(member, LoraLinear)]
         self.sizes = [base.out_features for base in self._bases]
         self._inputs = self._bases[0].in_features
@@ -95,7 +97,11 @@ class JointProjection(nn.Module):
         self.adapters = len(adapters)
         self.rank = self.scaling = self.dropout = 0
         self.trained: list[nn.Parameter] = []
-        self.spans: tuple[tuple[int, int], ...] = ()
+        self.spans = tuple(
+            (end - size, end)
+            for member, size, end in zip(members, self.sizes, accumulate(self.sizes), strict=True)
+            if isinstance(member, LoraLinear)
+        )
         if adapters:
             (name,) = adapters[0].active_adapters
             self.rank = adapters[0].r[name]
@@ -103,17 +109,13 @@ class JointProjection(nn.Module):
             self.dropout = getattr(adapters[0].lora_dropout[name], "p", 0.0)
             self.trained = [adapter.lora_A[name].weight for adapter in adapters]
             self.trained += [adapter.lora_B[name].weight for adapter in adapters]
-            starts = [sum(self.sizes[:i]) for i, member in enumerate(members) if isinstance(member, LoraLinear)]
-            self.spans = tuple(
-                (start, start + adapter.out_features) for start, adapter in zip(starts, adapters, strict=True)
-            )
         self.unused = -(self.rank * self.adapters) % ALIGNMENT
         self.columns = self._inputs + self.rank * self.adapters + self.unused
         biases = [base.bias.detach() for base in self._bases if base.bias is not None]
         self.bias = torch.cat(biases) if biases else None
-        self.weight: torch.Tensor = torch.empty(0)
+        self.weight: torch.Tensor
         self.lora_a: torch.Tensor | None = None
-        self.lora_b: list[torch.Tensor] = []
+        self.lora_b: list[torch.Tensor]
 
     @property
     def base_weight(self) -> torch.Tensor:

@@ -172,7 +172,7 @@ def choose_lengths(
         price: what one more length costs, in tokens computed for nothing over all of `totals`.
     """
     rounded = np.minimum(np.sort(_round_up(np.asarray(totals), step)), _round_up(longest_pack, step))
-    common = rounded[: max(1, int(np.ceil(len(rounded) * (1 - RARE))))]
+    common = rounded[: int(np.ceil(len(rounded) * (1 - RARE)))]
     needed, counts = np.unique(common, return_counts=True)
     largest = max(int(needed[-1]), int(_round_up(longest_text, step)))
     if needed[-1] != largest:
@@ -235,12 +235,16 @@ class Packer:
             yield make_pack(self.source, run, length, self.texts, min(len(run), left), self.longest)
             left = max(0, left - len(run))
 
-    def example(self, length: int) -> Pack:
-        """A pack of that length that is as full as a real one, for measuring and warming up."""
-        lengths = self.source.data.lengths
-        row = max((row for row, tokens in enumerate(lengths) if tokens <= length), key=lengths.__getitem__)
-        fitting = min(self.texts, length // lengths[row])
-        return make_pack(self.source, [row] * fitting, length, self.texts, longest=self.longest)
+
+def example_pack(source: RowSource, length: int, texts: int, longest: int) -> Pack:
+    """A pack of that length that is as full as a real one, for measuring and warming up.
+
+    Args:
+        source, texts, longest: see `Packer`.
+    """
+    lengths = source.data.lengths
+    row = max((row for row, tokens in enumerate(lengths) if tokens <= length), key=lengths.__getitem__)
+    return make_pack(source, [row] * min(texts, length // lengths[row]), length, texts, longest=longest)
 
 
 def evaluation_runs(lengths: Sequence[int], world_size: int, rank: int, most_tokens: int) -> list[MicroBatch]:

@@ -25,7 +25,6 @@ class PackedPasses:
 
     Args:
         packed: the classifier.
-        compiled: compile the transformer blocks.
         scale_loss: scales the loss before the backward pass (fp16); None for no scaling.
         loss: what is trained.
 
@@ -42,14 +41,13 @@ class PackedPasses:
     def __init__(
         self,
         packed: PackedClassifier,
-        compiled: bool = False,
         scale_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
         loss: Loss = LOSS,
     ) -> None:
         self.packed = packed
         self._row_losses = loss.of_rows
         self._scale_loss = scale_loss
-        self.compiled = compiled
+        self.compiled = False
         self.checkpointed = 0
         dtype = packed.autocast or torch.float32
         self._joints = JointProjections(packed.blocks, dtype)

@@ -88,7 +88,7 @@ def _try_tile(tile: int, shape: AttentionShape, device: torch.device) -> None:
         RuntimeError: an output or a gradient is not finite; the kernels raise errors of their own.
     """
     lengths = torch.tensor([tile, 1, tile // 2 + 1, 7])
-    segments = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
+    segments = torch.repeat_interleave(lengths).to(device)
     sizes = [(1, len(segments), heads, shape.size) for heads in (shape.group, 1, 1)]
     # In the layout that projections leave.
     inputs = [torch.ones(size, device=device, dtype=shape.dtype).transpose(1, 2).requires_grad_() for size in sizes]

@@ -70,6 +70,21 @@ def test_dropout_draws_a_seed_of_its_own_each_time(asked: list[dict[str, Any]]) 
     assert asked[0]["seed"].item() != asked[1]["seed"].item()
 
 
+def test_seeds_are_any_numbers_of_31_bits(asked: list[dict[str, Any]]) -> None:
+    """What a kernel's counter-based generator takes."""
+    torch.manual_seed(0)
+    for _ in range(100):
+        attend(dropout=0.1)
+    seeds = [call["seed"].item() for call in asked]
+    assert min(seeds) < 2**28 and 2**30 + 2**29 < max(seeds) < 2**31
+
+
+def test_bounds_are_those_of_texts_stand_ins_and_the_padding() -> None:
+    found = attention.text_bounds(torch.tensor([0, 0, 0, 1, 3, 3, 4, 4]), 4)
+    assert torch.equal(found, torch.tensor([[[[0, 3], [3, 4], [4, 4], [4, 6], [6, 8]]]], dtype=torch.int32))
+    assert found.dtype == torch.int32
+
+
 def test_without_dropout_no_number_is_drawn(asked: list[dict[str, Any]]) -> None:
     before = torch.get_rng_state()
     attend()

@@ -112,6 +112,39 @@ def test_gradients_that_are_not_finite_are_no_success(kernels: Kernels, monkeypa
 
     monkeypatch.setattr(kernels, "backward", overflow)
     assert find_tile() == 32
+    with pytest.raises(RuntimeError, match=r"^attention within texts of 64 tokens gives numbers that are not finite$"):
+        tiles._try_tile(64, AttentionShape(16, 2, torch.float32, True, 0.1, 128), CPU)
+
+
+def test_what_is_tried_is_what_the_model_will_ask_for(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dtype, scale and dropout, on texts of a whole tile and shorter ones, with padding behind them.
+
+    Both passes are compiled at a time: the backward pass runs by itself, too.
+    """
+    calls: list[Any] = []
+    forward, backward = kernels.forward, kernels.backward
+    monkeypatch.setattr(kernels, "forward", lambda *given: calls.append(("forward", given)) or forward(*given))
+    monkeypatch.setattr(kernels, "backward", lambda *given: calls.append(("backward", given)) or backward(*given))
+    shape = AttentionShape(16, 2, torch.bfloat16, True, 0.1, 64)
+    assert tiles.find_tile(shape, CPU) == 64
+    assert sorted(name for name, _ in calls) == ["backward", "backward", "forward"]
+    for _, (*_, query, key, value, bounds, seed, scaling, causal, dropout, largest) in calls:
+        assert {tensor.dtype for tensor in (query, key, value)} == {torch.bfloat16}
+        assert (len(query), len(key), len(value)) == (2, 1, 1)
+        assert (scaling, causal, dropout, largest) == (0.25, True, 0.1, 64)
+        assert (seed.dtype, seed.shape) == (torch.int64, (1,))
+        *texts, padding = (bounds[0, 0, :, 1] - bounds[0, 0, :, 0]).tolist()
+        assert texts[0] == 64 and 0 < min(texts) < 64 and 0 < padding < 64
+
+
+@pytest.mark.parametrize("size", [8, 16, 17, 32, 33, 64, 65, 96, 128, 129, 256])
+def test_heads_of_four_sizes_are_tried(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_try_tile", lambda *asked: None)
+    tiles.find_tile.cache_clear()
+    for dtype in (torch.float16, torch.bfloat16):
+        found = tiles.find_tile(AttentionShape(size, 1, dtype, True, 0.0, 64), torch.device("cuda", 0))
+        assert found == (64 if size in (16, 32, 64, 128) else 0)
+    tiles.find_tile.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -271,6 +304,29 @@ def test_attention_that_gives_other_logits_is_done_without(
     packed = try_packing(build(tmp_path, "bert"))
     assert isinstance(packed, PackedClassifier), packed
     assert packed.tile == 0
+
+
+def test_what_is_wrong_with_and_without_a_mask_is_refused(kernels: Kernels, tmp_path: Path) -> None:
+    """A body that mixes texts, or a pair's types, also where it is tried once more under a mask."""
+    classifier = build(tmp_path, "bert")
+    base: Any = classifier.adapted.get_base_model()
+    base.bert.embeddings.token_type_embeddings.weight.data.normal_()
+
+    def first_type_only(module: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
+        if keywords["attention_mask"].dim() != 2:
+            keywords["token_type_ids"] = keywords["token_type_ids"][:, :1].expand_as(keywords["input_ids"])
+        return arguments, keywords
+
+    hook = base.register_forward_pre_hook(first_type_only, with_kwargs=True)
+    single = try_packing(classifier)
+    assert isinstance(single, PackedClassifier) and single.tile == 128
+    single.detach()
+    assert "gives a packed pair other logits" in str(try_packing(classifier, token_types=True))
+    hook.remove()
+    base.bert.encoder.layer[0].register_forward_hook(
+        lambda module, arguments, output: output + output.mean(dim=1, keepdim=True)
+    )
+    assert "gives a packed text other logits" in str(try_packing(classifier))
 
 
 def test_the_rate_of_dropout_and_the_heads_are_those_of_the_model(

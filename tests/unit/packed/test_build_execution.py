@@ -1,5 +1,7 @@
 """Which steps a run gets: what each is made with, and how evaluations and predictions compute."""
 
+import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,8 +54,30 @@ def setting_of(execution: Any, scaler: Any = None, on_oom: Any = "stop", ranks: 
     return SimpleNamespace(config=config, ranks=ranks or Ranks(), strategy=Answers(scaler), precision="fp32")
 
 
-def build(folder: Path, setting: Any, **settings: Any) -> tuple[Any, str, SequenceClassifier]:
+def mix_up_types(classifier: SequenceClassifier) -> None:
+    """Make it read all token types of a pack as its first one's: only a trial with types can tell."""
+
+    def first_only(module: torch.nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
+        types = keywords.get("token_type_ids")
+        if types is not None and keywords["attention_mask"].dim() != 2:
+            keywords["token_type_ids"] = types[:, :1].expand_as(types)
+        return arguments, keywords
+
+    base: Any = classifier.adapted.get_base_model()
+    base.bert.embeddings.token_type_embeddings.weight.data.normal_()
+    tiny.stir_adapter(classifier)
+    base.register_forward_pre_hook(first_only, with_kwargs=True)
+
+
+def build(
+    folder: Path, setting: Any, types: bool = False, mixes: bool = False, **settings: Any
+) -> tuple[Any, str, SequenceClassifier]:
     classifier, data = tiny.build_tiny(folder, checkpointing=True), toy_rows(16)
+    if mixes:
+        mix_up_types(classifier)
+    if types:
+        token_types = [[0] * length for length in data.data.lengths]
+        data = dataclasses.replace(data, data=dataclasses.replace(data.data, token_types=token_types))
     plan = StepPlan(data.data.lengths, 2, 2, world_size=1, rank=0, seed=0)
     asked: Any = {"steps": 40, "longest_text": 32, "checkpointing": True, **settings}
     prepared, optimizer = torch.nn.Identity(), torch.optim.SGD(classifier.parameters())
@@ -96,6 +120,7 @@ def test_captured_steps_fill_the_flat_gradients(
     assert (kind, norm, ranks) == ("flat", 0.7, setting.ranks)
     assert flat is made._passes.flat and isinstance(optimizer, torch.optim.SGD)
     assert made._graphs is None and made._steps == 40 and made._may_shrink is False
+    assert build(folder, setting_of("auto", on_oom="shrink"))[0]._may_shrink is True
     assert made._checkpointing == setting.config.model.gradient_checkpointing
     assert made._passes.packed.classifier is classifier
     assert made._passes._scale_loss is (scaler.scale if scaler else None)
@@ -114,6 +139,44 @@ def test_only_the_first_rank_says_what_was_decided(
     made._say("packs of 32 tokens")
     made._complain("packs run uncompiled")
     assert capsys.readouterr().out == "execution  rank 1: packs run uncompiled\n"
+
+
+def test_on_a_gpu_packs_are_graphs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabench.packed.captured.GraphedPasses", lambda passes: ("graphs of", passes))
+    made, reason, _ = build(folder, setting_of("auto", ranks=Ranks(device=torch.device("cuda", 0))))
+    assert reason == "packed rows, CUDA graphs"
+    assert made._graphs == ("graphs of", made._passes)
+
+
+@pytest.mark.parametrize("types", [True, False])
+def test_packs_are_tried_with_token_types_where_rows_have_some(
+    types: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "capture_obstacle", lambda setting: None)
+    made, reason, _ = build(folder, setting_of("auto"), types, mixes=True)
+    assert type(made) is (EagerExecution if types else CapturedExecution)
+    # By the trial of packs, before that of joint projections.
+    expected = r"BertFor.* gives a packed pair other logits \(by .* of the largest\)" if types else "packed rows"
+    assert re.fullmatch(expected, reason)
+
+
+@pytest.fixture
+def largest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tiles that were asked for."""
+    asked: list[int] = []
+    monkeypatch.setattr("lorabench.packed.tiles.find_tile", lambda shape, device: asked.append(shape.largest) or 0)
+    return asked
+
+
+@pytest.mark.parametrize(("precision", "autocast"), [("fp32", None), ("bf16", torch.bfloat16)])
+def test_packs_compute_in_the_runs_precision_for_its_longest_text(
+    precision: str, autocast: Any, folder: Path, largest: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "capture_obstacle", lambda setting: None)
+    setting = setting_of("auto")
+    setting.precision = precision
+    made, _, _ = build(folder, setting, longest_text=33)
+    assert made._passes.packed.autocast is autocast and largest == [64]
 
 
 # --- ranks agree
@@ -157,16 +220,26 @@ def test_the_smallest_tile_serves_all(mine: int, other: int, agreed: int, folder
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_predictions_run_over_packs_where_the_run_did(packs: bool, folder: Path) -> None:
+def test_predictions_run_over_packs_where_the_run_did(packs: bool, folder: Path, largest: list[int]) -> None:
     classifier = tiny.build_tiny(folder).eval()
-    forward = choose_forward(classifier, CPU, None, 16, packs)
+    forward: Any = choose_forward(classifier, CPU, torch.bfloat16, 33, packs, False)
     assert type(forward) is (PackedForward if packs else PaddedForward)
-    assert forward.model is classifier
+    assert forward.model is classifier and forward._device == CPU
+    assert (forward._packed.autocast if packs else forward._autocast) is torch.bfloat16
+    assert largest == ([64] if packs else [])
+
+
+@pytest.mark.parametrize("types", [True, False])
+def test_predictions_of_pairs_are_tried_with_their_token_types(types: bool, folder: Path) -> None:
+    classifier = tiny.build_tiny(folder).eval()
+    mix_up_types(classifier)
+    forward = choose_forward(classifier, CPU, None, 16, True, types)
+    assert type(forward) is (PaddedForward if types else PackedForward)
 
 
 def test_a_model_that_takes_no_packs_predicts_padded(folder: Path) -> None:
     classifier = tiny.build_tiny(folder).eval()
     classifier.config._attn_implementation = "flash_attention_2"
-    forward: Any = choose_forward(classifier, CPU, torch.bfloat16, 16, True)
+    forward: Any = choose_forward(classifier, CPU, torch.bfloat16, 16, True, False)
     assert type(forward) is PaddedForward
     assert forward.model is classifier and forward._autocast == torch.bfloat16 and forward._device == CPU

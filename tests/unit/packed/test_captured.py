@@ -1,6 +1,7 @@
 """Steps over packs are the steps over padded batches, for any split; graphs themselves are tested on a GPU."""
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from lorabench.config.run_config import LoraArgs
-from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows
+from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan, TokenizedRows
 from lorabench.distributed.data_parallel import DataParallel, DataParallelGradients
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RunError
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.captured import CapturedExecution, PackPlan, blocks_to_recompute
-from lorabench.packed.classifier import PackedClassifier
+from lorabench.packed.classifier import PackedClassifier, PackedForward
 from lorabench.packed.graphs import CaptureError, CompileError
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution
+from lorabench.step.evaluation import PaddedForward, predict_logits
 from lorabench.step.execution import Execution, StepOutcome
 from lorabench.step.loss import LOSS, CrossEntropy
 
@@ -80,7 +82,8 @@ def make_execution(
         return EagerExecution(classifier, gradients, rows, plan, ranks, loss=loss), classifier, optimizer, plan
     passes = PackedPasses(PackedClassifier(classifier), loss=loss)
     gradients = DataParallelGradients(accelerator, passes.flat, optimizer, 0.5, ranks)
-    execution = CapturedExecution(passes, gradients, rows, plan, ranks, use_graphs=False, steps=6, **settings)
+    asked: dict[str, Any] = {"use_graphs": False, "steps": 6, "checkpointing": "off", **settings}
+    execution = CapturedExecution(passes, gradients, rows, plan, ranks, **asked)
     return execution, classifier, optimizer, plan
 
 
@@ -190,7 +193,7 @@ def test_out_of_memory_halves_the_packs_and_keeps_the_step(folders: dict[str, Pa
 def test_out_of_memory_with_one_row_ends_the_run(folders: dict[str, Path], accelerator: Accelerator) -> None:
     execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (2, 1))
     execution._passes.run = OutOfMemoryOnce(execution._passes, 0)
-    with pytest.raises(RunError, match="out of GPU memory"):
+    with pytest.raises(RunError, match=r"out of GPU memory.*Tried to allocate 1 GiB"):
         execution.step(next(iter(plan.epoch(0))))
 
 
@@ -330,6 +333,7 @@ def test_a_plan_is_taken_over_where_it_still_fits(folders: dict[str, Path], acce
         plans.append(PackPlan.from_json(state))
     chosen, taken, not_taken = plans
     assert taken == PackPlan(8, (192, 320), False, 1, False)  # without graphs nothing is compiled
+    assert chosen == PackPlan(8, chosen.lengths, False, 0, False)
     assert not_taken == chosen != taken
     assert PackPlan.from_json(taken.to_json()) == taken
 
@@ -403,7 +407,8 @@ def test_what_fails_while_lengths_are_timed_is_done_without(
     assert lengths and not execution._passes.compiled
     assert (execution._graphs is graphs) == captures
     assert said == [complaint]
-    assert f"packs of {', '.join(map(str, lengths))} tokens, not compiled" in decided[0]
+    estimate = "about .* passes would take .*" if captures else "not timed"
+    assert re.fullmatch(rf"packs of {', '.join(map(str, lengths))} tokens, not compiled: {estimate}", decided[0])
 
 
 def test_a_lack_of_memory_while_lengths_are_timed_halves_the_packs(
@@ -440,10 +445,41 @@ def test_a_plan_of_compiled_packs_is_captured_by_its_longest(
 
 def test_checkpointed_blocks_change_no_number(folders: dict[str, Path], accelerator: Accelerator) -> None:
     losses = []
-    for choice in ("off", "on"):
-        execution, _, _, plan = make_execution(
+    for choice, times in (("off", 1), ("on", 2)):
+        execution, classifier, _, plan = make_execution(
             "captured", "roberta", folders["roberta"], accelerator, (8, 2), dropout=0.5, checkpointing=choice
         )
         torch.manual_seed(1)
-        losses.append([outcome.loss_share.item() for outcome in take_steps(execution, plan)])
+        run: list[int] = []
+        layers = classifier.adapted.get_base_model().roberta.encoder.layer
+        for i, layer in enumerate(layers):
+            layer.output.register_forward_pre_hook(lambda module, arguments, i=i, run=run: run.append(i))
+        outcomes = take_steps(execution, plan)
+        losses.append([outcome.loss_share.item() for outcome in outcomes])
+        passes = sum(len(outcome.row_losses) for outcome in outcomes)
+        assert sorted(run) == sorted([0, 1] * times * passes)
+        assert execution.recomputes is (choice == "on")
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_captured_runs_evaluate_over_packs(folders: dict[str, Path], accelerator: Accelerator) -> None:
+    execution, classifier, _, _ = make_execution("captured", "roberta", folders["roberta"], accelerator, (8, 2))
+    rows, ranks = make_rows("roberta", classifier), Ranks.of(accelerator)
+    assert isinstance(execution.forward, PackedForward)
+    expected = predict_logits(PaddedForward(classifier, ranks.device), rows, 8, ranks)
+    torch.testing.assert_close(predict_logits(execution.forward, rows, 8, ranks), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_packs_are_for_texts_as_long_as_the_longest_and_a_pass_of_none_is_left_out(
+    folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pack's longest text may be decides its attention, and one graph serves all packs of a length."""
+    execution, classifier, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+    longest = max(make_rows("llama", classifier).data.lengths)
+    packs, run = [], execution._passes.run
+    execution._passes.run = lambda pack: packs.append(pack) or run(pack)
+    dealt = [MicroBatch([3], 0), MicroBatch([4, 0], 2), MicroBatch([2, 1], 1)]
+    monkeypatch.setattr(StepPlan, "deal", lambda plan, window, batch_size: dealt)
+    outcome = execution.step(next(iter(plan.epoch(0))))
+    assert [pack.rows for pack in packs] == [[4, 0], [2]]
+    assert {pack.longest for pack in packs} == {longest} and outcome.counts.rows == 3

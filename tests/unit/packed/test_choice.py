@@ -51,7 +51,9 @@ def test_gradients_that_meet_in_a_step_are_not_filled_by_others(name: str) -> No
 # --- joint projections are tried before steps depend on them
 
 
-def passes_of(folder: Path, monkeypatch: pytest.MonkeyPatch, execution: str = "auto") -> Any:
+def passes_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, execution: str = "auto", token_types: bool = False
+) -> Any:
     """What captured steps of a tiny model would run, on a GPU that is none."""
     monkeypatch.setattr(choice, "capture_obstacle", lambda setting: None)
     classifier = tiny.build_tiny(tiny.save_tiny(folder, "bert")).train()
@@ -60,7 +62,7 @@ def passes_of(folder: Path, monkeypatch: pytest.MonkeyPatch, execution: str = "a
         config=SimpleNamespace(optim=SimpleNamespace(execution=execution)), ranks=OneRank(), precision="fp32",
         strategy=strategy,
     )  # fmt: skip
-    return choice.passes_or_reason(setting, classifier, 32, token_types=False), classifier
+    return choice.passes_or_reason(setting, classifier, 32, token_types), classifier
 
 
 def hooks_of(classifier: Any) -> int:
@@ -103,5 +105,7 @@ def test_joint_projections_that_do_not_are_not(
     found, classifier = passes_of(tmp_path / "auto", monkeypatch)
     assert isinstance(found, str) and re.fullmatch(reason, found, re.DOTALL)
     assert classifier.training and hooks_of(classifier) == 0
+    pairs, _ = passes_of(tmp_path / "pairs", monkeypatch, token_types=True)
+    assert re.fullmatch(reason.replace("packed text", "packed pair"), pairs, re.DOTALL)
     with pytest.raises(ConfigError, match=r"--execution captured: BertFor.*; expected auto or eager"):
         passes_of(tmp_path / "captured", monkeypatch, "captured")

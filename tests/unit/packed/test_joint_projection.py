@@ -11,7 +11,9 @@ from lorabench.packed.lowrank import JointGroup, JointProjection
 INPUTS, RANK = 16, 8
 
 
-def member(outputs: int, seed: int, adapted: bool = True, bias: bool = True, dropout: float = 0.0) -> nn.Module:
+def member(
+    outputs: int, seed: int, adapted: bool = True, bias: bool = True, dropout: float = 0.0, rank: int = RANK
+) -> nn.Module:
     """A frozen projection with values everywhere, its LoRA scaled by 3."""
     torch.manual_seed(seed)
     base = nn.Linear(INPUTS, outputs, bias=bias)
@@ -20,9 +22,8 @@ def member(outputs: int, seed: int, adapted: bool = True, bias: bool = True, dro
     base.requires_grad_(False)
     if not adapted:
         return base
-    layer = LoraLinear(
-        base, "default", LoraConfig(r=RANK, lora_alpha=3 * RANK, lora_dropout=dropout), r=RANK, lora_alpha=3 * RANK
-    )
+    config = LoraConfig(r=rank, lora_alpha=3 * rank, lora_dropout=dropout)
+    layer = LoraLinear(base, "default", config, r=rank, lora_alpha=3 * rank)
     layer.lora_B["default"].weight.data.normal_()
     return layer
 
@@ -86,3 +87,24 @@ def test_each_member_has_a_mask_of_its_own() -> None:
 def test_nothing_is_dropped_in_evaluation_or_at_rate_zero() -> None:
     for kept in (*dropped(0.5, training=False), *dropped(0.0)):
         assert torch.equal(kept, torch.ones_like(kept))
+
+
+@pytest.mark.parametrize("rank", range(1, 10))
+@pytest.mark.parametrize("adapters", [1, 3])
+def test_rows_of_the_joint_weight_start_at_multiples_of_16_bytes(rank: int, adapters: int) -> None:
+    """Fast kernels of 16-bit numbers want that; no more columns are added than it takes."""
+    joint = JointProjection([member(8, i, rank=rank) for i in range(adapters)])
+    used = INPUTS + rank * adapters
+    assert used <= joint.columns < used + 8 and joint.columns % 8 == 0
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_members_in_16_bits_are_one_product_in_16_bits(adapted: bool) -> None:
+    """Also of inputs in 32 bits, which norms leave under autocast."""
+    members = [member(8 + 4 * i, i, adapted) for i in range(2)]
+    x = torch.randn(3, INPUTS, generator=torch.Generator().manual_seed(9))
+    expected = [one(x) for one in members]
+    found = join([one.bfloat16() for one in members])(x)
+    for output, wanted in zip(found, expected, strict=True):
+        assert output.dtype == torch.bfloat16
+        assert 0 < (output - wanted).norm() < 0.02 * wanted.norm()

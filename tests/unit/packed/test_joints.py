@@ -1,6 +1,7 @@
 """Which projections run as joint ones, in which order, and how many of them lie side by side."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ import torch.nn.functional as F
 from adapted import ROWS, build, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
 
 from lorabench.data.batching import MicroBatch, PaddedCollator
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.classifier import PackedClassifier
-from lorabench.packed.joints import JointProjections, layers_side_by_side
+from lorabench.packed.joints import JointProjections, _can_join, layers_side_by_side
 from lorabench.packed.packs import make_pack
 from lorabench.packed.passes import PackedPasses
 
@@ -59,6 +63,72 @@ def test_more_than_one_layer_never_takes_more_than_half(layer: int, free: int) -
     count = layers_side_by_side(layer, free)
     assert 1 <= count <= 8
     assert count == 1 or 2 * count * layer <= free
+
+
+def linear(inputs: int = 16, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    return nn.Linear(inputs, 8, bias=bias, dtype=dtype).requires_grad_(False)
+
+
+def lora(rank: int = 8, inputs: int = 16, alpha: int = 8, **settings: Any) -> LoraLinear:
+    config = LoraConfig(r=rank, lora_alpha=alpha, **settings)
+    return LoraLinear(linear(inputs), "default", config, r=rank, lora_alpha=alpha)
+
+
+def merged() -> LoraLinear:
+    layer = lora()
+    layer.merge()
+    return layer
+
+
+def disabled() -> LoraLinear:
+    layer = lora()
+    layer.enable_adapters(False)
+    return layer
+
+
+def with_two_adapters() -> LoraLinear:
+    layer = lora()
+    layer.update_layer("other", r=8, lora_alpha=8, config=LoraConfig(r=8, lora_alpha=8))
+    layer.set_adapter(["default", "other"])
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("members", "joined"),
+    [
+        ([linear(), linear(), linear()], True),
+        ([lora(), linear(), lora()], True),
+        ([lora(lora_dropout=0.1), lora(lora_dropout=0.1)], True),
+        # One A matrix is filled up where it ends.
+        ([lora(3, 18)], True),
+        ([lora(3, 18), lora(3, 18)], False),
+        ([lora(4, 18), lora(4, 18)], True),
+        ([linear(), nn.Identity()], False),
+        ([linear(), linear(24)], False),
+        ([linear(), linear(bias=False)], False),
+        ([linear(), linear().requires_grad_()], False),
+        ([linear(), linear(dtype=torch.bfloat16)], False),
+        ([lora(use_dora=True)], False),
+        ([merged(), lora()], False),
+        ([disabled(), lora()], False),
+        ([with_two_adapters()], False),
+        ([lora(), lora(16, alpha=16)], False),
+        ([lora(), lora(alpha=16)], False),
+        ([lora(lora_dropout=0.1), lora(lora_dropout=0.2)], False),
+        ([lora(), lora(lora_dropout=1.0)], False),
+        ([lora(lora_bias=True), linear()], False),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else None,
+)
+def test_only_what_one_product_computes_for_all_is_joined(members: list[nn.Module], joined: bool) -> None:
+    assert _can_join(members, torch.float32) == joined
+
+
+def test_projections_without_lora_have_nothing_to_renew_and_lie_on_their_own(tmp_path: Path) -> None:
+    passes = PackedPasses(PackedClassifier(build(tmp_path, "llama")))
+    untrained = [group.joints for group in passes._joints.groups if not group.joints[0].trained]
+    assert [len(joints) for joints in untrained] == [1, 1]
+    assert len({joints[0].layout for joints in untrained}) == 1
 
 
 def group_sizes(passes: PackedPasses) -> list[int]:

@@ -14,6 +14,7 @@ from lorabench.packed.packs import (
     Packer,
     choose_lengths,
     evaluation_runs,
+    example_pack,
     make_pack,
     split_to_fit,
 )
@@ -108,6 +109,8 @@ def test_packs_of_a_micro_batch_hold_its_real_rows_once(lengths: list[int], data
     packs = list(packer(MicroBatch(list(order), real)))
     assert [row for pack in packs for row in pack.rows] == list(order)[:real]
     assert all(pack.length in (64, 128) and len(pack.labels) == len(lengths) for pack in packs)
+    # Of all packs, whatever is in them: which attention they get depends on it.
+    assert {pack.longest for pack in packs} == {60}
     found = {}
     for pack in packs:
         found |= unpack(pack, rows)
@@ -122,7 +125,7 @@ def test_packs_of_a_micro_batch_hold_its_real_rows_once(lengths: list[int], data
 def test_an_example_is_of_any_length_that_a_text_fits(lengths: list[int], texts: int, data: st.DataObject) -> None:
     """Also of one that is too short for the longest text, as for packs of two."""
     length = data.draw(st.integers(min(lengths), 200))
-    pack = Packer(source(lengths), (length, 400), texts, 60).example(length)
+    pack = example_pack(source(lengths), length, texts, 60)
     assert (pack.length, len(pack.labels), pack.longest) == (length, texts, 60)
     fitting = max(tokens for tokens in lengths if tokens <= length)
     assert pack.tokens == fitting * min(texts, length // fitting)
@@ -151,8 +154,35 @@ def test_frequent_totals_get_their_length_and_rare_ones_do_not() -> None:
     assert choose_lengths(totals, 500, step=128) == [128, 256, 384, 512]
     # A length that costs more than what it saves, 100 packs of 128 tokens, is not worth it; one that costs less is.
     assert choose_lengths(totals, 72, step=128, price=12_801) == [256, 384]
-    assert choose_lengths(totals, 72, step=128, price=12_799) == [128, 256, 384]
+    assert choose_lengths(totals, 72, step=128, price=12_800) == [128, 256, 384]
     assert choose_lengths(totals, 72, step=128, price=1e9) == [384]
+
+
+@pytest.mark.parametrize(
+    ("most", "price", "lengths"),
+    [
+        (4, 0, [16, 32, 48, 96]),
+        # 16 costs 5 x 16 tokens, 32 then 25 x 16 (those that were of 16, too), 48 then 34 x 48.
+        (3, 0, [32, 48, 96]),
+        (2, 0, [48, 96]),
+        (1, 0, [96]),
+        (4, 81, [32, 48, 96]),
+        (4, 400, [32, 48, 96]),
+        (4, 401, [48, 96]),
+        (4, 1632, [48, 96]),
+        (4, 1633, [96]),
+    ],
+)
+def test_packs_without_a_length_of_their_own_count_for_the_next_one(most: int, price: int, lengths: list[int]) -> None:
+    totals = [16] * 5 + [32] * 20 + [48] * 9 + [96] * 30
+    assert choose_lengths(totals, 16, step=16, most=most, price=price) == lengths
+
+
+def test_the_cheapest_length_goes_first_wherever_it_is() -> None:
+    totals = [16] * 50 + [32] * 3 + [48] * 50 + [64] * 4 + [80] * 50
+    assert choose_lengths(totals, 16, step=16, most=4) == [16, 48, 64, 80]
+    assert choose_lengths(totals, 16, step=16, most=3) == [16, 48, 80]
+    assert choose_lengths([40], 16, step=16) == [48]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

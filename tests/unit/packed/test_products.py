@@ -47,6 +47,13 @@ def test_a_cut_product_is_the_whole_one(rows: int, half: int, columns: int, seed
         (288, 11008, 4096, 84, False),
         (128, 11008, 4096, 84, True),
         (8, 11008, 4096, 0, False),
+        # As deep as needs be, and as many blocks as may be: four of 128 x 128 on five multiprocessors.
+        (256, 6144, 256, 5, True),
+        (256, 6128, 256, 5, False),
+        (256, 6152, 256, 5, False),
+        # A part of a block is one more.
+        (256, 6144, 257, 5, False),
+        (257, 6144, 256, 5, False),
     ],
 )
 def test_deep_products_with_few_outputs_are_cut(rows: int, depth: int, columns: int, units: int, cuts: bool) -> None:
@@ -71,6 +78,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.bfloat16, (4096, 11008), True),
         (torch.float16, (12288, 4096), True),
         (torch.float16, (4096, 4096), False),
+        (torch.float16, (6144, 8), True),
+        (torch.float16, (6136, 8), False),
         (torch.float32, (4096, 11008), False),
     ],
 )
@@ -117,7 +126,8 @@ def test_a_frozen_layer_has_the_gradient_of_a_plain_one(units: int, biased: bool
 def run_packs(folder: Path, family: str, compiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses of two packs, and the gradient of both."""
     classifier = build(folder, family)
-    rows, passes = make_rows(family, classifier), PackedPasses(PackedClassifier(classifier), compiled=compiled)
+    rows, passes = make_rows(family, classifier), PackedPasses(PackedClassifier(classifier))
+    passes.compiled = compiled
     losses = [passes.run(make_pack(rows, range(ROWS), length, ROWS)).clone() for length in (96, 136)]
     return torch.cat(losses), passes.flat.buffer
 
@@ -143,7 +153,8 @@ def test_cut_products_change_no_gradient(
     if compiled:
         assert torch._dynamo.utils.counters["frames"]["ok"] == 1
         # Two lengths of which one is not cut have code of their own.
-        passes = PackedPasses(PackedClassifier(build(tmp_path / "again", family)), compiled=True)
+        passes = PackedPasses(PackedClassifier(build(tmp_path / "again", family)))
+        passes.compiled = True
         monkeypatch.setattr(products, "BUSY", 1 / 132)
         for length in (96, 136):
             passes.run(make_pack(make_rows(family, passes.packed.classifier), range(ROWS), length, ROWS))
@@ -153,3 +164,18 @@ def test_cut_products_change_no_gradient(
         assert all(cuts)
         # Two packs through two blocks, forth and back: three products without LoRA in each; those with it come on top.
         assert len(cuts) > 2 * 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "units", "cut"),
+    [(2, 6144, 3, 10, True), (2, 6144, 3, 1, False), (130, 6144, 3, 2, False), (2, 4096, 6144, 100, False)],
+)
+def test_what_is_cut_is_decided_by_the_products_own_shape(
+    rows: int, depth: int, columns: int, units: int, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, in_two = [], products._multiply_in_two  # pyright: ignore
+    monkeypatch.setattr(products, "_multiply_in_two", lambda *factors: done.append(factors) or in_two(*factors))
+    left, right = torch.ones(rows, depth), torch.ones(depth, columns)
+    for product in (multiply(left, right, units), frozen_linear(left, right.t(), None, units)):
+        assert torch.equal(product, torch.full((rows, columns), float(depth)))
+    assert len(done) == (2 if cut else 0)
