@@ -29,9 +29,29 @@ def on_disk(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
+class Clock:
+    """Stands still but while something sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleeps: list[float] = []
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
-def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CAUSE_S", 0.3)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def test_the_first_rank_writes_what_all_hold(tmp_path: Path) -> None:
@@ -60,11 +80,10 @@ def test_wall_time_counts_from_the_start_and_what_came_before_an_interruption(tm
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
-def test_what_all_ranks_say_is_written_at_once(status: Any, tmp_path: Path) -> None:
+def test_what_all_ranks_say_is_written_at_once(status: Any, tmp_path: Path, clock: Clock) -> None:
     keeper = keep(tmp_path)
-    before = time.monotonic()
     keeper.fail(status, "the loss is nan", every_rank=True)
-    assert time.monotonic() - before < 0.3
+    assert clock.sleeps == []
     assert (on_disk(tmp_path)["status"], on_disk(tmp_path)["error"]) == (status, "the loss is nan")
 
 
@@ -95,12 +114,29 @@ def test_a_rank_among_many_that_say_the_same_writes_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("world_size", "waits"), [(1, False), (2, True)])
-def test_only_a_rank_among_others_waits_for_their_word(world_size: int, waits: bool, tmp_path: Path) -> None:
+def test_only_a_rank_among_others_waits_three_seconds_for_their_word(
+    world_size: int, waits: bool, tmp_path: Path, clock: Clock
+) -> None:
     keeper = keep(tmp_path, world_size=world_size)
-    before = time.monotonic()
     keeper.fail("failed", "mine", every_rank=False)
-    assert (time.monotonic() - before >= 0.3) == waits
+    assert (3.0 <= clock.now < 3.2) if waits else clock.now == 0.0
     assert on_disk(tmp_path)["error"] == "mine"
+
+
+def test_a_word_that_comes_while_the_first_rank_waits_is_taken_soon(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = keep(tmp_path), keep(tmp_path, rank=1)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now >= 1.0:
+            other.fail("interrupted", "memory ran out", every_rank=False)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    first.fail("failed", "a peer is gone", every_rank=False)
+    assert clock.now < 1.2
+    assert (on_disk(tmp_path)["status"], on_disk(tmp_path)["error"]) == ("failed", "rank 1: memory ran out")
 
 
 def test_a_disk_that_takes_nothing_hides_no_error(
