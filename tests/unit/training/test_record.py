@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from toys import OneRank
 
-from lorabench.errors import ConfigError
+from lorabench.config.run_config import RunConfig
+from lorabench.errors import ConfigError, RankError
 from lorabench.training import record as module
 from lorabench.training.record import (
     RecordKeeper,
@@ -74,6 +75,33 @@ def test_wall_time_counts_from_the_start_and_what_came_before_an_interruption(tm
     assert keeper.wall_seconds() == pytest.approx(1120, abs=5)
     keeper.update()
     assert on_disk(tmp_path)["wall_seconds"] == pytest.approx(1120, abs=5)
+
+
+def test_the_first_rank_leaves_a_configuration_that_starts_the_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {
+        "strategy": "DDP", "environment": {"launch_command": ["train", "--task", "my own"]},
+        "model": {"revision": "a1"}, "data": {"sources": {"train": {"revision": "b2"}}},
+    }  # fmt: skip
+    keep(tmp_path, rank=1, **known).write_config(RunConfig())
+    assert not (tmp_path / "config.yaml").exists()
+    keeper = keep(tmp_path, **known)
+    keeper.write_config(RunConfig())
+    lines = (tmp_path / "config.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == [
+        f"# The run in {tmp_path}, DDP on 2 process(es), was started in {Path.cwd()} by",
+        "# train --task 'my own'",
+    ]
+    assert "revision: a1" in lines and "dataset_revision: b2" in lines
+
+    def refuse(*arguments: Any) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "write_text_atomic", refuse)
+    with pytest.raises(RankError) as raised:
+        keeper.write_config(RunConfig())
+    assert str(raised.value) == f"{tmp_path / 'config.yaml'}: Permission denied"
 
 
 # --- how it ended
