@@ -356,6 +356,19 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     assert len(moments) > 4 and any(moment.abs().max() > 0 for moment in moments)
 
 
+def test_what_a_run_saves_it_can_go_on_from(classifier: Any, tmp_path: Path) -> None:
+    run = make_run(classifier(1), tmp_path)
+    take_steps(run, 3)
+    run.state.save()
+    record = {"schema_version": 1, "status": "interrupted", "config": RunConfig().to_json()}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    found = find_savepoint(make_setting(), make_inputs(), tmp_path)
+    assert found is not None and found.progress["step"] == 3
+    assert found.progress.keys() == {*EXPECTED, "format"}
+    with pytest.raises(ConfigError, match="training rows"):
+        find_savepoint(make_setting(), make_inputs(TokenizedRows([[1]], [0], 0)), tmp_path)
+
+
 def test_one_step_is_saved_once(classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(classifier(1), tmp_path)
     saved = []
