@@ -72,9 +72,7 @@ class FakePredictor:
     """Logits that tell a text's length, without a model."""
 
     seen: ClassVar[list[int]] = []
-    texts: ClassVar[list[str]] = []
-    ids: ClassVar[list[str]] = []
-    origins: ClassVar[set[str]] = set()
+    last: ClassVar[tuple[str, Rows] | None] = None
     before: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
     def __init__(self, *arguments: Any) -> None:
@@ -83,9 +81,7 @@ class FakePredictor:
     def logits(self, rows: Rows, origin: str, batch_size: int, report: Callable[[int], None]) -> RowLogits:
         type(self).before()
         self.seen.append(len(rows))
-        self.texts.extend(rows.texts)
-        self.ids.extend(rows.ids)
-        self.origins.add(origin)
+        type(self).last = origin, rows
         report(len(rows))
         lengths = torch.tensor([float(len(text)) for text in rows.texts])
         return RowLogits(torch.stack([lengths, torch.zeros_like(lengths)], dim=1) / 100, cut_rows=1)
@@ -95,9 +91,6 @@ class FakePredictor:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakePredictor]:
     class Fresh(FakePredictor):
         seen: ClassVar[list[int]] = []
-        texts: ClassVar[list[str]] = []
-        ids: ClassVar[list[str]] = []
-        origins: ClassVar[set[str]] = set()
 
     monkeypatch.setattr("lorabench.training.predictor.RowPredictor", Fresh)
     return Fresh
@@ -180,7 +173,9 @@ def test_messages_of_the_model_name_the_file_and_its_rows_by_their_ids(
 ) -> None:
     source = write_lines(tmp_path / "new.jsonl", [{"id": 7, "text": "storm"}, {"id": "b", "text": "rain"}])
     predict(run, source, tmp_path / "out.csv")
-    assert fake.origins == {f"--input {source}"} and fake.ids == ["7", "b"]
+    assert fake.last is not None
+    origin, rows = fake.last
+    assert origin == f"--input {source}" and list(rows.ids) == ["7", "b"]
 
 
 # --- types
@@ -340,7 +335,8 @@ def test_a_task_that_joins_columns_of_its_own_reads_those(
     row = {"context": "It rains.", "question": "Why?", "answers": ["clouds", "none"]}
     source = write_lines(tmp_path / "new.jsonl", [row])
     predict(tmp_path / "run", source, tmp_path / "out.csv")
-    assert fake.texts == ["Context: It rains. Question: Why? Option A: clouds Option B: none"]
+    assert fake.last is not None
+    assert list(fake.last[1].texts) == ["Context: It rains. Question: Why? Option A: clouds Option B: none"]
     with pytest.raises(ConfigError) as caught:
         predict(tmp_path / "run", source, tmp_path / "o.csv", text_column="context")
     assert str(caught.value) == "--text-column context: task reclor joins columns of its own"
