@@ -12,7 +12,7 @@ from lorabench.models.footprint import NF4_BITS, WeightCount
 from lorabench.training.assembly import use_checkpointing
 from lorabench.units import GB
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", 3)
 
 
 def setting_of(
@@ -39,7 +39,8 @@ def recomputes(setting: Any, weights_gb: float, linear: float = 0) -> bool:
 
 @pytest.fixture
 def gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * GB, 80 * GB))
+    """That of the rank; the process's first GPU is a small one."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * GB, (80 if device == CUDA else 8) * GB))
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from lorabench.checkpoint.savepoint import Savepoint, read_newest_savepoint, wri
 from lorabench.config.run_config import OptimConfig, RunConfig
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.data_parallel import DataParallel
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, RunError
 from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput
 from lorabench.models.source import fingerprint_files
 from lorabench.step.optimizer import build_optimizer, build_schedule
@@ -139,8 +140,9 @@ def test_a_run_without_a_checkpoint_has_none(tmp_path: Path) -> None:
 
 def test_a_completed_run_does_not_go_on(tmp_path: Path) -> None:
     leave_run(tmp_path, RunConfig(), "completed")
-    with pytest.raises(ConfigError, match="is complete"):
+    with pytest.raises(ConfigError) as raised:
         find_savepoint(make_setting(), make_inputs(), tmp_path)
+    assert list(raised.value.issues) == [f"--resume: the run in {tmp_path} is complete"]
 
 
 def test_a_run_goes_on_under_any_strategy(tmp_path: Path) -> None:
@@ -182,6 +184,11 @@ def test_the_other_ranks_take_the_first_ones_word_and_read_no_file(tmp_path: Pat
     savepoint = Savepoint({}, {"step": 7})
     elsewhere = make_setting(ranks=Rank(1, 2, told=(savepoint, [])))
     assert find_savepoint(elsewhere, make_inputs(), tmp_path / "nowhere") is savepoint
+    leave_run(tmp_path, RunConfig())
+    (tmp_path / "checkpoints" / "step-00000004" / "progress.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whoever reads that checkpoint warns of it
+        assert find_savepoint(elsewhere, make_inputs(), tmp_path) is savepoint
     refused = make_setting(ranks=Rank(1, 2, told=(None, ["the first rank's reason"])))
     with pytest.raises(ConfigError, match="the first rank's reason"):
         find_savepoint(refused, make_inputs(), tmp_path / "nowhere")
@@ -198,10 +205,12 @@ def test_all_differences_are_said_at_once(tmp_path: Path) -> None:
     config = change(RunConfig(), "optim", seed=1, batch_size=4)
     with pytest.raises(ConfigError) as raised:
         find_savepoint(make_setting(config), make_inputs(TokenizedRows([[1]], [0], 0)), tmp_path)
-    first, second, third = raised.value.issues
-    assert first == "--resume: optim.seed: 42 -> 1, and must not change"
-    assert "takes 8 rows per step and this launch 4" in second
-    assert "training rows" in third
+    assert list(raised.value.issues) == [
+        "--resume: optim.seed: 42 -> 1, and must not change",
+        "--resume: the run takes 8 rows per step and this launch 4; choose --batch-size and --gradient-accumulation "
+        "so that their product with the number of ranks is the same",
+        "--resume: the training rows, or their tokens, are not those of the run",
+    ]
 
 
 @pytest.fixture
@@ -347,6 +356,19 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     assert len(moments) > 4 and any(moment.abs().max() > 0 for moment in moments)
 
 
+def test_what_a_run_saves_it_can_go_on_from(classifier: Any, tmp_path: Path) -> None:
+    run = make_run(classifier(1), tmp_path)
+    take_steps(run, 3)
+    run.state.save()
+    record = {"schema_version": 1, "status": "interrupted", "config": RunConfig().to_json()}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    found = find_savepoint(make_setting(), make_inputs(), tmp_path)
+    assert found is not None and found.progress["step"] == 3
+    assert found.progress.keys() == {*EXPECTED, "format"}
+    with pytest.raises(ConfigError, match="training rows"):
+        find_savepoint(make_setting(), make_inputs(TokenizedRows([[1]], [0], 0)), tmp_path)
+
+
 def test_one_step_is_saved_once(classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(classifier(1), tmp_path)
     saved = []
@@ -364,6 +386,10 @@ def test_the_state_after_an_evaluation_is_saved_too(classifier: Any, tmp_path: P
     first.state.save()
     second = make_run(classifier(1), tmp_path)
     second.state.restore(read(tmp_path))
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    before = folder.stat().st_ino
+    second.state.save()
+    assert folder.stat().st_ino == before, "what was just read is not written again"
     second.progress.history.append({"step": 3, "loss": 0.5})
     second.state.save()
     assert read(tmp_path).progress["history"] == [{"step": 3, "loss": 0.5}]
@@ -385,6 +411,7 @@ def test_counts_add_up_over_another_number_of_ranks(before: int, after: int, cla
     first = make_run(classifier(1), tmp_path, Rank(0, before, others))
     first.progress.throughput = Throughput(1, 10, 20)
     first.progress.watch.seconds = 5.0
+    first.progress.step = 6
     first.state.save()
     parts, seconds, draws = [], [], []
     for rank in range(after):
@@ -400,8 +427,29 @@ def test_counts_add_up_over_another_number_of_ranks(before: int, after: int, cla
     assert totals == [expected, 10 * expected, 20 * expected]
     assert seconds == [5.0 + before - 1] * after
     assert len(set(draws)) == after, "ranks must not draw the same dropout"
+    if before != after:
+        # Anew, and the same whenever the run goes on from here.
+        seeds = [RunConfig().optim.seed + rank + 6 for rank in range(after)]
+        assert draws == [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds]
     if before == after and before > 1:
         assert draws[1] == torch.rand(1, generator=torch.Generator().manual_seed(1)).item()
+
+
+def test_what_a_checkpoint_lacks_or_holds_otherwise_is_one_sentence(classifier: Any, tmp_path: Path) -> None:
+    run = make_run(classifier(1), tmp_path)
+    run.state.save()
+    for place, change, said in (
+        ("progress", {"ranks": []}, r"ValueError: max\(\)[^\n]*"),
+        ("progress", {"ranks": [{}]}, "KeyError: 'seconds'"),
+        ("progress", {"ranks": None}, "TypeError: 'NoneType' object is not iterable"),
+        ("state", {"schedule": 3}, "AttributeError: 'int' object has no [^\n]*"),
+    ):
+        savepoint = read(tmp_path)
+        getattr(savepoint, place).update(change)
+        with pytest.raises(
+            RunError, match=rf"^the checkpoint does not hold what a run of this version saves \({said}\)$"
+        ):
+            run.state.restore(savepoint)
 
 
 @pytest.mark.parametrize(
@@ -424,8 +472,10 @@ def test_a_batch_that_did_not_fit_is_not_tried_again(
 
 
 def test_other_validation_rows_are_refused(tmp_path: Path) -> None:
-    leave_run(tmp_path, RunConfig(), validation_rows=fingerprint(ROWS))
     inputs: Any = SimpleNamespace(tokens={"train": ROWS, "validation": ROWS})
+    leave_run(tmp_path, RunConfig())
+    assert find_savepoint(make_setting(), inputs, tmp_path) is not None, "earlier versions kept no word of them"
+    leave_run(tmp_path, RunConfig(), validation_rows=fingerprint(ROWS))
     assert find_savepoint(make_setting(), inputs, tmp_path) is not None
     inputs.tokens["validation"] = TokenizedRows([[1, 2], [3], [4, 5, 7]], [0, 1, 0], cut_rows=0)
     with pytest.raises(ConfigError, match="the validation rows, or their tokens, are not those of the run"):
@@ -459,6 +509,10 @@ def test_a_local_model_whose_files_have_changed_is_refused(tmp_path: Path) -> No
     (model / "config.json").write_text("{}")
     config = change(RunConfig(), "model", model=str(model))
     leave_run(run, config)
+    add_to_record(run, files=None)
+    assert find_savepoint(make_setting(config), make_inputs(), run) is not None, (
+        "a run that ended as it loaded has none"
+    )
     add_to_record(run, files=fingerprint_files(model))
     assert find_savepoint(make_setting(config), make_inputs(), run) is not None
     (model / "config.json").write_text("[]")

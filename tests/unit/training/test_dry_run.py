@@ -1,6 +1,7 @@
 """A dry run reads the data and says what would run, as a configuration file; it loads and writes nothing."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,25 @@ def test_counts_and_labels_are_comments_of_a_file_that_starts_the_run(
     shown = capsys.readouterr().out
     assert "# train: 24 rows (0 18, 1 6)\n# validation: 9 rows (0 7, 1 2)\n# labels: 0, 1\n" in shown
     assert "# positive label: 1\n" in shown and "# data: t.csv: 24 rows (CSV)\n" in shown
+    assert shown.startswith("# Nothing was trained: --dry-run\n# data: ")
+    assert shown.endswith("\n") and not shown.endswith("\n\n"), "a file ends in one line break"
     assert sorted(tmp_path.iterdir()) == before
     (tmp_path / "again.yaml").write_text(shown)
     assert parse_run_config(["--config", "again.yaml"]) == parse_run_config(words)
+
+
+def test_rows_without_labels_and_those_that_the_seed_draws_are_shown_as_the_run_would_have_them(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.write_csv(tmp_path / "new.csv", {"text": ["storm", "rain", "wind"]})
+    labels = [i % 3 == 0 for i in range(24)]
+    tiny.write_csv(tmp_path / "t.csv", {"text": [f"row {i}" for i in range(24)], "label": map(int, labels)})
+    drawn = {"--max-train-samples": "8", "--split": "random", "--seed": "5"}
+    assert cli.train([*words, "--test-file", "new.csv", *(word for pair in drawn.items() for word in pair)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    events = sum(labels[row] for row in random.Random(5).sample(range(24), 8))
+    assert f"# train: 8 rows (0 {8 - events}, 1 {events})" in shown
+    assert "# test: 3 rows (not labelled)" in shown
 
 
 def test_what_a_run_would_be_refused_for_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

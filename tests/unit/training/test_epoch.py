@@ -1,6 +1,7 @@
 """What is read off the device after the steps: losses by step, rows that spoil one, skipped steps, smaller batches."""
 
 import math
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -23,6 +24,22 @@ def test_logged_losses_are_the_mean_since_the_last_record_and_learning_rates_tho
     lines = [(r["step"], r["loss"], r["learning_rate"]) for r in recorder.of("train")]
     assert lines == [(2, 1.5, 1 / 2), (4, 6.0, 1 / 4), (5, 16.0, 1 / 5)]
     assert [r["train_loss"] for r in progress.history] == [pytest.approx(7 / 3), pytest.approx(12.0)]
+
+
+def test_a_line_of_the_log_has_all_that_it_is_looked_into_for() -> None:
+    recorder = Recorder()
+    execution = ScriptedSteps([0.5], norms=[0.25, 0.75])
+    job = make_job(recorder, [0.0], total_steps=4, logging_steps=4, execution=execution)
+    before = time.monotonic()
+    progress = run(job)
+    took = time.monotonic() - before
+    (line,) = recorder.of("train")
+    speed, seconds, memory = (line.pop(name) for name in ("examples_per_second", "seconds_per_step", "memory_gb"))
+    assert line == {
+        "event": "train", "step": 4, "epoch": 4 / 3, "loss": 0.5, "grad_norm": 0.75, "learning_rate": 1 / 4,
+    }  # fmt: skip
+    assert 0 < 4 * seconds <= took and speed == pytest.approx((10 + 4) / (4 * seconds))
+    assert 0.01 < memory < 1000 and progress.watch.seconds >= 4 * seconds
 
 
 def test_long_epochs_are_recorded_step_by_step() -> None:

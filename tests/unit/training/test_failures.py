@@ -150,7 +150,8 @@ def test_a_file_that_cannot_be_written_is_one_sentence(
     keeper: RecordKeeper, monkeypatch: pytest.MonkeyPatch, code: int, said: str, named: bool
 ) -> None:
     path = str(keeper.folder / "metrics.jsonl")
-    monkeypatch.setattr("lorabench.training.failures.is_full", lambda _: code == errno.ENOSPC)
+    full = keeper.folder if code == errno.ENOSPC else None
+    monkeypatch.setattr("lorabench.training.failures.is_full", lambda folder: folder == full)
     error = OSError(code, os.strerror(code), path) if named else OSError(code, os.strerror(code))
     raised, record = failed(keeper, error)
     assert isinstance(raised, RankError) and said in str(raised) and "Errno" not in str(raised)
@@ -161,6 +162,11 @@ def test_a_file_that_cannot_be_written_is_one_sentence(
 def test_standard_output_that_is_full_is_not_taken_for_the_run_s_disk(keeper: RecordKeeper) -> None:
     raised, _ = failed(keeper, OSError(errno.ENOSPC, "No space left on device"))
     assert str(raised) == "No space left on device"
+
+
+def test_an_error_that_no_system_call_gave_is_its_own_first_line(keeper: RecordKeeper) -> None:
+    raised, record = failed(keeper, OSError("the stream is not seekable\nand so on"))
+    assert str(raised) == record["error"] == "the stream is not seekable"
 
 
 def test_a_recorded_error_holds_no_secret(keeper: RecordKeeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,12 @@ import math
 import signal
 
 import pytest
-from scripted import Recorder, Scripted, make_job, run, steps_of
+import torch
+from scripted import Recorder, Scripted, make_job, rows, run, steps_of
 from toys import CPU, OneRank
 
 from lorabench.config.run_config import BestMetric
+from lorabench.data.batching import StepPlan
 from lorabench.errors import RunInterrupted
 from lorabench.machine.meters import Stopwatch
 from lorabench.training.job import Progress
@@ -43,6 +45,29 @@ def test_the_best_epoch_is_the_metrics_and_of_equals_that_of_lower_loss(metric: 
     ]  # fmt: skip
     assert not any("classes" in record for record in [*progress.history, *recorder.of("eval")])
     assert recorder.saved == [3, 6]
+
+
+def test_an_epoch_may_have_one_step() -> None:
+    recorder = Recorder()
+    plan = StepPlan(rows(10).data.lengths, 10, 1, 1, 0, seed=1)
+    progress = run(make_job(recorder, [0.0, 1.0], plan=plan, total_steps=2))
+    assert [(r["step"], r["epoch"]) for r in recorder.of("eval")] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert [r["train_loss"] for r in progress.history] == [0.5, 0.5]
+
+
+def test_the_loss_of_an_evaluation_weighs_classes_as_training_does() -> None:
+    class Alarmed(Scripted):
+        """Says class 1 of every row, with logits 0 and 1."""
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[0.0, 1.0]]).expand(len(input_ids), 2)
+
+    recorder = Recorder()
+    run(make_job(recorder, [], model=Alarmed([]), class_weights=(1.0, 3.0), total_steps=3))
+    # Three rows of each class: -log of the probability of the true one, weighed.
+    expected = (1 * 3 * math.log(1 + math.e) + 3 * 3 * math.log(1 + 1 / math.e)) / (1 * 3 + 3 * 3)
+    assert [r["loss"] for r in recorder.of("eval")] == pytest.approx([expected] * 2)
+    assert [r["precision"] for r in recorder.of("eval")] == [0.5, 0.5]
 
 
 def test_early_stopping_counts_epochs_without_a_better_score() -> None:

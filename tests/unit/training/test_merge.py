@@ -258,7 +258,9 @@ def test_an_upload_goes_into_a_private_repository_and_one_that_fails_leaves_the_
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert merging.push(tmp_path, "a/b") == "https://hub/a/b"
-    assert calls[0] == ("a/b", {"private": True, "exist_ok": True}) and calls[1]["folder_path"] == tmp_path
+    assert calls[0] == ("a/b", {"private": True, "exist_ok": True})
+    # The message of the commit is the user's to read, on the Hub.
+    assert calls[1] == {"folder_path": tmp_path, "repo_id": "a/b", "commit_message": "Merged by lorabench"}
     with pytest.raises(RunError, match=f"quota exceeded; the merged model is in {tmp_path}"):
         merging.push(tmp_path, "a/full")
 

@@ -25,6 +25,7 @@ from lorabench.config.run_config import DataConfig
 from lorabench.data.readers import read_columns
 from lorabench.data.task import Rows, load_task
 from lorabench.errors import ConfigError, RunError
+from lorabench.results.row_progress import RowProgress
 from lorabench.training import predict_input
 from lorabench.training.predict_file import PredictSummary, predict_file
 from lorabench.training.prediction import PredictOptions
@@ -73,6 +74,7 @@ class FakePredictor:
     """Logits that tell a text's length, without a model."""
 
     seen: ClassVar[list[int]] = []
+    last: ClassVar[tuple[str, Rows] | None] = None
     before: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
     def __init__(self, *arguments: Any) -> None:
@@ -81,6 +83,7 @@ class FakePredictor:
     def logits(self, rows: Rows, origin: str, batch_size: int, report: Callable[[int], None]) -> RowLogits:
         type(self).before()
         self.seen.append(len(rows))
+        type(self).last = origin, rows
         report(len(rows))
         lengths = torch.tensor([float(len(text)) for text in rows.texts])
         return RowLogits(torch.stack([lengths, torch.zeros_like(lengths)], dim=1) / 100, cut_rows=1)
@@ -123,7 +126,8 @@ def test_rows_without_a_text_are_left_empty_and_counted(run: Path, tmp_path: Pat
 
 def test_a_file_may_have_nothing_but_rows_without_a_text(run: Path, tmp_path: Path) -> None:
     source = write_lines(tmp_path / "new.jsonl", [{"text": None}, {"text": " "}])
-    assert predict(run, source, tmp_path / "out.csv", **PLAIN).blank == 2
+    summary = predict(run, source, tmp_path / "out.csv", **PLAIN)
+    assert (summary.rows, summary.blank, summary.cut) == (2, 2, 0)
     assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["0,,,", "1,,,"]
 
 
@@ -175,6 +179,39 @@ def test_a_threshold_that_cannot_be_is_refused_with_the_rest(run: Path, tmp_path
     assert "--temperature cold: expected tuned, auto, none or a number above 0" in said
     with pytest.raises(ConfigError, match="--threshold 2: expected a number from 0 to 1"):
         lorabench.Predictor(run, threshold=2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.5, "7 rows, 2 without a text, 1 cut, 0.5 s, 14.0 rows/s"),
+        (4.0, "7 rows, 2 without a text, 1 cut, 4.0 s, 1.8 rows/s"),
+    ],
+)
+def test_the_summary_tells_counts_time_and_speed(seconds: float, said: str) -> None:
+    assert str(PredictSummary(rows=7, blank=2, cut=1, seconds=seconds)) == said
+    assert str(PredictSummary(rows=1, blank=0, cut=0, seconds=0.0)).startswith("1 row, 0 without a text, 0 cut, 0.0 s")
+
+
+def test_progress_counts_every_row_once_with_or_without_a_text(
+    run: Path, tmp_path: Path, fake: type[FakePredictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_input, "PIECE_ROWS", 512)
+    done: list[int] = []
+    monkeypatch.setattr(RowProgress, "advance", lambda self, rows: done.append(rows))
+    texts = ["" if i < 600 or i % 3 == 0 else "storm" for i in range(1300)]
+    predict(run, write_lines(tmp_path / "new.jsonl", [{"text": text} for text in texts]), tmp_path / "out.jsonl")
+    assert sum(done) == 1300 and sum(fake.seen) == sum(map(bool, texts))
+
+
+def test_messages_of_the_model_name_the_file_and_its_rows_by_their_ids(
+    run: Path, tmp_path: Path, fake: type[FakePredictor]
+) -> None:
+    source = write_lines(tmp_path / "new.jsonl", [{"id": 7, "text": "storm"}, {"id": "b", "text": "rain"}])
+    predict(run, source, tmp_path / "out.csv")
+    assert fake.last is not None
+    origin, rows = fake.last
+    assert origin == f"--input {source}" and list(rows.ids) == ["7", "b"]
 
 
 # --- types
@@ -265,11 +302,11 @@ def test_another_column_encoding_delimiter_and_id_may_be_named(run: Path, tmp_pa
 def test_a_missing_column_is_named_with_the_flag_for_it(run: Path, tmp_path: Path, no_model: None) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"body": ["a"]})
     with pytest.raises(ConfigError) as caught:
-        predict(run, source, tmp_path / "out.csv", id_column="key", keep_columns="body,when")
+        predict(run, source, tmp_path / "out.csv", id_column="key", keep_columns="body,when, who")
     assert [issue.removeprefix(f"--input {source}: ") for issue in caught.value.issues] == [
         "no column 'text' (--text-column); the columns are body",
         "no column 'key' (--id-column); the columns are body",
-        "no column 'when' (--keep-columns); the columns are body",
+        "no column 'when', 'who' (--keep-columns); the columns are body",
     ]
     assert cli.main(["predict", "--run", str(run), "--input", str(source), "--output", str(tmp_path / "o.csv")]) == 2
     with pytest.raises(SystemExit):
@@ -302,10 +339,13 @@ def test_pairs_and_templates_are_those_of_the_run(pair_run: Path, tmp_path: Path
 
 def test_one_text_in_the_place_of_two_is_refused(pair_run: Path, run: Path, tmp_path: Path, no_model: None) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"one": ["storm"], "two": ["wind"]})
-    with pytest.raises(ConfigError, match="--text-column one: the run reads pairs of texts; expected two columns"):
-        predict(pair_run, source, tmp_path / "out.csv", text_column="one")
-    with pytest.raises(ConfigError, match="--text-column one,two: the run reads one text in each row; expected one"):
-        predict(run, source, tmp_path / "out.csv", text_column="one,two")
+    for of, column, said in (
+        (pair_run, "one", "pairs of texts; expected two columns, NAME,NAME"),
+        (run, "one,two", "one text in each row; expected one column, or --template with several"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            predict(of, source, tmp_path / "out.csv", text_column=column)
+        assert str(caught.value) == f"--text-column {column}: the run reads {said}"
     texts: Any = ["storm"]
     with pytest.raises(ConfigError, match=r"1 row .* without a pair"):
         lorabench.predict(pair_run, texts)
@@ -319,6 +359,38 @@ def test_a_template_joins_columns_as_in_training(run: Path, tmp_path: Path) -> N
     found = json.loads((tmp_path / "out.jsonl").read_text())
     (expected,) = lorabench.predict(run, ["storm: at sea"])
     assert found["probability_0"] == pytest.approx(expected.probabilities["0"], abs=1e-6)
+
+
+def test_a_task_that_joins_columns_of_its_own_reads_those(
+    run: Path, tmp_path: Path, fake: type[FakePredictor]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["data"]["task"] = "reclor"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    row = {"context": "It rains.", "question": "Why?", "answers": ["clouds", "none"]}
+    source = write_lines(tmp_path / "new.jsonl", [row])
+    predict(tmp_path / "run", source, tmp_path / "out.csv")
+    assert fake.last is not None
+    assert list(fake.last[1].texts) == ["Context: It rains. Question: Why? Option A: clouds Option B: none"]
+    with pytest.raises(ConfigError) as caught:
+        predict(tmp_path / "run", source, tmp_path / "o.csv", text_column="context")
+    assert str(caught.value) == "--text-column context: task reclor joins columns of its own"
+
+
+def test_flags_of_another_kind_of_file_are_refused_one_by_one(run: Path, tmp_path: Path, no_model: None) -> None:
+    lines = write_lines(tmp_path / "new.jsonl", [{"text": "storm"}])
+    table = tmp_path / "new.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["storm"]}), table)
+    for source, form, flags in (
+        (lines, "JSON lines", ["--delimiter ';'"]),
+        (table, "Parquet", ["--delimiter ';'", "--encoding cp1252"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            predict(run, source, tmp_path / "out.csv", delimiter=";", encoding="cp1252")
+        said = [issue.partition(f": --input {source} is {form}") for issue in caught.value.issues]
+        assert [flag for flag, _, _ in said] == flags
+        assert all(place and rest.endswith("; expected no such flag") for _, place, rest in said)
 
 
 # --- pieces
@@ -363,6 +435,33 @@ def test_pieces_have_all_rows_in_their_order(
         assert line["probability_0"] == (pytest.approx(probability, abs=1e-6) if text else None)
 
 
+@pytest.mark.parametrize(
+    ("rows", "characters", "pieces"),
+    [
+        (1024, 10**9, [1024, 1024, 952]),
+        (1023, 10**9, [512] * 4 + [952]),
+        (10**9, 1024 * 5, [1024, 1024, 952]),
+        (10**9, 1024 * 5 - 1, [512] * 4 + [952]),
+        (100, 10, [512] * 5 + [440]),
+    ],
+)
+def test_a_piece_is_filled_up_to_its_limits(
+    run: Path,
+    tmp_path: Path,
+    fake: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    characters: int,
+    pieces: list[int],
+) -> None:
+    """What is read at once, 512 rows, goes together."""
+    monkeypatch.setattr(predict_input, "PIECE_ROWS", rows)
+    monkeypatch.setattr(predict_input, "PIECE_CHARACTERS", characters)
+    source = write_lines(tmp_path / "new.jsonl", [{"text": "storm"}] * 2999 + [{"text": "rain"}])
+    predict(run, source, tmp_path / "out.jsonl")
+    assert fake.seen == pieces
+
+
 def test_a_row_that_holds_no_text_is_found_before_a_model_is_loaded(
     run: Path, tmp_path: Path, no_model: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +469,7 @@ def test_a_row_that_holds_no_text_is_found_before_a_model_is_loaded(
     rows: list[dict[str, Any]] = [{"text": "storm"} for _ in range(1500)]
     rows[1299]["text"] = ["a", "b"]
     source = write_lines(tmp_path / "new.jsonl", rows)
-    with pytest.raises(ConfigError, match=r"1 row \(1300\) with a list in column 'text'"):
+    with pytest.raises(ConfigError, match=rf"^--input {source}: 1 row \(1300\) with a list in column 'text'"):
         predict(run, source, tmp_path / "out.csv")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from toys import OneRank
 
-from lorabench.errors import ConfigError
+from lorabench.config.run_config import RunConfig
+from lorabench.errors import ConfigError, RankError
 from lorabench.training import record as module
 from lorabench.training.record import (
     RecordKeeper,
@@ -29,9 +30,29 @@ def on_disk(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
+class Clock:
+    """Stands still but while something sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleeps: list[float] = []
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
-def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CAUSE_S", 0.3)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def test_the_first_rank_writes_what_all_hold(tmp_path: Path) -> None:
@@ -56,15 +77,41 @@ def test_wall_time_counts_from_the_start_and_what_came_before_an_interruption(tm
     assert on_disk(tmp_path)["wall_seconds"] == pytest.approx(1120, abs=5)
 
 
+def test_the_first_rank_leaves_a_configuration_that_starts_the_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {
+        "strategy": "DDP", "environment": {"launch_command": ["train", "--task", "my own"]},
+        "model": {"revision": "a1"}, "data": {"sources": {"train": {"revision": "b2"}}},
+    }  # fmt: skip
+    keep(tmp_path, rank=1, **known).write_config(RunConfig())
+    assert not (tmp_path / "config.yaml").exists()
+    keeper = keep(tmp_path, **known)
+    keeper.write_config(RunConfig())
+    lines = (tmp_path / "config.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == [
+        f"# The run in {tmp_path}, DDP on 2 process(es), was started in {Path.cwd()} by",
+        "# train --task 'my own'",
+    ]
+    assert "revision: a1" in lines and "dataset_revision: b2" in lines
+
+    def refuse(*arguments: Any) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "write_text_atomic", refuse)
+    with pytest.raises(RankError) as raised:
+        keeper.write_config(RunConfig())
+    assert str(raised.value) == f"{tmp_path / 'config.yaml'}: Permission denied"
+
+
 # --- how it ended
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted"])
-def test_what_all_ranks_say_is_written_at_once(status: Any, tmp_path: Path) -> None:
+def test_what_all_ranks_say_is_written_at_once(status: Any, tmp_path: Path, clock: Clock) -> None:
     keeper = keep(tmp_path)
-    before = time.monotonic()
     keeper.fail(status, "the loss is nan", every_rank=True)
-    assert time.monotonic() - before < 0.3
+    assert clock.sleeps == []
     assert (on_disk(tmp_path)["status"], on_disk(tmp_path)["error"]) == (status, "the loss is nan")
 
 
@@ -95,12 +142,29 @@ def test_a_rank_among_many_that_say_the_same_writes_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("world_size", "waits"), [(1, False), (2, True)])
-def test_only_a_rank_among_others_waits_for_their_word(world_size: int, waits: bool, tmp_path: Path) -> None:
+def test_only_a_rank_among_others_waits_three_seconds_for_their_word(
+    world_size: int, waits: bool, tmp_path: Path, clock: Clock
+) -> None:
     keeper = keep(tmp_path, world_size=world_size)
-    before = time.monotonic()
     keeper.fail("failed", "mine", every_rank=False)
-    assert (time.monotonic() - before >= 0.3) == waits
+    assert (3.0 <= clock.now < 3.2) if waits else clock.now == 0.0
     assert on_disk(tmp_path)["error"] == "mine"
+
+
+def test_a_word_that_comes_while_the_first_rank_waits_is_taken_soon(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = keep(tmp_path), keep(tmp_path, rank=1)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now >= 1.0:
+            other.fail("interrupted", "memory ran out", every_rank=False)
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    first.fail("failed", "a peer is gone", every_rank=False)
+    assert clock.now < 1.2
+    assert (on_disk(tmp_path)["status"], on_disk(tmp_path)["error"]) == ("failed", "rank 1: memory ran out")
 
 
 def test_a_disk_that_takes_nothing_hides_no_error(

@@ -11,6 +11,7 @@ from lorabench.config.defaults import apply_settings
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
+from lorabench.training import refusals
 from lorabench.training.refusals import refuse_early
 
 MINILM = apply_settings(RunConfig(), {"model": "minilm", "weights": "random"})
@@ -71,9 +72,28 @@ def test_the_launchers_fp16_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatc
     refuse_early(apply_settings(MINILM, {"precision": "fp32"}), make_data(8))
 
 
-def test_a_limit_of_gpu_memory_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match=r"--gpu-memory-limit 16\.5: the run is on the CPU"):
-        refuse_early(apply_settings(MINILM, {"gpu_memory_limit": 16.5}), make_data(8))
+@pytest.mark.parametrize(
+    ("visible", "there", "allowed"), [(None, True, True), ("", True, False), (None, False, False), ("0", True, True)]
+)
+def test_a_limit_of_gpu_memory_and_fp16_need_a_gpu_that_may_be_used(
+    visible: str | None, there: bool, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "list_gpus", lambda: ["a card"] if there else [])
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for (flag, value), said in (
+        (("gpu_memory_limit", 16.5), "the run is on the CPU; expected a GPU whose memory to limit"),
+        (("precision", "fp16"), "expected a GPU; on the CPU use fp32 or bf16"),
+    ):
+        config = apply_settings(MINILM, {flag: value})
+        if allowed:
+            refuse_early(config, make_data(8))
+        else:
+            with pytest.raises(ConfigError) as caught:
+                refuse_early(config, make_data(8))
+            assert str(caught.value) == f"--{flag.replace('_', '-')} {value}: {said}"
 
 
 def test_on_several_machines_the_folder_is_left_to_the_first_rank(
@@ -81,8 +101,9 @@ def test_on_several_machines_the_folder_is_left_to_the_first_rank(
 ) -> None:
     folder = leave_record(tmp_path / "run", "completed")
     config = apply_settings(MINILM, {"resume": True, "output_dir": folder})
-    with pytest.raises(ConfigError, match="is complete"):
+    with pytest.raises(ConfigError) as caught:
         refuse_early(config, make_data(8))
+    assert str(caught.value) == f"--resume: the run in {folder} is complete"
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     refuse_early(apply_settings(config, {"batch_size": 4}), make_data(8))
@@ -121,8 +142,15 @@ def test_no_heavy_library_is_imported_for_what_is_refused(
 )
 def test_a_folder_without_a_model_is_refused(file: str, said: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("{}")
+    config = apply_settings(RunConfig(), {"model": str(tmp_path)})
     with pytest.raises(ConfigError, match=said):
-        refuse_early(apply_settings(RunConfig(), {"model": str(tmp_path)}), make_data(100))
+        refuse_early(config, make_data(100))
+    refuse_early(config, make_data(100), model_too=False)
+
+
+def test_what_the_models_configuration_does_not_allow_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--max-length 513: expected at most the model's 512"):
+        refuse_early(apply_settings(MINILM, {"max_length": 513}), make_data(8))
 
 
 def test_a_model_that_one_machine_lacks_is_left_to_all_of_them(

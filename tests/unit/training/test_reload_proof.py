@@ -79,7 +79,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(BestAdapter, "_card", lambda self, record: "the card")
+    monkeypatch.setattr(BestAdapter, "_card", lambda self, record: f"the card of epoch {record['epoch']}")
     return Run(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_the_best_adapter_is_put_back_and_the_record_says_how_well(run: Run) -> 
     assert run.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
     assert torch.equal(run.logits(), kept)
     assert all(torch.equal(value, state[name]) for name, value in adapter_state(run.classifier.adapted).items())
-    assert (run.folder / "adapter" / "README.md").read_text() == "the card"
+    assert (run.folder / "adapter" / "README.md").read_text() == "the card of epoch 1.0"
 
 
 def predicted(folder: Path) -> list[dict[str, str]]:
@@ -128,7 +128,7 @@ def test_an_adapter_that_gives_other_logits_is_refused(run: Run) -> None:
 def test_the_difference_that_kernels_may_make_is_that_of_the_precision(
     part: float, refused: bool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BestAdapter, "_card", lambda self, record: "the card")
+    monkeypatch.setattr(BestAdapter, "_card", lambda self, record: f"the card of epoch {record['epoch']}")
     run = Run(tmp_path, precision)
     tiny.stir_adapter(run.classifier, seed=4)
     logits = run.logits()
@@ -246,6 +246,7 @@ def test_a_run_that_goes_on_has_the_best_adapter_of_before(run: Run, tmp_path: P
     other = Run(tmp_path / "other")
     other.best.load_state(state, RECORD)
     assert (other.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (other.folder / "adapter" / "README.md").read_text() == "the card of epoch 1.0"
     assert other.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
     assert torch.equal(other.logits(), kept)
 

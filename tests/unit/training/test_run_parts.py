@@ -2,7 +2,9 @@
 
 import functools
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions
 from lorabench.errors import ConfigError, RankError
 from lorabench.results.ownership import Ownership
 from lorabench.results.tracking import NullSink
 from lorabench.training import run
-from lorabench.training.run import finish_test, fit_calibration, given_up_if_refused, load, open_sinks
+from lorabench.training.run import create_folder, finish_test, fit_calibration, given_up_if_refused, load, open_sinks
 from lorabench.training.tuning import PLAIN, Tuning
 
 LOGITS = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
@@ -28,6 +30,7 @@ class Alone:
 
     def __init__(self, is_main: bool = True) -> None:
         self.is_main = is_main
+        self.from_main: Callable[[Any], Any] = lambda value: value
 
     def on_main(self, action: Any) -> Any:
         return action() if self.is_main else None
@@ -183,6 +186,84 @@ def test_a_refusal_while_a_new_run_loads_leaves_nothing(
         raise error
     ownership.release()
     assert (folder / "run.json").exists() is folder.exists() is stays
+
+
+# --- the folder
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "name"),
+    [
+        ("owner/Mini_LM-v2.1", "disaster-tweets", "Mini_LM-v2.1-disaster-tweets"),
+        ("models/wörter, zwei", "custom", "w_rter_zwei-custom"),
+        ("m" * 149, "custom", "m" * 149 + "-"),
+    ],
+)
+def test_a_run_that_names_no_folder_is_called_by_model_task_and_time(
+    model: str, task: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ranks = Alone()
+    config = RunConfig(model=ModelConfig(model=model), data=DataConfig(task=task))
+    setting: Any = SimpleNamespace(config=config, ranks=ranks)
+    ownership = Ownership()
+    before = datetime.now()
+    folder = create_folder(setting, ownership)
+    ownership.release()
+    assert folder.parent == Path("runs") and (folder / ".lock").is_file()
+    assert folder.name[: len(name) + 1] == f"{name}-"
+    made = datetime.strptime(folder.name[len(name) + 1 :], "%Y%m%d-%H%M%S-%f")
+    assert timedelta(milliseconds=-1) <= made - before < timedelta(minutes=5)
+    assert len(folder.name.rpartition("-")[2]) == 3, "milliseconds"
+
+
+def test_a_folder_that_cannot_be_made_or_has_a_run_is_refused_on_every_rank(tmp_path: Path) -> None:
+    def create(folder: Path, resume: bool = False, is_main: bool = True, told: Any = None) -> Path:
+        ranks = Alone(is_main)
+        ranks.from_main = lambda value: value if is_main else told
+        config = RunConfig(run=RunOptions(output_dir=folder, resume=resume))
+        setting: Any = SimpleNamespace(config=config, ranks=ranks)
+        ownership = Ownership()
+        try:
+            return create_folder(setting, ownership)
+        finally:
+            ownership.release()
+
+    deep = tmp_path / "a" / "b"
+    assert create(deep) == deep and deep.is_dir()
+    assert create(tmp_path / "elsewhere", is_main=False, told=(deep, [])) == deep
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "file").touch()
+    (deep / "run.json").write_text("{}")
+    for folder, resume, said in (
+        (tmp_path / "file" / "run", False, ""),
+        (deep, False, "in use; expected a new or empty folder, or --resume to go on"),
+        (tmp_path / "new", True, "no run.json there, so no run to --resume"),
+    ):
+        with pytest.raises(ConfigError, match=f"--output-dir {folder}: .*{said}"):
+            create(folder, resume)
+    assert create(deep, resume=True) == deep
+    with pytest.raises(ConfigError, match="the first rank's reason"):
+        create(deep, is_main=False, told=(deep, ["the first rank's reason"]))
+
+
+def test_a_folder_that_a_run_has_just_left_its_results_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held the lock until this one took it."""
+    take = Ownership.take
+
+    def late(self: Ownership, folder: Path, made: bool = False) -> None:
+        take(self, folder, made)
+        (folder / "run.json").write_text("{}")
+
+    monkeypatch.setattr(Ownership, "take", late)
+    ranks = Alone()
+    setting: Any = SimpleNamespace(config=RunConfig(run=RunOptions(output_dir=tmp_path / "run")), ranks=ranks)
+    ownership = Ownership()
+    with pytest.raises(ConfigError, match=f"--output-dir {tmp_path / 'run'}"):
+        create_folder(setting, ownership)
+    ownership.release()
 
 
 # --- where records go

@@ -11,6 +11,7 @@ import pytest
 from limits import HANG_S
 
 from lorabench.errors import RunInterrupted
+from lorabench.training import signals
 from lorabench.training.signals import STOP_SIGNALS, StopSignal, signals_held, terminable
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +33,10 @@ def test_a_signal_is_noted_and_announced(number: signal.Signals, capfd: pytest.C
         os.kill(os.getpid(), number)
         assert stop() == number
     assert stop() == number, "what came must not be forgotten at the end"
-    assert capfd.readouterr().err.strip().startswith(f"{number.name}: stopping")
+    assert capfd.readouterr().err == (
+        f"\n{number.name}: stopping at the next chance, with a checkpoint where there can be one; 5 s later, another "
+        "signal stops at once\n"
+    )
 
 
 def test_handlers_are_as_before_outside() -> None:
@@ -130,6 +134,25 @@ def test_a_signal_right_after_the_first_is_the_same_wish(
         os.kill(os.getpid(), second)
         assert stop() == signal.SIGTERM
     assert capfd.readouterr().err.count("stopping") == 1
+
+
+def test_a_second_signal_has_its_usual_effect_from_five_seconds_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual: list[int] = []
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda came, frame: usual.append(came))
+    now = 0.0
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
+    stop = StopSignal()
+    with stop.listening():
+        for now, number, expected in (
+            (100.0, signal.SIGINT, []),
+            (104.9, signal.SIGTERM, []),
+            (105.0, signal.SIGTERM, [signal.SIGTERM]),
+            (105.1, signal.SIGINT, [signal.SIGTERM, signal.SIGINT]),
+        ):
+            signal.raise_signal(number)
+            assert usual == expected, now
+    assert stop() == signal.SIGINT
 
 
 def test_the_exit_code_is_the_shell_s() -> None:
