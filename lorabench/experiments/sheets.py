@@ -14,6 +14,7 @@ from lorabench.results.table import STYLE
 
 _STYLE = "img{max-width:100%}.quiet{color:#666}div{overflow-x:auto}h1,h2{font-weight:600}"
 _LONGEST_WHOLE_WORD = 16
+_WIDEST = 10_000  # characters of a line
 _NUMERIC = "0123456789-+<(n"
 
 
@@ -51,10 +52,19 @@ def print_sheets(sheets: Sequence[Sheet], console: Console) -> None:
         for place, row in enumerate(sheet.rows):
             cells = (Text(printable(cell, keep="\n")) for cell in row)
             table.add_row(*cells, style="dim" if place in sheet.quiet else "")
-        console.print(table)
+        _print_whole(table, console)
         for note in sheet.notes:
             console.print(Text(printable(note), style="dim"))
         console.print()
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table without leaving columns out, as rich does where they do not fit; a file has any width."""
+    needed = console.measure(table, options=console.options.update(max_width=_WIDEST))
+    width = console.width
+    console.width = max(width, needed.minimum if console.is_terminal else needed.maximum)
+    console.print(table)
+    console.width = width
 
 
 def to_markdown(title: str, sheets: Sequence[Sheet]) -> str:

@@ -255,9 +255,26 @@ def test_no_word_is_broken_where_it_is_narrow() -> None:
     titles = ("Accuracy before", "Accuracy after", "F1 before", "F1 after", "Loss before", "Loss after")
     sheet = Sheet(title="T", columns=("", *titles), rows=(("minilm / wide", *figures),))
     text = io.StringIO()
-    print_sheets([sheet], Console(file=text, width=80, color_system=None))
+    print_sheets([sheet], Console(file=text, width=80, color_system=None, force_terminal=True))
     words = text.getvalue().split()
     assert "minilm" in words and "Accuracy" in words and {f"0.{number}000" for number in range(1, 7)} <= set(words)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_no_figure_is_left_out_where_a_table_is_wider_than_the_console(terminal: bool) -> None:
+    figures = tuple(f"{number:012.3f}" for number in range(9))
+    sheet = Sheet(title="T", columns=tuple(f"column{number}" for number in range(9)), rows=(figures,))
+    text = io.StringIO()
+    console = Console(file=text, width=60, color_system=None, force_terminal=terminal)
+    print_sheets([sheet], console)
+    assert set(figures) <= set(text.getvalue().split()) and console.width == 60
+
+
+def test_a_file_gets_a_row_on_one_line() -> None:
+    sheet = Sheet(title="T", columns=("name", "rest"), rows=(("a few words " * 9, "some more " * 9),))
+    text = io.StringIO()
+    print_sheets([sheet], Console(file=text, width=60, color_system=None))
+    assert any("words a few" in line and "more some" in line for line in text.getvalue().splitlines())
 
 
 def test_columns_of_figures_stand_at_the_right() -> None:
