@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,34 +26,51 @@ from lorabench.training.merged_model import _load
 from lorabench.training.prediction import FinishedRun
 
 TEXTS = ["storm flood fire", "music", "rescue water coffee music friday game lunch phone garden train"]
-# A reader's process: plain transformers, and no PEFT to be had. ARGUMENTS: FOLDER TEXTS SECONDS -> logits, classes.
+# A reader's process: plain transformers, and no PEFT to be had. A line [FOLDER, TEXTS, SECONDS] -> logits, classes.
 READER = """
 import json, sys
 sys.modules["peft"] = None
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-folder, texts, seconds = sys.argv[1], *map(json.loads, sys.argv[2:])
-model = AutoModelForSequenceClassification.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer(texts, seconds, padding=True, return_tensors="pt")
-with torch.no_grad():
-    logits = model(**inputs).logits.float()
-rows = texts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(texts, seconds)]
-classify = pipeline("text-classification", model=folder, truncation=True)
-probabilities = [{item["label"]: item["score"] for item in row} for row in classify(rows, top_k=None)]
-print(json.dumps({"logits": logits.tolist(), "pipeline": probabilities, "dtype": str(model.dtype)}))
+for line in sys.stdin:
+    folder, texts, seconds = json.loads(line)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(texts, seconds, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits.float()
+    rows = texts if seconds is None else [{"text": a, "text_pair": b} for a, b in zip(texts, seconds)]
+    classify = pipeline("text-classification", model=folder, truncation=True)
+    probabilities = [{item["label"]: item["score"] for item in row} for row in classify(rows, top_k=None)]
+    found = {"logits": logits.tolist(), "pipeline": probabilities, "dtype": str(model.dtype)}
+    print(json.dumps(found), flush=True)
 """
 
+ReadAlone = Callable[..., dict[str, Any]]
 
-def read_alone(folder: Path, texts: list[str], seconds: list[str] | None = None) -> dict[str, Any]:
-    """What a process without PEFT and without this package gets from a merged folder."""
-    words = [sys.executable, "-c", READER, str(folder), json.dumps(texts), json.dumps(seconds)]
+
+@pytest.fixture(scope="module")
+def read_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReadAlone]:
+    """`read_alone(FOLDER, TEXTS, SECONDS)`: what a process without PEFT and this package gets from a merged folder."""
+    folder = tmp_path_factory.mktemp("reader")
     environment = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
-        words, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
+    with (folder / "errors").open("w+") as errors:
+        reader = subprocess.Popen(
+            [sys.executable, "-c", READER], cwd=folder, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+        assert reader.stdin is not None and reader.stdout is not None
+        asked, answers = reader.stdin, reader.stdout
+
+        def read(merged: Path, texts: list[str], seconds: list[str] | None = None) -> dict[str, Any]:
+            print(json.dumps([str(merged), texts, seconds]), file=asked, flush=True)
+            answer = answers.readline()
+            assert answer, (folder / "errors").read_text()
+            return json.loads(answer)
+
+        yield read
+        asked.close()
+        assert reader.wait(HANG_S) == 0, (folder / "errors").read_text()
 
 
 def logits_with_peft(
@@ -74,7 +92,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("merge"), "bert", lora_bias="all")
 
 
-def test_a_fresh_process_without_peft_gets_the_same_logits_and_names(run: Path, tmp_path: Path) -> None:
+def test_a_fresh_process_without_peft_gets_the_same_logits_and_names(
+    run: Path, tmp_path: Path, read_alone: ReadAlone
+) -> None:
     lines = merge(MergeOptions(run=run, output=tmp_path / "merged"))
     assert lines[0].endswith(" in fp32") and lines[-1] == f"wrote      {tmp_path / 'merged'}"
     expected = logits_with_peft(run, TEXTS)
@@ -86,14 +106,14 @@ def test_a_fresh_process_without_peft_gets_the_same_logits_and_names(run: Path, 
     assert (logits_with_peft(run, TEXTS, disabled=True) - expected).abs().max() > 1e-3, "the adapter matters"
 
 
-def test_a_decoder_pads_and_pools_as_before(tmp_path: Path) -> None:
+def test_a_decoder_pads_and_pools_as_before(tmp_path: Path, read_alone: ReadAlone) -> None:
     run = trained(tmp_path, "llama", lora_targets="all-linear")
     merge(MergeOptions(run=run, output=tmp_path / "merged"))
     found = torch.tensor(read_alone(tmp_path / "merged", TEXTS)["logits"])
     assert (found - logits_with_peft(run, TEXTS)).abs().max() < 1e-5
 
 
-def test_pairs_are_read_as_pairs(tmp_path: Path) -> None:
+def test_pairs_are_read_as_pairs(tmp_path: Path, read_alone: ReadAlone) -> None:
     texts, seconds = tiny.texts(24), tiny.texts(24, seed=5)
     columns = {"premise": texts, "hypothesis": seconds, "label": tiny.labels(24)}
     files = [tiny.write_csv(tmp_path / f"{name}.csv", columns) for name in ("pairs", "held")]
@@ -106,7 +126,9 @@ def test_pairs_are_read_as_pairs(tmp_path: Path) -> None:
     assert '"text_pair": b' in (tmp_path / "merged" / "README.md").read_text()
 
 
-def test_four_bits_become_the_weights_that_they_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bits_become_the_weights_that_they_stand_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_alone: ReadAlone
+) -> None:
     pytest.importorskip("bitsandbytes")
     save = tiny.save_tiny
     monkeypatch.setattr(tiny, "save_tiny", lambda folder, kind: save(folder, kind, **tiny.WIDE[kind]))
@@ -120,7 +142,9 @@ def test_four_bits_become_the_weights_that_they_stand_for(tmp_path: Path, monkey
     assert "4 bits" in (tmp_path / "merged" / "README.md").read_text()
 
 
-def test_half_precision_is_written_as_asked_for_and_what_it_costs_is_said(run: Path, tmp_path: Path) -> None:
+def test_half_precision_is_written_as_asked_for_and_what_it_costs_is_said(
+    run: Path, tmp_path: Path, read_alone: ReadAlone
+) -> None:
     lines = merge(MergeOptions(run=run, output=tmp_path / "merged", dtype="bf16"))
     assert any("by rounding to bf16" in line for line in lines)
     found = read_alone(tmp_path / "merged", TEXTS)
