@@ -100,23 +100,27 @@ def read_mapping(path: str | Path, expected: str) -> yaml.MappingNode:
     return node
 
 
-def entries(node: yaml.MappingNode, source: str, issues: IssueList, within: str = "") -> Iterator[Entry]:
-    """What a mapping holds. A name that comes again, `-` and `_` being the same, is an issue that names both lines.
+def entries(
+    node: yaml.MappingNode, source: str, issues: IssueList, within: str = "", of_flags: bool = True
+) -> Iterator[Entry]:
+    """What a mapping holds. A name that comes again is an issue that names both lines.
 
     Args:
         source: the file, for messages.
         within: what messages name before each name.
+        of_flags: names are those of flags, in which `-` and `_` are the same.
     """
     seen: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         place = f"{source}, line {line}"
         name = str(key.value) if isinstance(key, yaml.ScalarNode) else "a key that is no text"
-        first = seen.setdefault(name.replace("-", "_"), line)
-        if first == line:
+        known = name.replace("-", "_") if of_flags else name
+        if known not in seen:
+            seen[known] = line
             yield Entry(name, value, place)
         else:
-            issues.add(f"{place}: {within}{name}: stands in line {first} already; expected each name once")
+            issues.add(f"{place}: {within}{name}: stands in line {seen[known]} already; expected each name once")
 
 
 def _compose(path: Path, source: str) -> yaml.Node | None:

@@ -80,10 +80,14 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
     groups: list[Gpus] = []
     plan = Plan()
     folder = options.output_dir or RESULTS / f"compare-{_name(options)}"
-    try:
-        settings = dict(map(parse_setting, options.setting))
-    except ConfigError as error:
-        issues.extend(error.issues)
+    for text in options.setting:
+        try:
+            name, flags = parse_setting(text)
+        except ConfigError as error:
+            issues.extend(error.issues)
+            continue
+        issues.check(name not in settings, f"--setting {name}: given twice; expected each name once")
+        settings.setdefault(name, flags)
     given = {"models": options.models, "tasks": options.tasks, "strategies": options.strategies}
     given |= {"settings": settings or None, "seeds": options.seeds}
     try:

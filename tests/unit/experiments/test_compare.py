@@ -85,7 +85,8 @@ def test_flags_that_have_changed_since_are_said_before_anything_is_started(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words) == 0
-    assert cli.main([*words, "--setting", "wide=--lora-r 32", "--seeds", "1", "3"]) == EXIT_BAD_INPUT
+    changed = ["wide=--lora-r 32" if word.startswith("wide=") else word for word in words]
+    assert cli.main(["3" if word == "2" else word for word in changed]) == EXIT_BAD_INPUT
     said = capsys.readouterr().err
     assert "minilm-custom-auto-wide-seed1: was begun before with other flags" in said and "--lora-r 16" in said
     assert len(states_of(tmp_path / "out")) == 4
@@ -106,3 +107,24 @@ def test_the_folder_of_a_run_is_none_for_a_comparison(
     (tmp_path / "out" / "run.json").touch()
     assert cli.main(words) == EXIT_BAD_INPUT
     assert "the folder of a run; expected one for a comparison" in capsys.readouterr().err
+
+
+def test_nothing_that_is_given_twice_is_lost(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "--setting", "wide=--lora-r 32"]) == EXIT_BAD_INPUT
+    assert "--setting wide: given twice; expected each name once" in capsys.readouterr().err
+    for more in (["--models", "roberta-large"], ["--model", "roberta-large"], ["--seed", "7"]):
+        assert cli.main([*words, *more]) == EXIT_BAD_INPUT
+        name = "--seeds" if "seed" in more[0] else "--models"
+        said = capsys.readouterr().err
+        assert (
+            said == f"lorabench compare: error: {name}: given twice; expected once, with all of its values after it\n"
+        )
+
+
+def test_what_an_axis_expects_is_said_in_plain_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "--seeds", "1", "a", "--gpus-per-run", "x", "--models"]) == EXIT_BAD_INPUT
+    assert [line.removeprefix("  - ") for line in capsys.readouterr().err.splitlines()[1:]] == [
+        "--seeds a: expected a whole number",
+        "--gpus-per-run x: expected a whole number",
+        "--models: expected a value after it",
+    ]
