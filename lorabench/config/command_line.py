@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,7 +89,8 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
         config=(tyro.conf.OmitArgPrefixes,),
         console_outputs=launching or is_first_on_host(),
     )
-    check_run_config(command.flags, launching, file.issues)
+    named = {name for name, value in given.items() if value is not None}
+    check_run_config(command.flags, launching, file.issues, named, writes=not command.dry_run)
     return command
 
 
@@ -170,12 +171,19 @@ def find_config_file(arguments: Sequence[str]) -> str | None:
     return files[0] if files else None
 
 
-def check_run_config(config: RunConfig, launching: bool = False, found: Iterable[str] = ()) -> None:
+def check_run_config(
+    config: RunConfig,
+    launching: bool = False,
+    found: Iterable[str] = (),
+    named: Collection[str] = (),
+    writes: bool = True,
+) -> None:
     """Refuse what can be refused by the values alone, and by what is installed.
 
     Args:
         launching: see `parse_train_command`.
         found: what is known to be wrong already, to be said with the rest.
+        named: see `find_issues`, and `writes`.
 
     Raises:
         ConfigError: unknown model or task, values out of range, files or packages that are not there.
@@ -183,7 +191,7 @@ def check_run_config(config: RunConfig, launching: bool = False, found: Iterable
     issues = [
         *found,
         *unknown_names(config.model.model, config.data.task),
-        *find_issues(config, launching),
+        *find_issues(config, launching, named, writes),
         *missing_files(config.data),
         *missing_tracker(config.run),
         *missing_quantizer(config.model),

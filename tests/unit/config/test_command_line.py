@@ -324,6 +324,19 @@ def test_naming_columns_without_a_task_selects_custom() -> None:
     assert (named.task, named.label_column) == ("disaster-tweets", "kind")
 
 
+@pytest.mark.parametrize("column", ["text", "body"])
+def test_a_template_stands_in_place_of_a_text_column_whatever_its_name(column: str, tmp_path: Path) -> None:
+    message = f"--template '{{a}}': --text-column {column} names the text, too; expected one of the two"
+    assert issues_of(["--template", "{a}", "--text-column", column]) == (message,)
+    with pytest.raises(ConfigError, match="names the text, too"):
+        build_run_config({"template": "{a}", "text_column": column})
+    path = tmp_path / "run.yaml"
+    path.write_text("template: '{a}'\n")
+    assert issues_of(["--config", str(path), "--text-column", column]) == (message,)
+    path.write_text("template: '{a}'\ntext_column: text\n")  # as every run's own file has it
+    assert parse_run_config(["--config", str(path)]).data.template == "{a}"
+
+
 # --- names and files
 
 

@@ -10,7 +10,7 @@ from lorabench.catalog.tasks import TASKS
 from lorabench.training.announcement import opening_lines
 
 
-def lines_of(**changes: dict[str, Any]) -> list[str]:
+def lines_of(notes: tuple[str, ...] = (), **changes: dict[str, Any]) -> list[str]:
     """Of two ranks; `changes` go into the record's sections."""
     record: dict[str, Any] = {
         "config": {
@@ -31,7 +31,7 @@ def lines_of(**changes: dict[str, Any]) -> list[str]:
     for section, values in changes.items():
         record[section] = {**record[section], **values}
     keeper: Any = SimpleNamespace(record=record, folder=Path("runs/one"))
-    return opening_lines(keeper, "GPU")
+    return opening_lines(keeper, "GPU", notes)
 
 
 PLAIN = [
@@ -45,6 +45,11 @@ PLAIN = [
 
 def test_what_runs_on_what_and_where_it_goes() -> None:
     assert lines_of() == PLAIN
+
+
+def test_what_is_odd_about_the_flags_stands_after_what_is_odd_about_the_rows() -> None:
+    said = lines_of(("--track-tags a: without effect",), data={"remarks": ["3 rows are odd"]})
+    assert said == [*PLAIN, "note       3 rows are odd", "note       --track-tags a: without effect"]
 
 
 def test_four_bits_are_said() -> None:
