@@ -3,6 +3,7 @@
 lorabench compare --models minilm mpnet-base --seeds 1 2 3 --task disaster-tweets --train-file train.csv
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
     plan, groups, folder = _plan(options, words)
     runs = plan.runs(folder)
     if options.dry_run:
-        print("\n".join(" ".join(run.launch.command()[1:]) for run in runs))
+        print("\n".join(shlex.join(run.launch.command()[1:]) for run in runs))
         return
     _run(plan, runs, folder, groups, options.retry_failed)
 

@@ -1,6 +1,7 @@
 """The command: a grid is checked, run, gone on with, and shown."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ def test_flags_that_have_changed_since_are_said_before_anything_is_started(
 def test_a_dry_run_says_the_commands_and_starts_none(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*words, "--dry-run"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert cli.main([*words, "--dry-run", "--track-name", "two words"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(commands) == 4 and all("two words" in command for command in commands)
     assert not (tmp_path / "out").exists()
 
 
