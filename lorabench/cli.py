@@ -17,9 +17,9 @@ from lorabench.catalog.tasks import TASKS
 from lorabench.config.command_line import (
     PROGRAM,
     ConfigOption,
-    Options,
     is_first_on_host,
     parse_options,
+    parse_some,
     parse_train_command,
     report_config_error,
 )
@@ -189,14 +189,6 @@ def model_lines() -> list[str]:
         source = "embedded, synthetic" if task.embedded else task.hub_id or "your files: --train-file"
         lines.append(f"  {name:<16} {source}{f'. {task.note}' if task.note else ''}")
     return lines
-
-
-def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
-    """Options of a command, and the words that are none of the command's options."""
-    found, others = tyro.cli(
-        options, args=list(arguments), prog=prog, config=(tyro.conf.FlagCreatePairsOff,), return_unknown_args=True
-    )
-    return found, others
 
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {

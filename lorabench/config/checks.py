@@ -5,7 +5,7 @@ import errno
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lorabench.catalog.tasks import task_preset
@@ -34,11 +34,15 @@ _LARGEST_ALPHA = 65_504
 _MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
+def find_issues(
+    config: RunConfig, launching: bool = False, named: Collection[str] = (), writes: bool = True
+) -> list[str]:
     """Everything that is wrong with the values and can be said without reading a file, one sentence each.
 
     Args:
         launching: no process of the run is there yet; the folder of the results is left to them.
+        named: the options that were given one by one, not by a file, which may name all of them.
+        writes: the folder of the results has to take files.
     """
     issues = IssueList()
     for flag, value in _counts(config).items():
@@ -71,7 +75,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
         issues.check(fits, f"--gpu-memory-limit {limit}: expected a number of GB above 0")
     issues.extend(class_weight_issues(config.data.class_weights))
     issues.extend(source_issues(config.data))
-    issues.extend(text_issues(config.data))
+    issues.extend(text_issues(config.data, named))
     issues.extend(quantization_issues(config))
     issues.extend(track_issues(config.run))
     variables = launch_variable_issues()
@@ -80,7 +84,7 @@ def find_issues(config: RunConfig, launching: bool = False) -> list[str]:
     issues.extend(variables)
     folder, resume = config.run.output_dir, config.run.resume
     if (resume and folder is None) or (not launching and not variables and looks_into_output_dir()):
-        issues.extend(output_dir_issues(folder, resume))
+        issues.extend(output_dir_issues(folder, resume, writes))
     return list(issues)
 
 
@@ -175,8 +179,12 @@ def batch_issues(optim: OptimConfig, world_size: int, rows: int) -> list[str]:
     ]
 
 
-def text_issues(data: DataConfig) -> list[str]:
-    """What is wrong with how rows become texts, whatever the columns."""
+def text_issues(data: DataConfig, named: Collection[str] = ()) -> list[str]:
+    """What is wrong with how rows become texts, whatever the columns.
+
+    Args:
+        named: see `find_issues`.
+    """
     if data.template is None:
         return []
     flag, preset = f"--template {data.template!r}", task_preset(data.task)
@@ -191,29 +199,35 @@ def text_issues(data: DataConfig) -> list[str]:
         issues.add(f'{flag}: {error}; expected names of columns in braces, as in "{{keyword}}: {{text}}"')
     issues.check(preset.row_text.columns is None, f"{flag}: task {data.task} joins columns of its own")
     usual = preset.settings.get("text_column", DataConfig().text_column)
-    if data.text_column != usual:
+    if data.text_column != usual or "text_column" in named:
         issues.add(f"{flag}: --text-column {data.text_column} names the text, too; expected one of the two")
     return list(issues)
 
 
-def output_dir_issues(folder: Path | None, resume: bool) -> list[str]:
-    """What is wrong with the folder of the results, as this process sees it."""
+def output_dir_issues(folder: Path | None, resume: bool, writes: bool = True) -> list[str]:
+    """What is wrong with the folder of the results, as this process sees it.
+
+    Args:
+        writes: it has to take files; a dry run leaves none.
+    """
     if folder is None and resume:
         return ["--resume: expected --output-dir with the folder of the run that is to go on"]
     try:
         if folder is None:
-            found = _new_folder_issues(RESULTS / "MODEL-TASK-TIME")
+            found = _new_folder_issues(RESULTS / "MODEL-TASK-TIME", writes)
             return [f"{issue}, or --output-dir with another one" for issue in found]
         if resume:
             has_run = (folder / "run.json").is_file()
             absent = [f"--output-dir {folder}: no run.json there, so no run to --resume"]
-            return _files_issues(folder, folder) if has_run else absent
-        return _new_folder_issues(folder)
+            if not has_run:
+                return absent
+            return _files_issues(folder, folder) if writes else []
+        return _new_folder_issues(folder, writes)
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into; a null byte
         return [f"--output-dir {folder}: {why_not(error)}; expected a folder that can be written to"]
 
 
-def _new_folder_issues(folder: Path) -> list[str]:
+def _new_folder_issues(folder: Path, writes: bool) -> list[str]:
     """What keeps a folder from becoming that of a new run. Raises `OSError` where even looking fails."""
     try:
         folder.lstat()
@@ -233,7 +247,7 @@ def _new_folder_issues(folder: Path) -> list[str]:
     nearest = next(parent for parent in (place, *place.parents) if os.path.lexists(parent))
     if not nearest.is_dir():
         return [f"--output-dir {folder}: {nearest} is a file; expected a folder"]
-    return _files_issues(folder, nearest)
+    return _files_issues(folder, nearest) if writes else []
 
 
 def _files_issues(folder: Path, nearest: Path) -> list[str]:

@@ -3,8 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -16,7 +16,7 @@ from lorabench.catalog.recipes import ORIGINAL, RECIPES
 from lorabench.catalog.tasks import TASKS
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
-from lorabench.config.config_file import ConfigFile, read_config_file
+from lorabench.config.config_file import EMPTY_NAME, FLAG, ConfigFile, read_config_file
 from lorabench.config.defaults import (
     OWN_DATA_FLAGS,
     apply_settings,
@@ -25,8 +25,10 @@ from lorabench.config.defaults import (
     resolve_names,
     unknown_names,
 )
+from lorabench.config.given_flags import NO_VALUE, find_flag_issues, flags_of
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions, flag_types
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
+from lorabench.config.values import takes_none
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError, IssueList
 from lorabench.files import ADDRESS_ISSUE, is_address, is_same_file
 from lorabench.harmless import printable
@@ -72,13 +74,20 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
             is theirs to judge.
 
     Raises:
-        ConfigError: unknown model or task, or values out of range; a configuration file that cannot be read, or keys
-            of it that are no flags.
-        SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
+        ConfigError: unknown flags, model or task; values of another type or out of range; a configuration file that
+            cannot be read, or keys of it that are no flags.
+        SystemExit: with 0 after `--help`.
     """
-    given, _ = take_flags(arguments, ("config", *_CHOOSING, *OWN_DATA_FLAGS))
-    file = read_config_file(given.pop("config"), flag_types())
+    hints = flag_types()
+    file = read_config_file(find_config_file(arguments), hints)
+    given, _ = take_flags(arguments, (*_CHOOSING, *OWN_DATA_FLAGS))
+    taken_back = {name for name, value in given.items() if value == NO_VALUE and takes_none(hints[name])}
+    given |= dict.fromkeys(taken_back)
+    file = replace(file, values={name: value for name, value in file.values.items() if name not in taken_back})
+    issues = find_flag_issues(arguments, flags_of({**hints, "config": Path, "dry_run": bool}))
     preset = resolve_with_file(given, file)
+    if issues:
+        raise ConfigError([*issues, *file.issues, *unknown_names(preset.model.model, preset.data.task)])
     command = tyro.cli(
         TrainCommand,
         args=list(arguments),
@@ -88,10 +97,11 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
         f"are of --model {preset.model.model} --task {preset.data.task} --recipe {preset.optim.recipe}; name others "
         "beside --help to see theirs. "
         f"Example: {_EXAMPLE}. Models: {', '.join(MODELS)}. Tasks: {', '.join(TASKS)}.",
-        config=(tyro.conf.OmitArgPrefixes, *_flag_pairs(file)),
+        config=(tyro.conf.OmitArgPrefixes,),
         console_outputs=launching or is_first_on_host(),
     )
-    check_run_config(command.flags, launching, file.issues)
+    named = {name for name, value in given.items() if value is not None}
+    check_run_config(command.flags, launching, file.issues, named, writes=not command.dry_run)
     return command
 
 
@@ -128,15 +138,18 @@ def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -
     """Options of another command than `train`, a dataclass above `ConfigOption`.
 
     Raises:
-        ConfigError: a configuration file that cannot be read, or everything in it that is no option.
-        SystemExit: with 0 after `--help`; with 2, after a message, on unknown flags and values of the wrong type.
+        ConfigError: unknown flags, or values of another type; a configuration file that cannot be read, or everything
+            in it that is no option.
+        SystemExit: with 0 after `--help`; with 2, after a message, where a flag or word is missing.
     """
-    given, _ = take_flags(arguments, ("config",))
     hints = get_type_hints(options, include_extras=True)
     appended = [name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)]
-    file = read_config_file(given["config"], {k: v for k, v in get_type_hints(options).items() if k != "config"})
-    if file.issues:
-        raise ConfigError(file.issues)
+    own = {name: hint for name, hint in get_type_hints(options).items() if name != "config"}
+    file = read_config_file(find_config_file(arguments), own)
+    flags = flags_of(hints)
+    issues = [*find_flag_issues(arguments, flags, strays=bool(hints.keys() - flags.keys())), *file.issues]
+    if issues:
+        raise ConfigError(issues)
     default: Any = tyro.MISSING_NONPROP
     if file.values:
         # Values of a flag that may come again would be added to the file's.
@@ -144,20 +157,52 @@ def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -
         values = {item.name: item.default for item in fields(options)}  # pyright: ignore[reportArgumentType]
         values.update({name: value for name, value in file.values.items() if name not in replaced})
         default = options(**{name: tyro.MISSING if value is MISSING else value for name, value in values.items()})
-    return tyro.cli(options, args=list(arguments), default=default, prog=prog, config=_flag_pairs(file))
+    return tyro.cli(options, args=list(arguments), default=default, prog=prog)
 
 
-def _flag_pairs(file: ConfigFile) -> tuple[Any, ...]:
-    """What a file has turned on, a flag can turn off: `--no-resume`."""
-    return () if file.values else (tyro.conf.FlagCreatePairsOff,)
+def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
+    """Options of a command, and the words that are none of the command's options.
+
+    Raises:
+        ConfigError: values of another type; several configuration files, or an empty name.
+        SystemExit: with 0 after `--help`.
+    """
+    issues = find_flag_issues(arguments, flags_of(get_type_hints(options, include_extras=True)), others=True)
+    if find_config_file(arguments) == "":
+        issues.append(EMPTY_NAME)
+    if issues:
+        raise ConfigError(issues)
+    found, others = tyro.cli(options, args=list(arguments), prog=prog, return_unknown_args=True)
+    return found, others
 
 
-def check_run_config(config: RunConfig, launching: bool = False, found: Iterable[str] = ()) -> None:
+def find_config_file(arguments: Sequence[str]) -> str | None:
+    """The configuration file that a command line names, maybe by an empty name; None where it names none.
+
+    Raises:
+        ConfigError: it names several.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(FLAG, dest="files", nargs="?", const="", action="append", default=[])
+    files: list[str] = parser.parse_known_args(arguments)[0].files
+    if len(files) > 1:
+        raise ConfigError(f"{FLAG} {', '.join(files)}: {len(files)} files; expected one")
+    return files[0] if files else None
+
+
+def check_run_config(
+    config: RunConfig,
+    launching: bool = False,
+    found: Iterable[str] = (),
+    named: Collection[str] = (),
+    writes: bool = True,
+) -> None:
     """Refuse what can be refused by the values alone, and by what is installed.
 
     Args:
         launching: see `parse_train_command`.
         found: what is known to be wrong already, to be said with the rest.
+        named: see `find_issues`, and `writes`.
 
     Raises:
         ConfigError: unknown model or task, values out of range, files or packages that are not there.
@@ -165,7 +210,7 @@ def check_run_config(config: RunConfig, launching: bool = False, found: Iterable
     issues = [
         *found,
         *unknown_names(config.model.model, config.data.task),
-        *find_issues(config, launching),
+        *find_issues(config, launching, named, writes),
         *missing_files(config.data),
         *missing_tracker(config.run),
         *missing_quantizer(config.model),

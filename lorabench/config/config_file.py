@@ -13,6 +13,7 @@ from lorabench.config.values import parse_text, takes_none
 from lorabench.errors import ConfigError, IssueList
 
 FLAG = "--config"
+EMPTY_NAME = f"{FLAG}: an empty name, or none; expected a YAML file after it"
 # Where a run's results are, and whether it goes on there, is no part of what it was asked to compute.
 _NOT_REPEATED = ("output_dir", "resume")
 _STANDARD_TAG = "tag:yaml.org,2002:"
@@ -35,7 +36,7 @@ class ConfigFile:
 
 
 def read_config_file(path: str | Path | None, hints: Mapping[str, Any]) -> ConfigFile:
-    """Read a file of `name: value`; None, or an empty name, is a file that says nothing.
+    """Read a file of `name: value`; None is no file.
 
     Values are taken by the options' types, as on the command line, and not by YAML's rules: `1e-4` is a number where
     one is expected, and `yes` a text where that is. A list stands for a text with commas. `null` is no value.
@@ -46,38 +47,84 @@ def read_config_file(path: str | Path | None, hints: Mapping[str, Any]) -> Confi
     Raises:
         ConfigError: no such file, or no YAML of keys and values.
     """
-    if path is None or str(path) == "":
+    if path is None:
         return ConfigFile()
     source = f"{FLAG} {path}"
-    node = _compose(Path(path), source)
-    if node is None:
-        return ConfigFile()
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{source}: expected options by name, as in `batch_size: 16`")
     values: dict[str, Any] = {}
     issues = IssueList()
+    for entry in entries(read_mapping(path, "options by name, as in `batch_size: 16`"), source, issues):
+        name = entry.name.replace("-", "_")
+        if name not in hints:
+            nearest = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            issues.add(f"{entry.place}: {entry.name}: no such option{hint}")
+            continue
+        try:
+            values[name] = read_value(entry.value, hints[name])
+        except TypeError as error:
+            issues.add(f"{entry.place}: {entry.name}: {shown(entry.value)}: expected {error}")
+    return ConfigFile(values, tuple(issues))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One `name: value` of a mapping.
+
+    Attributes:
+        name: as it is written.
+        place: file and line, for messages.
+    """
+
+    name: str
+    value: yaml.Node
+    place: str
+
+
+def read_mapping(path: str | Path, expected: str) -> yaml.MappingNode:
+    """The content of a file of names and values, before any of it becomes an object.
+
+    Args:
+        expected: what such a file holds, in words.
+
+    Raises:
+        ConfigError: no such file, no YAML, nothing in it, or something else than names and values.
+    """
+    if str(path) == "":
+        raise ConfigError(EMPTY_NAME)
+    source = f"{FLAG} {path}"
+    node = _compose(Path(path), source)
+    if node is None or is_null(node) or (isinstance(node, yaml.MappingNode) and not node.value):
+        raise ConfigError(f"{source}: holds nothing; expected {expected}")
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{source}: expected {expected}")
+    return node
+
+
+def entries(
+    node: yaml.MappingNode, source: str, issues: IssueList, within: str = "", of_flags: bool = True
+) -> Iterator[Entry]:
+    """What a mapping holds. A name that comes again is an issue that names both lines.
+
+    Args:
+        source: the file, for messages.
+        within: what messages name before each name.
+        of_flags: names are those of flags, in which `-` and `_` are the same.
+    """
     seen: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         place = f"{source}, line {line}"
-        written = str(key.value) if isinstance(key, yaml.ScalarNode) else "a key that is no text"
-        name = written.replace("-", "_")
-        if name not in hints:
-            nearest = difflib.get_close_matches(name, hints, n=1)
-            issues.add(f"{place}: {written}: no such option{f'; did you mean {nearest[0]}?' if nearest else ''}")
-        elif name in seen:
-            issues.add(f"{place}: {written}: stands in line {seen[name]} already; expected each option once")
+        name = str(key.value) if isinstance(key, yaml.ScalarNode) else "a key that is no text"
+        known = name.replace("-", "_") if of_flags else name
+        if known not in seen:
+            seen[known] = line
+            yield Entry(name, value, place)
         else:
-            seen[name] = line
-            try:
-                values[name] = _read_value(value, hints[name])
-            except TypeError as error:
-                issues.add(f"{place}: {written}: {_shown(value)}: expected {error}")
-    return ConfigFile(values, tuple(issues))
+            issues.add(f"{place}: {within}{name}: stands in line {seen[known]} already; expected each name once")
 
 
 def _compose(path: Path, source: str) -> yaml.Node | None:
-    """The file's content before any of it becomes an object. Raises `ConfigError`."""
+    """The file's content. Raises `ConfigError`."""
     try:
         return yaml.compose(path.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -91,19 +138,38 @@ def _compose(path: Path, source: str) -> yaml.Node | None:
         raise ConfigError(f"{source}: not valid YAML ({str(error).splitlines()[0]})") from None
 
 
-def _read_value(node: yaml.Node, hint: Any) -> Any:
-    """Raises `TypeError`: what was expected."""
+def read_value(node: yaml.Node, hint: Any) -> Any:
+    """A value by the type of its option.
+
+    Raises:
+        TypeError: what was expected.
+    """
     many = get_origin(hint) is tuple
-    if isinstance(node, yaml.SequenceNode) and node.tag == f"{_STANDARD_TAG}seq":
-        texts = [_text(item) for item in node.value]
+    if isinstance(node, yaml.SequenceNode):
+        texts = read_texts(node)
         if many:
             return tuple(parse_text(text, get_args(hint)[0]) for text in texts)
         return parse_text(",".join(texts), hint, only_texts=True)
-    if node.tag == _NULL and isinstance(node, yaml.ScalarNode):
+    if is_null(node):
         if takes_none(hint):
             return None
         raise TypeError("a value; without the line, the option has its default")
     return (parse_text(_text(node), get_args(hint)[0]),) if many else parse_text(_text(node), hint)
+
+
+def read_texts(node: yaml.Node) -> list[str]:
+    """A value as it is written; of a list each of its values.
+
+    Raises:
+        TypeError: what was expected.
+    """
+    if not isinstance(node, yaml.SequenceNode):
+        return [_text(node)]
+    if node.tag != f"{_STANDARD_TAG}seq":
+        raise TypeError("a plain list without a tag of YAML")
+    if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        raise TypeError("single values in it")
+    return [_text(item) for item in node.value]
 
 
 def _text(node: yaml.Node) -> str:
@@ -114,7 +180,13 @@ def _text(node: yaml.Node) -> str:
     return node.value
 
 
-def _shown(node: yaml.Node) -> str:
+def is_null(node: yaml.Node) -> bool:
+    """Whether a value is none: nothing, `null` or `~`."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL
+
+
+def shown(node: yaml.Node) -> str:
+    """A value in a message."""
     if not isinstance(node, yaml.ScalarNode):
         return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
     return "nothing" if node.tag == _NULL else repr(node.value)

@@ -130,5 +130,5 @@ def build_run_config(flags: Mapping[str, Any], config: str | Path | None = None)
     issues.extend(file.issues)
     issues.raise_if_any()
     resolved = apply_settings(resolve_with_file(values, file), values)
-    check_run_config(resolved)
+    check_run_config(resolved, named={name for name, value in values.items() if value is not None})
     return resolved

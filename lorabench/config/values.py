@@ -76,6 +76,11 @@ def takes_none(hint: Any) -> bool:
     return type(None) in _options(hint)
 
 
+def many_of(hint: Any) -> Any:
+    """The type of each value of a field that holds several; None for other fields."""
+    return next((get_args(option)[0] for option in _options(hint) if get_origin(option) is tuple), None)
+
+
 def _options(hint: Any) -> tuple[Any, ...]:
     """The types that a field may have."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

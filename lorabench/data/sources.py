@@ -22,7 +22,7 @@ from lorabench.data.hub_data import (
 from lorabench.data.readers import TableStream, data_suffix, stream_table
 from lorabench.data.split_names import Part, choose_parts, split_in_name
 from lorabench.errors import ConfigError, IssueList
-from lorabench.files import file_hash, is_address
+from lorabench.files import file_hash, is_address, why_not
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 _SPLITS = ("train", "validation", "test")
@@ -145,7 +145,10 @@ def _find_splits(origin: str, name: str, folder: Path, config: DataConfig) -> di
     if folder.is_file():
         raise ConfigError(f"{origin}: a file; expected the folder of a data set, or --train-file {name}")
     if folder.is_dir():
-        return _find_local_splits(origin, folder, config)
+        try:
+            return _find_local_splits(origin, folder, config)
+        except PermissionError as error:
+            raise ConfigError(f"{origin}: {why_not(error)}; expected a folder that can be read") from None
     if is_address(name):
         raise ConfigError(f"{origin}: an address; expected the Hub id (owner/name) or the folder of a data set")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):

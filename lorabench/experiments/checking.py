@@ -1,9 +1,5 @@
 """The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
 
-import contextlib
-import io
-import re
-import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,40 +7,19 @@ from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 
-_NAMED = 4  # words of a run's flags that name model and task
-# What the message about an unreadable flag begins and ends with.
-_FRAME_WORDS = ("Parsing error", "Unrecognized options -", "Value error", "Invalid choice", "For full helptext")
-
 Key = TypeVar("Key", bound=Hashable)
 
 
 def parse_words(words: Sequence[str]) -> RunConfig:
-    """`parse_run_config`, with what it would print and exit with as an error, too.
-
-    Args:
-        words: flags of a run, model and task first.
+    """`parse_run_config` of a run that is to be started.
 
     Raises:
-        ConfigError: everything that is wrong with them.
+        ConfigError: everything that is wrong with its flags.
     """
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return parse_run_config(words, launching=True)
-    except SystemExit:
-        issues = [_said(printed.getvalue()) or f"flags that a run does not take: {shlex.join(words)}"]
-    if len(words) > _NAMED:
-        try:  # a flag that cannot be read hides what is wrong with model and task
-            parse_words(words[:_NAMED])
-        except ConfigError as error:
-            issues += error.issues
-    raise ConfigError(issues)
-
-
-def _said(printed: str) -> str:
-    """The words of a message in a frame."""
-    lines = (re.sub(r"[\s│╭╮╰╯─]+", " ", line).strip(" ") for line in printed.splitlines())
-    return " ".join(line for line in lines if line.strip("-") and not line.startswith(_FRAME_WORDS))
+    asked = {"-h", "--help"} & set(words)
+    if asked:
+        raise ConfigError([f"{word}: no flag of a run that is to be started" for word in asked])
+    return parse_run_config(words, launching=True)
 
 
 def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:

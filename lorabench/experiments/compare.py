@@ -3,6 +3,7 @@
 lorabench compare --models minilm mpnet-base --seeds 1 2 3 --task disaster-tweets --train-file train.csv
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
     plan, groups, folder = _plan(options, words)
     runs = plan.runs(folder)
     if options.dry_run:
-        print("\n".join(" ".join(run.launch.command()[1:]) for run in runs))
+        print("\n".join(shlex.join(run.launch.command()[1:]) for run in runs))
         return
     _run(plan, runs, folder, groups, options.retry_failed)
 
@@ -81,10 +82,14 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
     groups: list[Gpus] = []
     plan = Plan()
     folder = options.output_dir or RESULTS / f"compare-{_name(options)}"
-    try:
-        settings = dict(map(parse_setting, options.setting))
-    except ConfigError as error:
-        issues.extend(error.issues)
+    for text in options.setting:
+        try:
+            name, flags = parse_setting(text)
+        except ConfigError as error:
+            issues.extend(error.issues)
+            continue
+        issues.check(name not in settings, f"--setting {name}: given twice; expected each name once")
+        settings.setdefault(name, flags)
     given = {"models": options.models, "tasks": options.tasks, "strategies": options.strategies}
     given |= {"settings": settings or None, "seeds": options.seeds}
     try:

@@ -10,33 +10,37 @@ seeds: [1, 2, 3]
 flags: {train_file: train.csv}         # of every run
 """
 
-import difflib
 import hashlib
 import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lorabench.catalog.comparisons import COMPARISONS
-from lorabench.config.keywords import flag_types
-from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from lorabench.catalog.tasks import CUSTOM_TASK
+from lorabench.config.command_line import take_flags
+from lorabench.config.config_file import read_config_file
+from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_names
+from lorabench.config.given_flags import find_flag_issues, flags_of
+from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, flag_types
 from lorabench.errors import ConfigError, IssueList
-from lorabench.experiments.checking import data_issues, flag_word, parse_words, with_track_group
+from lorabench.experiments.checking import data_issues, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
+from lorabench.experiments.plan_file import AXES, flag_to_words, no_axis, no_flag, read_plan_file, split_words
 from lorabench.launch.options import find_config
 from lorabench.wording import listed
 
 AUTO = "auto"
 DEFAULT_SETTING = "default"
-AXES = ("models", "tasks", "strategies", "settings", "seeds", "flags")
 RUNS_FOLDER = "runs"
 _INSTEAD = {"model": "models", "task": "tasks", "seed": "seeds"}
 _LONGEST_PART = 40
+_NAMED = 4  # words of a run's flags that name model and task
 
 
 @dataclass(frozen=True)
@@ -138,23 +142,29 @@ def read_plan(preset: str | None, file: Path | None, given: Mapping[str, Any], w
         issues.check(preset in COMPARISONS, f"--preset {preset}: expected one of {known}")
         values |= _converted(COMPARISONS.get(preset, {}), f"--preset {preset}", issues)
     if file is not None:
-        values |= _converted(_read_yaml(file), str(file), issues)
+        values |= _converted(read_plan_file(file, issues), f"--config {file}", issues)
     values |= _converted({name: value for name, value in given.items() if value is not None}, "", issues)
     issues.raise_if_any()
     values["flags"] = (*values.get("flags", ()), *words)
-    return Plan(**values)
+    plan = Plan(**values)
+    return plan if "tasks" in values else replace(plan, tasks=(_unnamed_task(plan),))
 
 
-def _read_yaml(file: Path) -> Mapping[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--config {file}: not valid YAML: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f"--config {file}: expected axes by name: {', '.join(AXES)}")
-    return values
+def _unnamed_task(plan: Plan) -> str:
+    """The task of runs that name none, as a run finds it. Raises `ConfigError` where settings differ in it."""
+    names = {setting: _task_of((*plan.flags, *words)) for setting, words in plan.settings.items()}
+    if len(set(names.values())) > 1:
+        own = ", ".join(setting for setting, name in names.items() if name == CUSTOM_TASK)
+        raise ConfigError(f"setting {own}: names data of its own, and not all settings do; expected --tasks")
+    return next(iter(names.values()))
+
+
+def _task_of(words: Sequence[str]) -> str:
+    given, _ = take_flags(words, ("config", *OWN_DATA_FLAGS))
+    file = given.pop("config")
+    chosen = dict(read_config_file(file, flag_types()).values) if file else {}
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    return resolve_names(None, None, any(chosen.get(name) for name in OWN_DATA_FLAGS))[1]
 
 
 def _converted(values: Mapping[str, Any], source: str, issues: IssueList) -> dict[str, Any]:
@@ -167,9 +177,7 @@ def _converted(values: Mapping[str, Any], source: str, issues: IssueList) -> dic
     for name, value in values.items():
         where = f"{source}: {name}" if source else f"--{name}"
         if name not in AXES:
-            nearest = difflib.get_close_matches(name, AXES, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; expected one of {', '.join(AXES)}"
-            issues.add(f"{where}: no axis of a comparison{hint}")
+            issues.add(f"{where}: {no_axis(name)}")
         elif name == "flags":
             found[name] = _flag_words(value, where, issues)
         elif name == "settings":
@@ -193,28 +201,30 @@ def _settings(value: Any, where: str, issues: IssueList) -> dict[str, tuple[str,
     if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) and name for name in value):
         issues.add(f"{where} {value}: expected flags of a run by the setting's name, as in wide: {{lora_r: 16}}")
         return {DEFAULT_SETTING: ()}
-    return {name: _flag_words(flags, f"{where}.{name}", issues) for name, flags in value.items()}
+    of_flags = where == "--settings"
+    return {
+        name: _flag_words(flags, f"--setting {name}" if of_flags else f"{where}.{name}", issues)
+        for name, flags in value.items()
+    }
 
 
 def _flag_words(value: Any, where: str, issues: IssueList) -> tuple[str, ...]:
-    """Flags by name, or as words of a command line, as words."""
-    if value is None:
-        return ()
+    """Flags by name, as words of a command line in one text, or as words already; None of a flag is no value."""
+    if value is None or isinstance(value, tuple):
+        return value or ()
     if isinstance(value, str):
-        return tuple(shlex.split(value))
+        try:
+            return tuple(split_words(value))
+        except TypeError as error:
+            issues.add(f"{where}: {value!r}: expected {error}")
+            return ()
     if not isinstance(value, Mapping):
         issues.add(f"{where} {value}: expected flags of a run by name, as in {{lora_r: 16}}")
         return ()
     words: list[str] = []
     for name, given in value.items():
-        nearest = difflib.get_close_matches(str(name), flag_types(), n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        issues.check(name in flag_types(), f"{where}.{name}: no flag of a run{hint}")
-        flag = flag_word(str(name))
-        if given is True:
-            words.append(flag)
-        elif given is not None and given is not False:
-            words += [flag, str(given)]
+        issues.check(name in flag_types(), f"{where}.{name}: {no_flag(str(name))}")
+        words += flag_to_words(str(name), given if isinstance(given, bool) else str(given))
     return tuple(words)
 
 
@@ -243,26 +253,59 @@ def check_plan(plan: Plan) -> dict[Cell, RunConfig]:
     """
     found: dict[str, list[Cell]] = {}
     configs: dict[Cell, RunConfig] = {}
-    for flag, axis in {**_INSTEAD, "output_dir": None, "resume": None}.items():
-        words = [*plan.flags, *(word for setting in plan.settings.values() for word in setting)]
-        if {f"--{flag}", f"--{flag.replace('_', '-')}"} & {word.partition("=")[0] for word in words}:
-            instead = f"expected --{axis}" if axis else "the comparison says it for each run"
-            found.setdefault(f"--{flag.replace('_', '-')}: {instead}", []).extend(plan.cells())
-    for strategy in plan.strategies:
-        try:
-            find_strategy(strategy) if strategy != AUTO else None
-        except ConfigError as error:
-            cells = [cell for cell in plan.cells() if cell.strategy == strategy]
-            found[str(error).replace("--config_file", "--strategies")] = cells
+    unread = _unread_words(plan)
+    for issue in (*_own_flags(plan), *(issue for issues in unread.values() for issue in issues)):
+        found.setdefault(issue, []).extend(plan.cells())
+    found |= _strategy_issues(plan)
     for cell in plan.cells():
+        words = plan.words(cell, plan.seeds[0])
         try:
-            configs[cell] = parse_words(plan.words(cell, plan.seeds[0]))
+            # Words that cannot be read hide what is wrong with model and task.
+            configs[cell] = parse_words(words[:_NAMED] if {None, cell.setting} & unread.keys() else words)
         except ConfigError as error:
             for issue in error.issues:
                 found.setdefault(issue, []).append(cell)
     _raise(found, plan)
     _raise(data_issues(configs), plan)
     return configs
+
+
+def _unread_words(plan: Plan) -> dict[str | None, list[str]]:
+    """What cannot be read of a setting's flags, by its name, and by None of those of every run."""
+    flags = flags_of({**flag_types(), "config": Path, "dry_run": bool})
+    found: dict[str | None, list[str]] = {}
+    for name, words in {None: plan.flags, **plan.settings}.items():
+        start = "" if name is None else f"setting {name}: "
+        asked = {"-h", "--help"} & set(words)
+        issues = [f"{word}: no flag of a run in a comparison" for word in asked] or find_flag_issues(words, flags)
+        found[name] = [f"{start}{issue}" for issue in issues]
+    return {name: issues for name, issues in found.items() if issues}
+
+
+def _own_flags(plan: Plan) -> list[str]:
+    """What the comparison itself says to each run, and no flag may."""
+    words = [*plan.flags, *(word for setting in plan.settings.values() for word in setting)]
+    given = {word.partition("=")[0].replace("_", "-").replace("--no-", "--") for word in words}
+    issues = [f"--{flag}: expected --{axis}" for flag, axis in _INSTEAD.items() if f"--{flag}" in given]
+    said = {name: f"--{name}: the comparison says it for each run" for name in ("output-dir", "resume")}
+    said["dry-run"] = "--dry-run: of runs, they would train nothing; expected it for the whole comparison"
+    return issues + [issue for name, issue in said.items() if f"--{name}" in given]
+
+
+def _strategy_issues(plan: Plan) -> dict[str, list[Cell]]:
+    """Launch files that are not there, or that have two names."""
+    found: dict[str, list[Cell]] = {}
+    files: dict[Path, str] = {}
+    for strategy in plan.strategies:
+        cells = [cell for cell in plan.cells() if cell.strategy == strategy]
+        try:
+            first = strategy if strategy == AUTO else files.setdefault(find_strategy(strategy), strategy)
+        except ConfigError as error:
+            found[str(error).replace("--config_file", "--strategies")] = cells
+            continue
+        if first != strategy:
+            found[f"--strategies {first} {strategy}: the same launch file twice; expected each once"] = plan.cells()
+    return found
 
 
 def _raise(found: Mapping[str, Sequence[Cell]], plan: Plan) -> None:

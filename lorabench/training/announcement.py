@@ -20,11 +20,12 @@ from lorabench.training.record import RecordKeeper
 NAMED_WEIGHTS = 20
 
 
-def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
+def opening_lines(keeper: RecordKeeper, device: str, notes: Sequence[str] = ()) -> list[str]:
     """What is about to run, in a few lines; all of it is in `run.json`.
 
     Args:
         device: what the ranks compute on: a launch file for GPUs runs on the CPU where there are none.
+        notes: more that is odd, beside what is said of the data.
     """
     record = keeper.record
     optim, model = record["config"]["optim"], record["model"]
@@ -38,7 +39,7 @@ def opening_lines(keeper: RecordKeeper, device: str) -> list[str]:
         f"step       {effective} rows = {optim['batch_size']} x {optim['gradient_accumulation']} accumulated x "
         f"{record['world_size']} rank(s)",
         f"results    {keeper.folder}",
-        *(f"note       {note}" for note in _notes(record["data"])),
+        *(f"note       {note}" for note in (*_notes(record["data"]), *notes)),
     ]
     return [printable(line) for line in lines]
 

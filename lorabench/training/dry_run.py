@@ -5,6 +5,7 @@ from typing import Any
 
 from lorabench.config.command_line import is_first_on_host
 from lorabench.config.config_file import config_text
+from lorabench.config.idle import config_notes
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import load_task
 from lorabench.harmless import printable
@@ -26,7 +27,8 @@ def show_dry_run(config: RunConfig) -> None:
     refuse_early(config, data, model_too=False)
     if is_first_on_host():
         record = {"config": config.to_json(), "data": data_facts(config.data, data)}
-        print(config_text(config, ("Nothing was trained: --dry-run", *dry_run_lines(record))), end="", flush=True)
+        lines = (*dry_run_lines(record), *(printable(f"note: {note}") for note in config_notes(config)))
+        print(config_text(config, ("Nothing was trained: --dry-run", *lines)), end="", flush=True)
 
 
 def dry_run_lines(record: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from lorabench.checkpoint.savepoint import Savepoint
 from lorabench.config.checks import RESULTS, output_dir_issues
+from lorabench.config.idle import config_notes
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.distributed.setting import Setting, enter_launch
@@ -80,7 +81,7 @@ def execute(
     if ranks.is_main:
         device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
         with recorded(setting, keeper, loading=True):
-            print("\n".join(opening_lines(keeper, device)), flush=True)
+            print("\n".join(opening_lines(keeper, device, config_notes(config))), flush=True)
     memory, progress = MemoryMonitor(ranks.device), Progress(Stopwatch(ranks.device))
     with given_up_if_refused(setting, ownership):
         built = load(setting, inputs, keeper, memory)

@@ -14,6 +14,7 @@ from lorabench.errors import ConfigError, IssueList
 from lorabench.experiments.checking import data_issues, flag_word, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan import AUTO, find_strategy
+from lorabench.experiments.plan_file import flag_to_words
 from lorabench.experiments.sweep.parameters import Value
 from lorabench.experiments.sweep.search import Search
 from lorabench.wording import listed
@@ -45,10 +46,7 @@ class SweepPlan:
         """The flags of a trial."""
         words = list(self.flags)
         for name, value in values.items():
-            if value is True:
-                words.append(flag_word(name))
-            elif value is not False:
-                words += [flag_word(name), str(value)]
+            words += flag_to_words(name, value if isinstance(value, bool) else str(value))
         return tuple(words)
 
     def launch(self, number: int, values: Values, folder: Path) -> Launch:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from lorabench import cli
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config import command_line as arguments
-from lorabench.config.command_line import parse_run_config, report_config_error, take_flags
+from lorabench.config.command_line import parse_run_config, parse_train_command, report_config_error, take_flags
+from lorabench.config.given_flags import find_flag_issues, flags_of
 from lorabench.config.keywords import build_run_config
-from lorabench.config.run_config import DataConfig, RunConfig
+from lorabench.config.run_config import DataConfig, RunConfig, flag_types
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 
 # Every flag: (words after it that are nobody's default, its section, the value they give).
@@ -90,10 +92,17 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return {key: value for section in config.to_json().values() for key, value in section.items()}
 
 
-def exit_code(words: list[str]) -> int | str | None:
+def help_text(capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as raised:
-        parse_run_config(words)
-    return raised.value.code
+        parse_run_config(["--help"])
+    assert raised.value.code == 0
+    return capsys.readouterr().out
+
+
+def issues_of(words: list[str], launching: bool = False) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(words, launching=launching)
+    return raised.value.issues
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +115,13 @@ def first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_flags_are_these_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["--help"]) == 0
-    shown = re.findall(r"^[│ ]*(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE)
+    shown = re.findall(r"^[│ ]*(--[a-z][a-z-]*)", help_text(capsys), re.MULTILINE)
     assert sorted(shown) == sorted({*FLAGS, "--config", "--dry-run"})
 
 
 @pytest.mark.parametrize("flag", ["--gradient-checkpointing", "--eval-batch-size"])
 def test_help_tells_what_captured_steps_do_otherwise(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["--help"]) == 0
-    _, _, after = capsys.readouterr().out.partition(f"{flag} ")
+    _, _, after = help_text(capsys).partition(f"{flag} ")
     own = re.split(r"^[│ ]*--[a-z]", after, maxsplit=1, flags=re.MULTILINE)[0]
     assert "captured" in own
 
@@ -170,23 +177,77 @@ def test_each_flag_sets_its_field_and_no_other(
     assert {key for key in after if after[key] != before[key]} == {field}
 
 
-def test_an_unknown_flag_exits_with_two_and_names_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["--lora-rank", "4"]) == EXIT_BAD_INPUT == 2
-    assert "--lora-rank" in capsys.readouterr().err
+def test_an_unknown_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert issues_of(["--lora-rank", "4", "--zzz", "-model", "x"]) == (
+        "--lora-rank: no such flag; did you mean --lora-r?",
+        "--zzz: no such flag",
+        "-model: no such flag; did you mean --model?",
+    )
+    assert cli.main(["train", "--lora-rank", "4"]) == EXIT_BAD_INPUT == 2
+    assert capsys.readouterr().err == "lorabench train: error: --lora-rank: no such flag; did you mean --lora-r?\n"
 
 
 @pytest.mark.parametrize(
-    "words", [["--epochs", "many"], ["--precision", "fp8"], ["--epochs"], ["stray"], ["--track", "neptune"]]
+    ("words", "issue"),
+    [
+        (["--epochs", "many"], "--epochs many: expected a whole number"),
+        (["--max-steps", "1.5"], "--max-steps 1.5: expected a whole number"),
+        (["--max_steps=1e3"], "--max_steps 1e3: expected a whole number"),
+        (["--early-stopping", ""], "--early-stopping '': expected a whole number"),
+        (["--base-dropout", "low"], "--base-dropout low: expected a number"),
+        (["--epochs", "None"], "--epochs None: expected a whole number"),
+        (["--precision", "fp8"], "--precision fp8: expected 'auto' or 'fp32' or 'fp16' or 'bf16'"),
+        (["--epochs"], "--epochs: expected a value after it"),
+        (["--template", "--epochs", "1"], "--template: expected a value after it"),
+        (["stray", "words"], "stray words: belongs to no flag; expected flags, as in --epochs 3"),
+        (["--epochs", "1", "2"], "2: belongs to no flag; expected flags, as in --epochs 3"),
+        (
+            ["--drop-duplicates", "yes"],
+            "--drop-duplicates yes: expected --drop-duplicates or --no-drop-duplicates, alone",
+        ),
+        (["--no-resume=1"], "--no-resume=1: expected --no-resume, alone"),
+        (["--no-epochs"], "--no-epochs: no such flag; did you mean --epochs?"),
+    ],
 )
-def test_a_value_of_the_wrong_type_exits_with_two(words: list[str]) -> None:
-    assert exit_code(words) == 2
+def test_what_a_flag_expects_is_said_in_plain_words(words: list[str], issue: str) -> None:
+    assert issues_of(words) == (issue,)
+
+
+def test_all_that_cannot_be_read_is_said_at_once_with_unknown_names() -> None:
+    said = issues_of(["--seed", "x", "--model", "zzz", "--lora-r", "y"])
+    assert said[:2] == ("--seed x: expected a whole number", "--lora-r y: expected a whole number")
+    assert said[2].startswith("--model 'zzz': unknown.")
+
+
+@pytest.mark.parametrize("value", ["-1", "-.5", "-inf", "1e-3", " 2 "])
+def test_numbers_are_values_even_after_a_minus(value: str) -> None:
+    assert find_flag_issues(["--weight-decay", value], flags_of({"weight_decay": float})) == []
+
+
+def test_no_value_is_none_and_hides_that_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("task: sample\nmodel: minilm\nmax_steps: 5\ntemplate: '{a}'\nadapter: gone\n")
+    words = ["--config", str(path), "--max-steps", "None", "--adapter", "None", "--template", "None"]
+    config = parse_run_config(words)
+    assert (config.optim.max_steps, config.model.adapter, config.data.template) == (None, None, None)
+    assert parse_run_config(["--text-column", "None"]).data.task == "custom", "a name, for what has always a value"
+
+
+BOOLEANS = sorted(name for name, hint in flag_types().items() if hint is bool)
+
+
+@pytest.mark.parametrize("name", [*BOOLEANS, "dry_run"])
+def test_whatever_is_on_or_off_can_be_switched_off(name: str) -> None:
+    for flag in (f"--no-{name.replace('_', '-')}", f"--no_{name}"):
+        command = parse_train_command(["--model", "minilm", "--task", "sample", flag])
+        assert command.dry_run is False and not any(flat(command.flags)[boolean] for boolean in BOOLEANS)
 
 
 def test_only_the_first_rank_of_a_host_complains(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert exit_code(["--lora-rank", "4"]) == 2
+    assert cli.main(["train", "--lora-rank", "4"]) == 2
     assert report_config_error(ConfigError("wrong"), "lorabench train") == 2
     shown = capsys.readouterr()
     assert shown.out + shown.err == ""
@@ -196,13 +257,10 @@ def test_only_the_first_rank_of_a_host_complains(
 
 
 def test_the_launcher_speaks_for_the_ranks_to_come_and_leaves_the_folder_to_them(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit) as raised:
-        parse_run_config(["--lora-rank", "4"], launching=True)
-    assert raised.value.code == 2
-    assert "--lora-rank" in capsys.readouterr().err
+    assert issues_of(["--lora-rank", "4"], launching=True) == ("--lora-rank: no such flag; did you mean --lora-r?",)
     (tmp_path / "run.json").write_text("{}")
     words = ["--output-dir", str(tmp_path)]
     # On several machines another's first rank may have written there by now.
@@ -265,6 +323,19 @@ def test_naming_columns_without_a_task_selects_custom() -> None:
     assert (both.text_column, both.label_column) == ("text", "kind")
     named = parse_run_config(["--label-column", "kind", "--task", "disaster-tweets"]).data
     assert (named.task, named.label_column) == ("disaster-tweets", "kind")
+
+
+@pytest.mark.parametrize("column", ["text", "body"])
+def test_a_template_stands_in_place_of_a_text_column_whatever_its_name(column: str, tmp_path: Path) -> None:
+    message = f"--template '{{a}}': --text-column {column} names the text, too; expected one of the two"
+    assert issues_of(["--template", "{a}", "--text-column", column]) == (message,)
+    with pytest.raises(ConfigError, match="names the text, too"):
+        build_run_config({"template": "{a}", "text_column": column})
+    path = tmp_path / "run.yaml"
+    path.write_text("template: '{a}'\n")
+    assert issues_of(["--config", str(path), "--text-column", column]) == (message,)
+    path.write_text("template: '{a}'\ntext_column: text\n")  # as every run's own file has it
+    assert parse_run_config(["--config", str(path)]).data.template == "{a}"
 
 
 # --- names and files

@@ -69,27 +69,49 @@ def test_a_value_is_read_by_the_type_of_its_option(tmp_path: Path, line: str, na
     assert values == {name: value} and type(values[name]) is type(value)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}"])
-def test_a_file_that_says_nothing_changes_nothing(tmp_path: Path, text: str) -> None:
-    words = ["--model", "minilm", "--task", "sample"]
-    assert parse_run_config([*words, "--config", str(write(tmp_path, text))]) == parse_run_config(words)
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}", "---\n"])
+def test_a_file_that_holds_nothing_is_no_configuration(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=f"--config {path}: holds nothing; expected options by name"):
+        parse_run_config(["--model", "minilm", "--task", "sample", "--config", str(path)])
+
+
+@pytest.mark.parametrize("words", [["--config", ""], ["--config="], ["--config"], ["--config", "--seed", "1"]])
+@pytest.mark.parametrize("command", ["train", "predict", "table", "report", "merge", "compare"])
+def test_an_empty_name_is_no_file(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, *words]) == 2
+    assert "--config: an empty name, or none; expected a YAML file after it" in capsys.readouterr().err
+
+
+def test_an_empty_name_from_python_is_no_file() -> None:
+    with pytest.raises(ConfigError, match="--config: an empty name"):
+        build_run_config({"model": "minilm", "task": "sample"}, "")
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "table", "compare"])
+def test_two_files_are_one_too_many(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--config", "a.yaml", "--config=b.yaml"]) == 2
+    assert capsys.readouterr().err == f"lorabench {command}: error: --config a.yaml, b.yaml: 2 files; expected one\n"
 
 
 def test_everything_wrong_with_a_file_is_said_at_once_with_its_line(tmp_path: Path) -> None:
     text = "modle: minilm\nepochs: 1.5\nlearning-rate: 1e-4\nbatch_size: 0\nlearning_rate: 3\nsplit: no\nzzz: 1\n"
-    path = write(tmp_path, text + "max_length:\nlora_r: [1, 2]\ntask: {a: b}\n")
+    nested = "class_weights: [[1, 2]]\nlora_targets: !!set [a]\n"
+    path = write(tmp_path, text + "max_length:\nlora_r: [1, 2]\ntask: {a: b}\n" + nested)
     with pytest.raises(ConfigError) as raised:
         parse_run_config(["--config", str(path), "--seed", "-1"])
     start = f"--config {path}, line"
     assert raised.value.issues == (
         f"{start} 1: modle: no such option; did you mean model?",
         f"{start} 2: epochs: '1.5': expected a whole number",
-        f"{start} 5: learning_rate: stands in line 3 already; expected each option once",
+        f"{start} 5: learning_rate: stands in line 3 already; expected each name once",
         f"{start} 6: split: 'no': expected 'random' or 'stratified'",
         f"{start} 7: zzz: no such option",
         f"{start} 8: max_length: nothing: expected a value; without the line, the option has its default",
         f"{start} 9: lora_r: a list: expected a whole number",
         f"{start} 10: task: a mapping: expected one value, or a list of them",
+        f"{start} 11: class_weights: a list: expected single values in it",
+        f"{start} 12: lora_targets: a list: expected a plain list without a tag of YAML",
         "--batch-size 0: expected a whole number of at least 1",
         "--seed -1: expected a whole number from 0 to 9223372036854775807",
     )

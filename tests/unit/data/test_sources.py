@@ -1,6 +1,8 @@
 """Folders and data sets are read by the rules of single files, in the order and by the names that they give."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.config.run_config import DataConfig
+from lorabench.data import sources
 from lorabench.data.file_format import FileFormat
 from lorabench.data.hub_data import resolved_commit
 from lorabench.data.sources import idle_format_flags
@@ -202,6 +205,14 @@ def test_all_files_of_a_split_are_named(tmp_path: Path) -> None:
     sources = load(tmp_path).sources
     assert [Path(other["path"]).name for other in sources["train"]["and"]] == ["b.csv", "c.csv"]
     assert source_lines(sources) == ["3 files, a.csv, b.csv, c.csv: 6 rows (CSV)"]
+
+
+def test_a_folder_that_may_not_be_read_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(folder: Path) -> bool:  # a superuser may read anything
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder / "state.json"))
+
+    monkeypatch.setattr(sources, "is_saved", forbid)
+    assert refused(tmp_path) == f"--task {tmp_path}: Permission denied; expected a folder that can be read"
 
 
 def test_a_folder_that_a_file_replaces_is_said_not_to_be_read(tmp_path: Path) -> None:

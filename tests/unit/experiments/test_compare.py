@@ -1,6 +1,7 @@
 """The command: a grid is checked, run, gone on with, and shown."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def test_flags_that_have_changed_since_are_said_before_anything_is_started(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words) == 0
-    assert cli.main([*words, "--setting", "wide=--lora-r 32", "--seeds", "1", "3"]) == EXIT_BAD_INPUT
+    changed = ["wide=--lora-r 32" if word.startswith("wide=") else word for word in words]
+    assert cli.main(["3" if word == "2" else word for word in changed]) == EXIT_BAD_INPUT
     said = capsys.readouterr().err
     assert "minilm-custom-auto-wide-seed1: was begun before with other flags" in said and "--lora-r 16" in said
     assert len(states_of(tmp_path / "out")) == 4
@@ -94,8 +96,9 @@ def test_flags_that_have_changed_since_are_said_before_anything_is_started(
 def test_a_dry_run_says_the_commands_and_starts_none(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*words, "--dry-run"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert cli.main([*words, "--dry-run", "--track-name", "two words"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(commands) == 4 and all("two words" in command for command in commands)
     assert not (tmp_path / "out").exists()
 
 
@@ -116,3 +119,24 @@ def test_tracked_runs_of_a_comparison_are_in_one_group(words: list[str], capsys:
     assert "--track-group out" not in printed and printed.count("--track-group mine") == 4
     assert cli.main([*words, "--dry-run"]) == 0
     assert "--track-group" not in capsys.readouterr().out
+
+
+def test_nothing_that_is_given_twice_is_lost(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "--setting", "wide=--lora-r 32"]) == EXIT_BAD_INPUT
+    assert "--setting wide: given twice; expected each name once" in capsys.readouterr().err
+    for more in (["--models", "roberta-large"], ["--model", "roberta-large"], ["--seed", "7"]):
+        assert cli.main([*words, *more]) == EXIT_BAD_INPUT
+        name = "--seeds" if "seed" in more[0] else "--models"
+        said = capsys.readouterr().err
+        assert (
+            said == f"lorabench compare: error: {name}: given twice; expected once, with all of its values after it\n"
+        )
+
+
+def test_what_an_axis_expects_is_said_in_plain_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "--seeds", "1", "a", "--gpus-per-run", "x", "--models"]) == EXIT_BAD_INPUT
+    assert [line.removeprefix("  - ") for line in capsys.readouterr().err.splitlines()[1:]] == [
+        "--seeds a: expected a whole number",
+        "--gpus-per-run x: expected a whole number",
+        "--models: expected a value after it",
+    ]

@@ -438,7 +438,7 @@ def test_main_ends_bad_input_with_its_code(
     [
         (["--epochs", "0"], "lorabench train: error: --epochs 0: expected"),
         (["--model", "minilm2"], "lorabench train: error: --model 'minilm2': unknown"),
-        (["--lora-rank", "4"], "For full helptext, run lorabench train --help"),
+        (["--lora-rank", "4"], "lorabench train: error: --lora-rank: no such flag; did you mean --lora-r?"),
     ],
 )
 def test_wrong_flags_of_the_run_end_the_launch_with_one_message(

@@ -10,7 +10,7 @@ from lorabench.catalog.tasks import TASKS
 from lorabench.training.announcement import opening_lines
 
 
-def lines_of(**changes: dict[str, Any]) -> list[str]:
+def lines_of(notes: tuple[str, ...] = (), **changes: dict[str, Any]) -> list[str]:
     """Of two ranks; `changes` go into the record's sections."""
     record: dict[str, Any] = {
         "config": {
@@ -35,7 +35,7 @@ def lines_of(**changes: dict[str, Any]) -> list[str]:
     for section, values in changes.items():
         record[section] = {**record[section], **values}
     keeper: Any = SimpleNamespace(record=record, folder=Path("runs/one"))
-    return opening_lines(keeper, "GPU")
+    return opening_lines(keeper, "GPU", notes)
 
 
 PLAIN = [
@@ -58,6 +58,11 @@ def test_the_recipe_is_said_with_what_became_of_it() -> None:
     config = {"lora": lora, "optim": {"batch_size": 4, "gradient_accumulation": 3, "max_grad_norm": 1.0, **optim}}
     expected = "strong: LoRA r=4 alpha=32 on all-linear, learning rate 0.001 linear, warm-up 0.06, clipped at 1"
     assert f"recipe     {expected}" in lines_of(config=config)
+
+
+def test_what_is_odd_about_the_flags_stands_after_what_is_odd_about_the_rows() -> None:
+    said = lines_of(("--track-tags a: without effect",), data={"remarks": ["3 rows are odd"]})
+    assert said == [*PLAIN, "note       3 rows are odd", "note       --track-tags a: without effect"]
 
 
 def test_four_bits_are_said() -> None:

@@ -12,7 +12,9 @@ from finished import finished_run
 from limits import HANG_S
 
 from lorabench import cli
+from lorabench.config import checks
 from lorabench.config.command_line import parse_run_config
+from lorabench.errors import ConfigError
 from lorabench.launch import launcher
 
 
@@ -58,6 +60,37 @@ def test_what_a_run_would_be_refused_for_is_refused(words: list[str], capsys: py
     assert cli.train([*words, "--batch-size", "32"]) == 2
     assert "more than the 24 training rows" in capsys.readouterr().err
     assert cli.train([*words, "--label-column", "gone"]) == 2
+
+
+def test_it_says_what_has_no_effect(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train([*words, "--track-tags", "a"]) == 0
+    assert "# note: --track-tags a: without effect: no tracker is named (--track)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", [None, "closed/run"])
+def test_no_folder_has_to_take_files(
+    folder: str | None, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    said = "closed for everybody"
+
+    def refuse(*names: Path) -> list[str]:
+        return [said]
+
+    monkeypatch.setattr(checks, "_files_issues", refuse)  # a superuser may write anywhere
+    given = words if folder is None else [*words, "--output-dir", folder]
+    assert cli.train(given) == 0
+    with pytest.raises(ConfigError, match=said):
+        parse_run_config(given[:-1] if folder is None else [word for word in given if word != "--dry-run"])
+
+
+def test_a_folder_that_a_run_would_not_take_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").touch()
+    assert cli.train([*words, "--output-dir", "used"]) == 2
+    assert "--output-dir used: in use" in capsys.readouterr().err
 
 
 def test_the_first_rank_speaks_for_all(

@@ -1,0 +1,152 @@
+"""The words of a command line, each flag's values held to its type before anything is made of them.
+
+Values are read as those of a configuration file are, and what is wrong is said in the same words, all of it at once.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import tyro
+
+from lorabench.config.values import many_of, parse_text, takes_none
+from lorabench.errors import IssueList
+
+NO_VALUE = "None"
+"""What the command line takes for no value, of a flag that may be without one."""
+_POSITIONAL = get_args(tyro.conf.Positional[int])[1]
+_NO_FLAGS = ("inf", "infinity", "nan")  # after a minus
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a flag is given.
+
+    Attributes:
+        name: of its option, with underscores; aliases have the same.
+        hint: the option's type.
+        repeats: each of its values comes after the flag's name once more.
+    """
+
+    name: str
+    hint: Any
+    repeats: bool = False
+
+
+def flags_of(hints: Mapping[str, Any]) -> dict[str, Flag]:
+    """Flags by the names that they may be given by, with underscores.
+
+    Args:
+        hints: the type of each option, with what is annotated to it; those of positional words are left out.
+    """
+    found: dict[str, Flag] = {}
+    for name, annotated in hints.items():
+        hint, *notes = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
+        if _POSITIONAL in notes:
+            continue
+        flag = Flag(name, hint, tyro.conf.UseAppendAction in notes)
+        found[name] = flag
+        for note in notes:
+            found |= {_name(alias): flag for alias in getattr(note, "aliases", None) or ()}
+    return found
+
+
+def find_flag_issues(
+    words: Sequence[str], flags: Mapping[str, Flag], strays: bool = False, others: bool = False
+) -> list[str]:
+    """What cannot be read: unknown flags with the nearest name, values of another type, words that belong to no flag.
+
+    Args:
+        words: of the command line, after the program's name. With `--help` among them, nothing is wrong.
+        flags: see `flags_of`.
+        strays: words without a flag are taken.
+        others: so are flags that are not among `flags`.
+    """
+    issues = IssueList()
+    if {"-h", "--help"} & set(words) or any(word.startswith("--tyro-") for word in words):
+        return []
+    seen: set[str] = set()
+    for written, given in _grouped(words):
+        name = _name(written)
+        flag = flags.get(name)
+        if written == "":
+            _add_strays(given, strays or others, issues)
+        elif flag is None and _switched_off(name, flags) is None:
+            if not others:
+                nearest = difflib.get_close_matches(name, flags, n=1)
+                hint = f"; did you mean {_dashed(nearest[0])}?" if nearest else ""
+                issues.add(f"{written}: no such flag{hint}")
+        elif flag is None or flag.hint is bool:
+            alone = "=" not in written and (not given or strays or others)
+            ways = f"{_dashed(name)} or {_dashed(f'no_{name}')}" if flag else _dashed(name)
+            issues.check(alone, f"{' '.join([written, *given])}: expected {ways}, alone")
+        else:
+            once = many_of(flag.hint) is None or flag.repeats or flag.name not in seen
+            issues.check(once, f"{_dashed(flag.name)}: given twice; expected once, with all of its values after it")
+            seen.add(flag.name)
+            _check_values(written, given, flag, strays or others, issues)
+    return list(issues)
+
+
+def _grouped(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag as it is written, with the words after it up to the next; those before any come by an empty name."""
+    name, values = "", []
+    for word in words:
+        if _is_value(word):
+            values.append(word)
+            continue
+        if name or values:
+            yield name, values
+        name, values = word, []
+    if name or values:
+        yield name, values
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word is no flag: negative numbers are none."""
+    rest = word.removeprefix("-")
+    return rest == word or not rest or rest[0].isdigit() or rest[0] == "." or rest.lower() in _NO_FLAGS
+
+
+def _check_values(written: str, given: list[str], flag: Flag, strays: bool, issues: IssueList) -> None:
+    shown, equals, attached = written.partition("=")
+    kind = many_of(flag.hint)
+    takes_all = kind is not None and not flag.repeats and not equals
+    texts = [attached] if equals else (given if takes_all else given[:1])
+    if not texts:
+        issues.add(f"{shown}: expected a value after it")
+    for text in texts:
+        try:
+            _check_value(text, flag.hint if kind is None else kind)
+        except TypeError as error:
+            issues.add(f"{shown} {text if text.strip() else repr(text)}: expected {error}")
+    if not takes_all:
+        _add_strays(given[0 if equals else 1 :], strays, issues)
+
+
+def _check_value(text: str, hint: Any) -> None:
+    """Raises `TypeError`: what was expected."""
+    if (text == NO_VALUE and takes_none(hint)) or (not text and Path in (hint, *get_args(hint))):
+        return  # an empty path is refused where it is used, with what is expected there
+    parse_text(text, hint)
+
+
+def _add_strays(words: Sequence[str], allowed: bool, issues: IssueList) -> None:
+    if words and not allowed:
+        issues.add(f"{' '.join(words)}: belongs to no flag; expected flags, as in --epochs 3")
+
+
+def _name(written: str) -> str:
+    return written.partition("=")[0].removeprefix("--").replace("-", "_")
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _switched_off(name: str, flags: Mapping[str, Flag]) -> Flag | None:
+    """The flag that is on or off, and that `--no-NAME` switches off."""
+    flag = flags.get(name.removeprefix("no_")) if name.startswith("no_") else None
+    return flag if flag is not None and flag.hint is bool else None

@@ -1,0 +1,38 @@
+"""Flags that change nothing beside the others, and values that may not be what was meant: said, not refused."""
+
+import re
+from collections.abc import Iterator
+
+from lorabench.config.defaults import resolve_defaults
+from lorabench.config.run_config import RunConfig, RunOptions
+
+_ESCAPE = re.compile(r"\\[nrt]")
+
+
+def config_notes(config: RunConfig) -> list[str]:
+    """One line for each, for the start of a run and for a dry run. A value that is the default is none of them."""
+    return [*_idle_flags(config), *_escapes(config.data.template)]
+
+
+def _idle_flags(config: RunConfig) -> Iterator[str]:
+    run, usual = config.run, RunOptions()
+    if run.track == "none":
+        for name in ("track_project", "track_name", "track_tags", "track_group"):
+            value = getattr(run, name)
+            if value != getattr(usual, name):
+                yield f"--{name.replace('_', '-')} {value}: without effect: no tracker is named (--track)"
+    optim = config.optim
+    preset = resolve_defaults(config.model.model, config.data.task).optim
+    if optim.lr_scheduler == "constant" and optim.warmup_ratio != preset.warmup_ratio:
+        yield (
+            f"--warmup-ratio {optim.warmup_ratio:g}: without effect: --lr-scheduler constant has no warm-up; "
+            "constant_with_warmup has"
+        )
+
+
+def _escapes(template: str | None) -> Iterator[str]:
+    """Line breaks and tabs that no shell has made of a backslash and a letter."""
+    found = list(dict.fromkeys(_ESCAPE.findall(template or "")))
+    if found:
+        said = "a backslash and a letter in each text; in a shell, $'...' makes it one character"
+        yield f"--template {template!r}: {' and '.join(found)}: {said}"

@@ -1,0 +1,45 @@
+"""What a run says of flags that change nothing, and of a template that may not be what was meant."""
+
+import pytest
+
+from lorabench.config.command_line import parse_run_config
+from lorabench.config.idle import config_notes
+
+
+def notes(*words: str) -> list[str]:
+    return config_notes(parse_run_config(["--model", "minilm", "--task", "sample", *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["--track-tags", "a,b"], "--track-tags a,b: without effect: no tracker"),
+        (["--track-project", "p"], "--track-project p: without effect"),
+        (["--track-group", "g"], "--track-group g: without effect"),
+        (["--track-name", "n"], "--track-name n: without effect"),
+        (["--warmup-ratio", "0.3"], "--warmup-ratio 0.3: without effect: --lr-scheduler constant has no warm-up"),
+    ],
+)
+def test_a_flag_without_effect_is_said(words: list[str], start: str) -> None:
+    (said,) = notes(*words)
+    assert said.startswith(start)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--track", "tensorboard", "--track-tags", "a", "--track-group", "g"],
+        ["--warmup-ratio", "0.3", "--lr-scheduler", "linear"],
+        ["--warmup-ratio", "0.3", "--lr-scheduler", "constant_with_warmup"],
+        ["--task", "custom", "--template", "{a}\n{b} \\d \\{c}"],
+    ],
+)
+def test_what_has_an_effect_is_not(words: list[str]) -> None:
+    assert notes(*words) == []
+
+
+def test_a_line_break_that_no_shell_has_made_is_said() -> None:
+    (said,) = notes("--task", "custom", "--template", r"{a}\n{b}\t{c}\n")
+    expected = r"\n and \t: a backslash and a letter in each text; in a shell, $'...' makes it one character"
+    assert said == rf"--template '{{a}}\\n{{b}}\\t{{c}}\\n': {expected}"
