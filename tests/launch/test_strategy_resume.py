@@ -19,18 +19,19 @@ NAMES = {
     "ddp": "DDP", "zero1": "DeepSpeed ZeRO-1", "zero2": "DeepSpeed ZeRO-2", "zero3": "DeepSpeed ZeRO-3",
     "fsdp2": "FSDP2",
 }  # fmt: skip
-EPOCH = 10  # steps, of four rows
+EPOCH = 5  # steps, of four rows
 
 
 @pytest.fixture(scope="module")
 def make_flags(models: dict[str, Path], files: dict[str, Path]) -> MakeFlags:
-    """Epochs of ten steps, the last one short, two ranks x one row x two accumulated, with a moving schedule."""
+    """Epochs of five steps, the last one short, two ranks x one row x two accumulated, with a moving schedule."""
 
     def flags(output_dir: Path, **changes: object) -> list[str]:
         common: dict[str, Any] = dict(
-            epochs=2, batch_size=1, gradient_accumulation=2, lora_dropout=0.1, base_dropout=0.1, lr_scheduler="cosine",
-            class_weights="1,4", best_metric="loss", test_file=files["test"], model=models["llama"],
-            train_file=files["train"], validation_file=files["validation"], output_dir=output_dir,
+            epochs=2, max_train_samples=19, batch_size=1, gradient_accumulation=2, lora_dropout=0.1, base_dropout=0.1,
+            lr_scheduler="cosine", class_weights="1,4", best_metric="loss", test_file=files["test"],
+            model=models["llama"], train_file=files["train"], validation_file=files["validation"],
+            output_dir=output_dir,
         )  # fmt: skip
         return tiny.run_flags(**{**common, **changes})
 
@@ -60,10 +61,10 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     ended = resuming.run(flags, At("step", 4, signal.SIGTERM, rank=1), ranks=2, strategy=strategy)
     assert ended.code == 143, ended
     assert (record(run_dir)["status"], record(run_dir)["steps"]) == ("interrupted", 4)
-    running = resuming.start(resumed(flags), At("step", 19, signal.SIGKILL, rank=1), ranks=2, strategy=strategy)
+    running = resuming.start(resumed(flags), At("step", 8, signal.SIGKILL, rank=1), ranks=2, strategy=strategy)
     running.processes[1].join(HANG_S)
     assert running.processes[1].exitcode == -signal.SIGKILL
-    running.processes[0].join(5)  # as a launcher does, once a rank is gone
+    running.processes[0].join(1)  # as a launcher does, once a rank is gone
     running.processes[0].kill()
     running.end()
     assert checkpoints(run_dir)[-1] == f"step-{2 * EPOCH:08d}"
