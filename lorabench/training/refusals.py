@@ -9,6 +9,7 @@ from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import gpus_hidden, list_gpus
 from lorabench.results.run_folder import read_run
+from lorabench.training.provenance import check_start
 
 
 def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> None:
@@ -22,7 +23,7 @@ def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> N
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_continuation, *([_check_model] if model_too else [])):
+    for check in (_check_device, _check_continuation, _check_adapter, *([_check_model] if model_too else [])):
         try:
             check(config)
         except ConfigError as error:
@@ -53,6 +54,12 @@ def _check_continuation(config: RunConfig) -> None:
         changes = recorded_changes(folder, read_run(folder), config)
         if changes:
             raise ConfigError(changes)
+
+
+def _check_adapter(config: RunConfig) -> None:
+    """Refuse an adapter to go on from that was trained on another base model; several machines look later."""
+    if is_one_machine():
+        check_start(config.model)
 
 
 def _check_model(config: RunConfig) -> None:
