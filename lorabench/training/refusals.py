@@ -8,6 +8,7 @@ from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import gpus_hidden, list_gpus
+from lorabench.models.folder import folder_issues
 from lorabench.results.run_folder import read_run
 from lorabench.training.provenance import check_start
 
@@ -63,13 +64,17 @@ def _check_adapter(config: RunConfig) -> None:
 
 
 def _check_model(config: RunConfig) -> None:
-    """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
+    """Refuse a model that is not there or cannot be trained, as far as its files and its configuration say so.
 
-    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model. Machines may
-    differ in what they have; one that refused alone would leave the others waiting, so there all look together later.
+    Imported here, once a folder is known to hold a model: transformers takes a second, on a busy machine many, and
+    what is asked of it needs neither PEFT nor weights. Machines may differ in what they have; one that refused alone
+    would leave the others waiting, so there all look together later.
     """
     if not is_one_machine():
         return
+    issues = folder_issues(config.model)
+    if issues:
+        raise ConfigError(issues)
     from lorabench.models.configuration import configuration_issues, read_model_config
 
     model_config = read_model_config(config.model)
