@@ -17,6 +17,7 @@ from lorabench.data.labels import (
     label_kind,
     label_names,
     label_remarks,
+    look_like_values,
     positive_index,
     read_labels,
 )
@@ -248,8 +249,8 @@ def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: l
     known = train.class_names.get(column, ())
     names = label_names(train.origin, column, labels, known, config.numeric_classes)
     remarks += label_remarks(train.origin, column, names, len(labels), known)
-    if config.numeric_classes and not all(map(is_number, names)):
-        remarks.append("--numeric-classes: without effect, as not all labels are numbers")
+    if config.numeric_classes and not all(map(is_number, names)) and not look_like_values(labels):
+        remarks.append("--numeric-classes: without effect, as these labels are classes without it")
     return names
 
 

@@ -96,11 +96,25 @@ def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> 
         "--numeric-classes where each number is the name of one"
     )
     assert names(labels, numeric=True) == ("0.25", "0.5", "1", "2")
-    assert names([*labels, "other"]) == ("0.25", "0.5", "1", "2", "other")
     assert "numbers such as 0,5 (row 2), which look like values to predict" in refused(["1", "0,5", "2"])
     assert names(["1", "0,5"], numeric=True) == ("0,5", "1")
     assert "numbers such as 1e-05 (row 1)" in refused(["1e-05", "2"])
     assert "numbers such as 1.5e3 (row 2)" in refused(["1", "1.5e3"])
+
+
+def test_a_few_words_among_values_do_not_make_them_classes() -> None:
+    labels = [f"{i / 100}" for i in range(1, 99)] + ["n/a", "n/a"]
+    assert refused(labels) == (
+        "f: column 'y' holds numbers such as 0.01 (row 1), beside 'n/a', which look like values to predict; expected "
+        "classes, or --numeric-classes where each number is the name of one"
+    )
+    assert len(names(labels, numeric=True)) == 99
+    # Half of the rows, or no decimals.
+    half = ["0.5", "1", "soft", "hard"]
+    assert names(half) == ("0.5", "1", "hard", "soft")
+    assert names(["1", "2", "3", "n/a"]) == ("1", "2", "3", "n/a")
+    assert label_remarks("f", "y", half, 4) == ["f: column 'y': '0.5' is the name of a class, not a value to predict"]
+    assert label_remarks("f", "y", ["0.5", "1"], 4) == []
 
 
 @pytest.mark.parametrize("codes", [["01", "02"], ["1e3", "2e3"], ["007", "7", "1E5"]])
