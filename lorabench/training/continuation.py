@@ -67,7 +67,7 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
         issues = recorded_changes(folder, known, setting.config)
     except ConfigError as error:
         return None, list(error.issues)
-    savepoint = read_newest_savepoint(folder)
+    savepoint = read_newest_savepoint(folder, say=lambda message: print(f"resume     {message}", flush=True))
     if savepoint is None:
         return None, issues
     if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= EXPECTED:
