@@ -16,7 +16,7 @@ from lorabench.data.file_format import is_number
 from lorabench.data.texts import describe_rows, is_invisible
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
-from lorabench.wording import listed, quoted, shortened
+from lorabench.wording import listed, named, quoted
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
@@ -32,6 +32,9 @@ _LOOK_ALIKES = str.maketrans(
     dict(zip("авсԁеһіјӏкмнорԛѕтуѵԝхгѐё", "abcdehijlkmhopqstyvwxrèë", strict=True))
     | dict(zip("αβεζηικμνορτυχϲϳ", "abezhikmvoptyxcj", strict=True))
 )
+# Hyphens, dashes, the bullet of a list and the minus sign.
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"), "-")
+_TRUTH = {"True": "1", "False": "0"}
 _MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
 _KINDS: Mapping[type, str] = {
     list: "a list",
@@ -210,7 +213,11 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     """
     where = f"{origin}: column {column!r}:"
     remarks = []
-    for key, likeness in ((_appearance, "look alike"), (_parts, "have the same parts")):
+    for key, likeness in (
+        (_appearance, "look alike"),
+        (_parts, "have the same parts"),
+        (lambda name: _TRUTH.get(name, name), "may say the same"),
+    ):
         groups = _groups(names, key)
         if groups:
             remarks.append(f"{where} {listed(groups)} are classes of their own, though they {likeness}")
@@ -250,7 +257,7 @@ def _parts(name: str) -> Hashable:
 def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isspace() or not is_invisible(c))
-    folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES)
+    folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES).translate(_DASHES)
     try:
         return Decimal(folded) if is_number(folded) else folded
     except InvalidOperation:  # an exponent that a float rounds to zero
@@ -281,8 +288,7 @@ def class_weights(choice: str, labels: Sequence[int], names: tuple[str, ...]) ->
     weights = parse_class_weights(choice)
     if len(weights) != len(names):
         raise ConfigError(
-            f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of "
-            f"{listed([shortened(name) for name in names], most=20)}"
+            f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of {named(names)}"
         )
     return weights
 

@@ -29,11 +29,12 @@ from lorabench.data.texts import (
     describe_rows,
     is_blank,
     odd_characters,
+    pair_remarks,
     read_texts,
 )
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
-from lorabench.wording import counted, listed, quoted, shortened
+from lorabench.wording import counted, listed, named, quoted, shortened
 
 ID_COLUMNS = ("id", "id_string")
 
@@ -216,6 +217,8 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         for name, count in found.filled.items()
     ]
     remarks += odd_characters(table.origin, found)
+    if config.template is None and preset.row_text.columns is None:
+        remarks += pair_remarks(table.origin, config.text_column, table.columns)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
 
 
@@ -269,7 +272,7 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
         values = listed([quoted(name) for name in sorted({raw[i] for i in unknown})])
         issues.add(
             f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
-            f"{listed([shortened(name) for name in labels], most=20)}"
+            f"{named(labels)}"
         )
     return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 

@@ -154,6 +154,20 @@ def test_what_could_be_meant_otherwise_is_said() -> None:
     assert label_remarks("f", "y", [f"n{i}" for i in range(30)], 40) == ["f: column 'y': 30 classes in 40 rows"]
 
 
+@pytest.mark.parametrize("dash", "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d")
+def test_names_with_dashes_of_another_kind_are_said(dash: str) -> None:
+    for name in ("a-b", "-1"):
+        (remark,) = label_remarks("f", "y", ["other", name, name.replace("-", dash)], 9)
+        assert remark.endswith("are classes of their own, though they look alike")
+
+
+def test_truth_values_beside_the_numbers_that_stand_for_them_are_said() -> None:
+    assert label_remarks("f", "y", ["0", "1", "True"], 9) == [
+        "f: column 'y': '1' and 'True' are classes of their own, though they may say the same"
+    ]
+    assert label_remarks("f", "y", ["False", "True"], 9) == []
+
+
 @pytest.mark.parametrize(
     ("name", "other"), [("bad", "b\u0430d"), ("A", "\u0391"), ("\u0412\u0415\u0421", "BEC"), ("sky", "\u0455ky")]
 )
