@@ -24,9 +24,11 @@ class ConfigError(Exception):
         super().__init__("\n".join(self.issues))
 
     def __str__(self) -> str:
-        if len(self.issues) == 1:
-            return self.issues[0]
-        return f"{len(self.issues)} problems:\n" + "\n".join(f"  - {issue}" for issue in self.issues)
+        # A line break would be one of a file's name, or of a library's message.
+        issues = [issue.replace("\n", "\\n") for issue in self.issues]
+        if len(issues) == 1:
+            return issues[0]
+        return f"{len(issues)} problems:\n" + "\n".join(f"  - {issue}" for issue in issues)
 
 
 class RunError(Exception):

@@ -11,7 +11,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,15 @@ def write_savepoint(run_dir: Path, step: int, savepoint: Savepoint, keep: int) -
     return target
 
 
-def read_newest_savepoint(run_dir: Path) -> Savepoint | None:
-    """The newest whole savepoint; damaged ones are skipped with a warning. None if there is none."""
-    for folder in _folders(run_dir):
+def read_newest_savepoint(run_dir: Path, say: Callable[[str], None] = warnings.warn) -> Savepoint | None:
+    """The newest whole savepoint; damaged ones are skipped, which is said. None if there is none."""
+    folders = _folders(run_dir)
+    for left, folder in zip(range(len(folders) - 1, -1, -1), folders, strict=True):
         try:
             return _read(folder)
         except (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            message = f"{folder}: damaged ({first_line(error)}), going back to the one before"
-            warnings.warn(printable(message), stacklevel=2)
+            then = "going back to the one before" if left else "and there is none before it"
+            say(printable(f"{folder}: damaged ({first_line(error)}), {then}"))
     return None
 
 

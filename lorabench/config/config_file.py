@@ -174,7 +174,7 @@ def read_texts(node: yaml.Node) -> list[str]:
 
 def _text(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise TypeError("one value, or a list of them")
+        raise TypeError("plain values, one or several in a list, without a list or a tag of YAML inside")
     if node.tag not in _SCALARS:
         raise TypeError("a plain value without a tag of YAML")
     return node.value

@@ -16,6 +16,8 @@ from lorabench.config.saved_adapter import SavedAdapter
 
 # Whoever names one of these brings data of their own.
 OWN_DATA_FLAGS = ("train_file", "text_column", "template", "label_column")
+# Below this likeness (1 is the same) a name is another one, not a slip: `bert-base-uncased` is no `roberta-large`.
+_NEAR = 0.6
 
 
 def unknown_names(model: str, task: str) -> list[str]:
@@ -120,6 +122,6 @@ def _unknown_name(flag: str, value: str, known: Iterable[str], otherwise: str) -
     names = list(known)
     if value in names or "/" in value or os.path.isdir(value):
         return None
-    nearest = difflib.get_close_matches(value, names, n=3, cutoff=0.4)
+    nearest = difflib.get_close_matches(value.casefold(), names, n=3, cutoff=_NEAR)
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
     return f"{flag} {value!r}: unknown.{hint} Expected one of {', '.join(names)}, or {otherwise}."

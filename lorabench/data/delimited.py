@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 
-from lorabench.data.file_format import Columns, FileFormat, Scan, batched
+from lorabench.data.file_format import Columns, FileFormat, Scan, batched, named_twice
 from lorabench.data.text_files import open_text
 from lorabench.errors import ConfigError
 
@@ -313,5 +313,5 @@ def _name_columns(header: list[str]) -> tuple[str, ...]:
     """
     names = tuple(name.strip() or f"column {i}" for i, name in enumerate(header, start=1))
     if len(set(names)) != len(names):
-        raise ConfigError(f"the header names a column twice: {', '.join(names)}")
+        raise ConfigError(f"the header names a column twice: {named_twice(names)}")
     return names

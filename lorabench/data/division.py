@@ -56,11 +56,13 @@ def divide(
         labelled, dropped = _drop_duplicates(texts, labels["train"])
     held_out = "validation" not in texts
     source = "train" if held_out else "validation"
+    held_out_share = None
     train, validation = labelled, list(range(len(texts[source])))
     if held_out:
         share, method = config.validation_share, config.split
         parts = hold_out(origin, _at(labels["train"], labelled), share, config.split_seed, method)
         train, validation = (_at(labelled, part) for part in parts)
+        held_out_share = len(validation) / len(labelled)
         if dropped is not None:  # equal texts with unlike labels stay, and may have come to stand on both sides
             unshared = keep_unshared(_at(texts["train"], train), _at(texts["train"], validation))
             dropped = replace(dropped, shared=dropped.shared + len(train) - len(unshared))
@@ -72,6 +74,7 @@ def divide(
         shared=_count_shared(texts, train, {**texts, "validation": _at(texts[source], validation)}),
         conflicts=count_conflicts(_at(texts["train"], labelled), _at(labels["train"], labelled)),
         dropped=dropped,
+        held_out_share=held_out_share,
         test_in_validation=count_shared(set(_at(texts[source], validation)), texts.get("test", ())),
     )
     return Division(labelled, train, validation, findings)

@@ -1,10 +1,13 @@
 """What the readers of all kinds of files share: how a file is written, and what a first pass over it found."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+
+from lorabench.wording import named
 
 # Column name -> values, all of one length.
 Columns = dict[str, list[Any]]
@@ -52,9 +55,15 @@ def list_columns(columns: Iterable[str]) -> str:
     Names like those of a row make it likely that the file has no header.
     """
     names = list(columns)
-    shown = ", ".join(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..." for name in names)
     row_like = any(len(name) > _SHOWN_CHARACTERS or name.count(" ") > _SPACES or is_number(name) for name in names)
-    return f"the columns are {shown}{' (is the first line a row? it has to name the columns)' if row_like else ''}"
+    return (
+        f"the columns are {named(names)}{' (is the first line a row? it has to name the columns)' if row_like else ''}"
+    )
+
+
+def named_twice(columns: Sequence[str]) -> str:
+    """The names that several columns have."""
+    return named(name for name, count in Counter(columns).items() if count > 1)
 
 
 def is_number(text: str) -> bool:

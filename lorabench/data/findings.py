@@ -41,6 +41,7 @@ class Findings:
     Attributes:
         held_out: the validation rows were split off the training rows.
         shared: by split, its rows whose text stands in train, too.
+        held_out_share: which part of the rows was held out, which need not be what was asked for.
         test_in_validation: test rows whose text stands in validation, too.
         conflicts: texts that stand in the training table, before rows are held out, with two labels or more.
         dropped: None unless asked for.
@@ -51,11 +52,13 @@ class Findings:
     conflicts: Conflicts = Conflicts(0, 0)
     dropped: Dropped | None = None
     test_in_validation: int = 0
+    held_out_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by name."""
         return {
             "held_out": self.held_out,
+            "held_out_share": self.held_out_share,
             "rows_in_train": dict(self.shared),
             "test_rows_in_validation": self.test_in_validation,
             "conflicting_labels": asdict(self.conflicts),

@@ -12,6 +12,7 @@ from lorabench.data.file_format import Columns
 from lorabench.data.parquet_files import name_classes
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error, prefer_cache_if_unreachable
+from lorabench.wording import named
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -49,7 +50,7 @@ def _saved_files(folder: Path) -> list[Path]:
     states = {part: json.loads((part / "state.json").read_text(encoding="utf-8")) for part in folders}
     empty = [part.name for part, state in states.items() if not state["_data_files"]]
     if empty:
-        raise ConfigError(f"--task {folder}: its split {', '.join(empty)} has no rows")
+        raise ConfigError(f"--task {folder}: its split {named(empty)} has no rows")
     return [part / file["filename"] for part, state in states.items() for file in state["_data_files"]]
 
 

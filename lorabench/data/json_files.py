@@ -110,7 +110,10 @@ def _parse(text: str, array: bool = False) -> Any:
     except RecursionError:
         raise ConfigError("JSON nested too deep to be read; expected objects with texts and labels") from None
     except ValueError as error:
-        raise ConfigError(f"malformed JSON ({error})") from None
+        # Python's own words are of a function of Python.
+        long = "integer string conversion" in str(error)
+        reason = "a whole number of thousands of digits" if long else error
+        raise ConfigError(f"malformed JSON ({reason})") from None
     return value
 
 

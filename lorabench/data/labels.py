@@ -16,7 +16,7 @@ from lorabench.data.file_format import is_number
 from lorabench.data.texts import describe_rows, is_invisible
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
-from lorabench.wording import listed, quoted, shortened
+from lorabench.wording import listed, named, quoted
 
 # Without leading zeros: they are those of a code, as in 01067, not of a number.
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
@@ -32,6 +32,9 @@ _LOOK_ALIKES = str.maketrans(
     dict(zip("авсԁеһіјӏкмнорԛѕтуѵԝхгѐё", "abcdehijlkmhopqstyvwxrèë", strict=True))
     | dict(zip("αβεζηικμνορτυχϲϳ", "abezhikmvoptyxcj", strict=True))
 )
+# Hyphens, dashes, the bullet of a list and the minus sign.
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"), "-")
+_TRUTH = {"True": "1", "False": "0"}
 _MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
 _KINDS: Mapping[type, str] = {
     list: "a list",
@@ -130,7 +133,7 @@ def label_names(
     Args:
         labels: of the training rows, as `label_text` gives them.
         known: the data set's own names in their order; those of no row are left out.
-        numeric: numbers with decimals are names of classes, too.
+        numeric: numbers with decimals are names of classes, however many there are.
 
     Raises:
         ConfigError: fewer than two classes, a class for each row, or numbers that look like values to predict.
@@ -141,18 +144,30 @@ def label_names(
         raise ConfigError(f"{where} only one class, {quoted(next(iter(names), ''))}; expected at least two")
     if known:
         return tuple(dict.fromkeys(name for text in known if (name := label_text(text)) in names and name))
-    all_numbers = all(map(is_number, names))
-    if all(is_number(name) or _DECIMAL_COMMA.fullmatch(name) for name in names) and not numeric:
-        decimal = next((i for i, label in enumerate(labels) if _has_decimals(label)), None)
-        if decimal is not None:
-            raise ConfigError(
-                f"{where} numbers such as {labels[decimal]} (row {decimal + 1}), which look like values to predict; "
-                "expected classes, or --numeric-classes where each number is the name of one"
-            )
+    all_numbers = all(map(_is_value, names))
+    if look_like_values(labels) and not numeric:
+        decimal = next(i for i, label in enumerate(labels) if _has_decimals(label))
+        words = [quoted(name) for name in sorted(names) if not _is_value(name)]
+        beside = f", beside {listed(words)}" if words else ""
+        raise ConfigError(
+            f"{where} numbers such as {labels[decimal]} (row {decimal + 1}){beside}, which look like values to "
+            "predict; expected classes, or --numeric-classes where each number is the name of one"
+        )
     if len(names) == len(labels) > _FEW_ROWS:
         raise ConfigError(f"{where} {len(names)} classes in {len(labels)} rows, one for each; expected a few classes")
-    key: Callable[[str], Any] = (lambda name: (float(name), name)) if all_numbers else str
+    key: Callable[[str], Any] = (lambda name: (float(name.replace(",", ".")), name)) if all_numbers else str
     return tuple(sorted(names, key=key))
+
+
+def look_like_values(labels: Sequence[str]) -> bool:
+    """Whether labels are more likely values to predict than classes: more than half of the rows have numbers, and one
+    of them has decimals."""
+    numbers = [label for label in labels if _is_value(label)]
+    return 2 * len(numbers) > len(labels) and any(map(_has_decimals, numbers))
+
+
+def _is_value(name: str) -> bool:
+    return is_number(name) or _DECIMAL_COMMA.fullmatch(name) is not None
 
 
 def _has_decimals(label: str) -> bool:
@@ -198,7 +213,11 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     """
     where = f"{origin}: column {column!r}:"
     remarks = []
-    for key, likeness in ((_appearance, "look alike"), (_parts, "have the same parts")):
+    for key, likeness in (
+        (_appearance, "look alike"),
+        (_parts, "have the same parts"),
+        (lambda name: _TRUTH.get(name, name), "may say the same"),
+    ):
         groups = _groups(names, key)
         if groups:
             remarks.append(f"{where} {listed(groups)} are classes of their own, though they {likeness}")
@@ -208,6 +227,9 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     missing = [quoted(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
     if missing:
         remarks.append(f"{where} {listed(missing)} is the name of a class, not a missing label")
+    decimal = [quoted(name) for name in names if _has_decimals(name)]
+    if decimal and not all(map(_is_value, names)):
+        remarks.append(f"{where} {listed(decimal)} is the name of a class, not a value to predict")
     infinite = [repr(name) for name in names if name.lstrip("+-").casefold() in ("inf", "infinity", "infinite")]
     if infinite:
         remarks.append(f"{where} {listed(infinite)} is the name of a class, not a number")
@@ -235,7 +257,7 @@ def _parts(name: str) -> Hashable:
 def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isspace() or not is_invisible(c))
-    folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES)
+    folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES).translate(_DASHES)
     try:
         return Decimal(folded) if is_number(folded) else folded
     except InvalidOperation:  # an exponent that a float rounds to zero
@@ -266,8 +288,7 @@ def class_weights(choice: str, labels: Sequence[int], names: tuple[str, ...]) ->
     weights = parse_class_weights(choice)
     if len(weights) != len(names):
         raise ConfigError(
-            f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of "
-            f"{listed([shortened(name) for name in names], most=20)}"
+            f"--class-weights {choice}: {len(weights)} weights; expected {len(names)}, one for each of {named(names)}"
         )
     return weights
 

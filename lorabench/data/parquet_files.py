@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorabench.data.file_format import Columns, FileFormat, Scan
+from lorabench.data.file_format import Columns, FileFormat, Scan, named_twice
 from lorabench.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def scan_parquet(path: Path, given: FileFormat) -> Scan:
         schema, rows = file.schema_arrow, file.metadata.num_rows
         names = tuple(schema.names)
         if len(set(names)) != len(names):
-            raise ConfigError(f"names a column twice: {', '.join(names)}")
+            raise ConfigError(f"names a column twice: {named_twice(names)}")
         classes = _class_names(schema.metadata or {}, names)
     return Scan(names, rows, "Parquet", partial(_chunks, path, classes), classes)
 

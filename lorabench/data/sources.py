@@ -23,6 +23,7 @@ from lorabench.data.readers import TableStream, data_suffix, stream_table
 from lorabench.data.split_names import Part, choose_parts, split_in_name
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import file_hash, is_address, why_not
+from lorabench.wording import named
 
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
 _SPLITS = ("train", "validation", "test")
@@ -244,7 +245,7 @@ def _join(tables: Sequence[Table]) -> Table:
     first, *others = tables
     for other in others:
         if set(other.columns) != set(first.columns):
-            raise ConfigError(f"{other.origin}: other columns than {first.origin}: {', '.join(other.columns)}")
+            raise ConfigError(f"{other.origin}: other columns than {first.origin}: {named(other.columns)}")
         first = Table(
             f"{first.origin} + {other.origin}",
             {name: values + other.columns[name] for name, values in first.columns.items()},
@@ -252,7 +253,13 @@ def _join(tables: Sequence[Table]) -> Table:
             {
                 **first.source,
                 "rows": first.source["rows"] + other.source["rows"],
+                **_joined_split(first.source, other.source),
                 "and": [*first.source.get("and", ()), other.source],
             },
         )
     return first
+
+
+def _joined_split(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of a data set's splits as `--train-split` and its like name them, where they have a name."""
+    return {"split": f"{first['split']}+{other['split']}"} if "split" in first and "split" in other else {}

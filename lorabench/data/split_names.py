@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lorabench.config.run_config import DataConfig
 from lorabench.errors import ConfigError, IssueList
+from lorabench.wording import named
 
 # Names that data sets give their splits, the usual one first.
 _NAMES = {
@@ -62,7 +63,7 @@ def choose_parts(
             split, or rows are in two splits; all of it together.
     """
     issues = IssueList()
-    named = {"train": config.train_split, "validation": config.validation_split, "test": config.test_split}
+    asked = {"train": config.train_split, "validation": config.validation_split, "test": config.test_split}
     parts: dict[str, list[Part]] = {}
     remarks: list[str] = []
     for split in wanted:
@@ -70,7 +71,7 @@ def choose_parts(
         taken = [part.name for part in parts.get("train", ()) if part.whole]
         left = {name: count for name, count in rows.items() if name not in taken}
         try:
-            chosen, remark = _choose(origin, split, named[split], rows if named[split] else left)
+            chosen, remark = _choose(origin, split, asked[split], rows if asked[split] else left)
         except ConfigError as error:
             issues.extend(error.issues)
             continue
@@ -82,7 +83,7 @@ def choose_parts(
     read = {part.name for chosen in parts.values() for part in chosen}
     unread = [name for name in rows if name not in read]
     if unread:
-        remarks.append(f"{origin}: not read: {', '.join(unread)}")
+        remarks.append(f"{origin}: not read: {named(unread)}")
     return parts, remarks
 
 
@@ -92,9 +93,9 @@ def _choose(origin: str, split: str, spec: str | None, rows: Mapping[str, int]) 
     found = [name for name in rows if name.lower() in _NAMES[split]]
     if not found:
         found = [name for name in rows if re.split(r"[_.\-]", name.lower())[0] in _NAMES[split]]
-    flag, named = f"--{split}-split", ", ".join(rows) or "none"
+    flag, there = f"--{split}-split", named(rows) or "none"
     if not found and split == "train":
-        raise ConfigError(f"{origin}: no `train` split, found {named}; expected {flag} with one of them")
+        raise ConfigError(f"{origin}: no `train` split, found {there}; expected {flag} with one of them")
     if len(found) > 1 and split == "test":
         return [], []
     if len(found) > 1:
@@ -108,13 +109,13 @@ def _choose(origin: str, split: str, spec: str | None, rows: Mapping[str, int]) 
 
 def _parse(origin: str, split: str, spec: str, rows: Mapping[str, int]) -> list[Part]:
     """`name`, or in the way of `datasets` a range of its rows, or several: `train[:90%]`, `train+validation`."""
-    flag, known = f"--{split}-split {spec}", f"the splits are {', '.join(rows) or 'none'}"
+    flag, known = f"--{split}-split {spec}", f"the splits are {named(rows) or 'none'}"
     if spec in rows:
         return [Part(spec, 0, rows[spec], whole=True)]
     names = [name.split("[")[0].strip() for name in spec.split("+")]
     missing = [name for name in names if name not in rows]
     if missing:
-        raise ConfigError(f"{flag}: {origin} has no split {', '.join(missing)}; {known}")
+        raise ConfigError(f"{flag}: {origin} has no split {named(missing)}; {known}")
     from datasets import ReadInstruction
 
     try:

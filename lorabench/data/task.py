@@ -17,6 +17,7 @@ from lorabench.data.labels import (
     label_kind,
     label_names,
     label_remarks,
+    look_like_values,
     positive_index,
     read_labels,
 )
@@ -28,11 +29,12 @@ from lorabench.data.texts import (
     describe_rows,
     is_blank,
     odd_characters,
+    pair_remarks,
     read_texts,
 )
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
-from lorabench.wording import counted, listed, quoted, shortened
+from lorabench.wording import counted, listed, named, quoted, shortened
 
 ID_COLUMNS = ("id", "id_string")
 
@@ -215,6 +217,8 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         for name, count in found.filled.items()
     ]
     remarks += odd_characters(table.origin, found)
+    if config.template is None and preset.row_text.columns is None:
+        remarks += pair_remarks(table.origin, config.text_column, table.columns)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
 
 
@@ -248,8 +252,8 @@ def _classes(train: Table, labels: Sequence[str], config: DataConfig, remarks: l
     known = train.class_names.get(column, ())
     names = label_names(train.origin, column, labels, known, config.numeric_classes)
     remarks += label_remarks(train.origin, column, names, len(labels), known)
-    if config.numeric_classes and not all(map(is_number, names)):
-        remarks.append("--numeric-classes: without effect, as not all labels are numbers")
+    if config.numeric_classes and not all(map(is_number, names)) and not look_like_values(labels):
+        remarks.append("--numeric-classes: without effect, as these labels are classes without it")
     return names
 
 
@@ -268,7 +272,7 @@ def _number(origin: str, rows: Rows, raw: list[str] | None, labels: tuple[str, .
         values = listed([quoted(name) for name in sorted({raw[i] for i in unknown})])
         issues.add(
             f"{origin}: {describe_rows(unknown)} with labels outside the training labels ({values}); expected "
-            f"{listed([shortened(name) for name in labels], most=20)}"
+            f"{named(labels)}"
         )
     return dataclasses.replace(rows, labels=[index.get(label, -1) for label in raw])
 

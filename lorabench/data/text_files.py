@@ -54,7 +54,7 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, list[s
         name = encoding or "utf-8"
         try:
             head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
-            _refuse_foreign(head)
+            _refuse_foreign(head, compression)
             name, mark = _choose_encoding(head, encoding)
             said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
             if encoding and not codecs.lookup(name).name.startswith("utf") and _is_utf8(path):
@@ -91,7 +91,12 @@ def _decompressed(raw: IO[bytes], path: Path, compression: str) -> Any:
     return {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[compression](raw, "rb")
 
 
-def _refuse_foreign(head: bytes) -> None:
+def _refuse_foreign(head: bytes, compression: str | None) -> None:
+    inner = next((name for magic, name in _COMPRESSION_MAGIC.items() if head.startswith(magic)), None)
+    if inner is not None and compression is not None:
+        raise ConfigError(f"compressed twice, {inner} inside {compression}; expected one of the two")
+    if head and not head.strip(b"\0"):
+        raise ConfigError("begins with NUL bytes alone, as a file whose content was lost; expected text")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     for magic, kind in _FOREIGN.items():
         if head.startswith(magic) or start.startswith(magic):

@@ -13,12 +13,12 @@ from lorabench.config.run_config import DataConfig
 from lorabench.config.template import parse_template
 from lorabench.data.file_format import is_number, list_columns
 from lorabench.errors import IssueList
-from lorabench.wording import counted, listed
+from lorabench.wording import counted, listed, quoted
 
 # Unicode's separators, controls, and characters that only format others, as the zero-width space.
 _INVISIBLE = ("Z", "Cc", "Cf")
 _ODD_CHARACTERS = {"\0": "a NUL character", "\ufeff": "a byte order mark"}
-_NUMBER = "a number or a date"
+_NUMBER, _TRUTH = "a number or a date", "true or false"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_texts(
     missing = [name for name in dict.fromkeys(names) if name not in columns]
     if missing:
         named = f" ({flag})" if flag else ""
-        issues.add(f"{origin}: no column {', '.join(map(repr, missing))}{named}; {list_columns(columns)}")
+        issues.add(f"{origin}: no column {listed(list(map(quoted, missing)))}{named}; {list_columns(columns)}")
         return None
     if preset.row_text.columns:
         return _joined_by_task([columns[name] for name in names], preset)
@@ -127,6 +127,14 @@ def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...
     return tuple(name if name in columns else name.strip() for name in text_column.split(","))
 
 
+def pair_remarks(origin: str, text_column: str, columns: Mapping[str, Any]) -> list[str]:
+    """A sentence where `--text-column` could name one column or two."""
+    parts = [name.strip() for name in text_column.split(",")]
+    if text_column not in columns or len(parts) < 2 or not all(name in columns for name in parts):
+        return []
+    return [f"{origin}: column {text_column!r} is the text, not the pair of {' and '.join(map(repr, parts))}"]
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing in a text can be seen."""
     return all(map(is_invisible, text))
@@ -139,11 +147,20 @@ def is_invisible(character: str) -> bool:
 
 def odd_characters(origin: str, texts: Texts) -> list[str]:
     """Which rows have characters that files are broken or joined by, a sentence for each kind."""
-    both = [texts.texts] if texts.pairs is None else [texts.texts, texts.pairs]
-    found = {
+    return odd_remarks(origin, find_odd(texts.texts, texts.pairs))
+
+
+def find_odd(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, list[int]]:
+    """Kind of character -> numbers of the rows that have it."""
+    both = [texts] if pairs is None else [texts, pairs]
+    return {
         name: [i for i, row in enumerate(zip(*both, strict=True)) if any(character in text for text in row)]
         for character, name in _ODD_CHARACTERS.items()
     }
+
+
+def odd_remarks(origin: str, found: Mapping[str, Sequence[int]]) -> list[str]:
+    """What `find_odd` found, a sentence for each kind."""
     return [
         f"{origin}: {describe_rows(rows)} with {name} in the text; it is left there"
         for name, rows in found.items()
@@ -183,7 +200,7 @@ def _column_texts(
     kinds = {i: kind for i, value in enumerate(values) if (kind := _odd_kind(value, numbers)) is not None}
     if kinds:
         found = " and ".join(sorted(set(kinds.values())))
-        hint = f"; --template '{{{name}}}' reads them as texts" if set(kinds.values()) == {_NUMBER} else ""
+        hint = f"; --template '{{{name}}}' reads them as texts" if set(kinds.values()) <= {_NUMBER, _TRUTH} else ""
         rows = describe_rows(list(kinds), first_row)
         issues.add(f"{origin}: {rows} with {found} in column {name!r}; expected texts{hint}")
         return None
@@ -203,6 +220,8 @@ def _odd_kind(value: Any, numbers: bool) -> str | None:
         return "an object"
     if isinstance(value, bytes):
         return "bytes"
+    if isinstance(value, bool):
+        return None if numbers else _TRUTH
     if isinstance(value, (Number, datetime.date, datetime.time, datetime.timedelta)):
         return None if numbers else _NUMBER
     return "a list"

@@ -4,7 +4,9 @@ It differs from what the model came with in three settings, which it is saved wi
 such as `</s>` are text where they stand in a text, and it gives token types where the model has them.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabench.catalog.families import LLAMA_MARKS, family_of
@@ -14,8 +16,6 @@ from lorabench.errors import ConfigError, first_line
 from lorabench.machine.hub import explain_hub_error
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # Chosen so that tweets come out near the 33 tokens that Llama's tokenizer gives them: memory and time depend on it.
@@ -43,7 +43,6 @@ def load_tokenizer(
         tokenizer = _from_pretrained(
             config, source, add_prefix_space, local_only=shape_only, model_input_names=_input_names(model_config)
         )
-        _check_vocabulary(tokenizer)
     except (OSError, ValueError, ImportError) as error:
         if not shape_only:
             raise ConfigError(f"--model {config.model}: no tokenizer to be had: {explain_hub_error(error)}") from None
@@ -79,7 +78,7 @@ def _from_pretrained(
     )
 
 
-def read_tokenizer(source: "str | Path", **arguments: Any) -> "PreTrainedTokenizerBase":
+def read_tokenizer(source: str | Path, **arguments: Any) -> "PreTrainedTokenizerBase":
     """What transformers' `AutoTokenizer` reads from a folder or the Hub.
 
     Raises:
@@ -88,12 +87,26 @@ def read_tokenizer(source: "str | Path", **arguments: Any) -> "PreTrainedTokeniz
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+        _check_vocabulary(tokenizer)
+        return tokenizer
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{_broken_file(Path(source))} is no JSON ({first_line(error)}); expected it whole") from None
     except (OSError, ValueError, ImportError, MemoryError):
         raise
     except Exception as error:  # a file of another form: KeyError and others; tokenizers raises plain exceptions
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"its files are damaged ({reason}); expected a whole tokenizer.json") from None
+
+
+def _broken_file(folder: Path) -> str:
+    """The tokenizer's file that is no JSON, if the folder has one."""
+    for path in sorted(folder.glob("*token*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return path.name
+    return "one of its files"
 
 
 def _input_names(model_config: "PretrainedConfig") -> list[str]:
@@ -113,8 +126,7 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> None:
     """
     if tokenizer.is_fast and set(tokenizer.get_vocab()) <= marks_of(tokenizer).keys():
         raise ValueError(
-            f"its files hold no vocabulary, only {len(tokenizer)} marks; expected a tokenizer.json beside its "
-            "config.json"
+            f"its files hold no vocabulary, only {len(tokenizer)} marks; expected a tokenizer.json among them"
         )
 
 

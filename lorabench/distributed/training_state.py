@@ -72,6 +72,28 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def non_finite(model: nn.Module) -> list[str]:
+    """Names, as checkpoints have them, of the parameters with NaN or infinite values in the part that this rank holds.
+
+    Integers, as the codes of 4-bit weights, are neither.
+    """
+    held = ((name, _held_part(parameter)) for name, parameter in model.named_parameters())
+    spoilt = [name for name, part in held if part.is_floating_point() and not part.isfinite().all()]
+    return [_saved_name(name) for name in spoilt]
+
+
+def _held_part(parameter: torch.Tensor) -> torch.Tensor:
+    # ZeRO-3 empties a parameter and keeps this rank's part beside it.
+    return parameter.to_local() if isinstance(parameter, DTensor) else getattr(parameter, "ds_tensor", parameter)
+
+
+def _saved_name(name: str) -> str:
+    """A name without what the classifier and PEFT put around it."""
+    for added in (".base_layer", ".original_module", ".modules_to_save.default"):
+        name = name.replace(added, "")
+    return name.rpartition("base_model.model.")[2]
+
+
 def split_like(value: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
     """A full value, the same on every rank, as `template` holds it: device, and shard if it is one of FSDP2."""
     if not isinstance(template, DTensor):

@@ -70,6 +70,8 @@ def explain_hub_error(error: Exception, revision_flag: str = "--revision") -> st
     if names & _UNREACHABLE:
         return "the Hub cannot be reached (or HF_HUB_OFFLINE is set) and it is not in the local cache"
     text = str(error).strip()
+    if "trust_remote_code" in text:
+        return "it brings Python code of its own; expected --trust-remote-code, if you trust its author"
     if not text:
         return type(error).__name__
     first = text.splitlines()[0].strip()

@@ -33,6 +33,12 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message="IProgress not found")
     # PEFT imports bitsandbytes wherever it is there, and on some CPUs that warns of a package that nothing needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It sets its logger's level as it is imported, wherever transformers looks for it, and writes to standard output.
+    logging.getLogger("DeepSpeed").addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, head_names, trained_copies
-from lorabench.models.configuration import MODEL_EXPECTATION, fetch_model_config, load_model_config
+from lorabench.models.configuration import load_model_config, read_model_config, unavailable
 from lorabench.models.continued import put_saved_adapter
 from lorabench.models.description import beside_text, build_skeleton, lora_targets, model_arguments
+from lorabench.models.folder import MODEL_EXPECTATION
 from lorabench.models.head import HeadPlan, settle_head
 from lorabench.models.quantization import POOLER, build_random, build_settings, cpu_issues, expand_anew, keep_layout
 from lorabench.models.reload import load_with_peft, reload_arguments
@@ -134,7 +135,7 @@ def load_adapted(
             quantization = _quantization_of_base(base, len(labels), device, dtype)
         adapted = load_with_peft(
             folder,
-            reload_arguments(fetch_model_config(base), labels, pad_id(tokenizer), resized=True),
+            reload_arguments(read_model_config(base), labels, pad_id(tokenizer), resized=True),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             dtype=quantized_from or dtype,
@@ -144,7 +145,8 @@ def load_adapted(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"{folder}: {explain_hub_error(error)}") from None
     except ConfigError as error:  # it speaks of a flag of the training, which whoever loads has not given
-        raise ConfigError(f"{folder}: its base model: {str(error).removeprefix('--model ')}") from None
+        said = str(error).removeprefix("--model ").removesuffix(f". {MODEL_EXPECTATION}")
+        raise ConfigError(f"{folder}: its base model {said}") from None
     except RuntimeError as error:  # how torch says that shapes differ
         if is_out_of_memory(error):
             raise
@@ -220,7 +222,7 @@ def _load_base(
             **arguments,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
+        raise unavailable(config, error) from None
     resized = {key[0] for key in loading["mismatched_keys"]}
     fresh = {*loading["missing_keys"], *resized}
     lost = sorted(name for name in fresh if not _is_heads(base, name) and f".{POOLER}." not in name)

@@ -3,9 +3,6 @@
 Neither PEFT nor a model is imported, so that a wrong name is answered before they are.
 """
 
-import json
-from pathlib import Path
-
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -13,15 +10,11 @@ from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError, IssueList
-from lorabench.files import is_address
 from lorabench.machine.hub import explain_hub_error
+from lorabench.models.folder import IS_ADAPTER, MODEL_EXPECTATION, place_issue, weights_issues
 from lorabench.models.positions import usable_positions
 from lorabench.models.source import model_source
 
-MODEL_EXPECTATION = (
-    "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
-)
-WEIGHTS_FILE = "model.safetensors"
 # What transformers calls a label that is one of several classes.
 SINGLE_LABEL = "single_label_classification"
 
@@ -55,7 +48,14 @@ def read_model_config(config: ModelConfig) -> PretrainedConfig:
     try:
         return fetch_model_config(config)
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"--model {config.model}: {explain_hub_error(error)}. {MODEL_EXPECTATION}") from None
+        raise unavailable(config, error) from None
+
+
+def unavailable(config: ModelConfig, error: Exception) -> ConfigError:
+    """Why a model cannot be had, by what a library raised."""
+    reason = explain_hub_error(error)
+    advice = "" if "; expected " in reason else f". {MODEL_EXPECTATION}"
+    return ConfigError(f"--model {config.model}: {reason}{advice}")
 
 
 def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
@@ -68,28 +68,12 @@ def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
         preset = MODELS[config.model]
         return AutoConfig.for_model(preset.model_type, **preset.shape)
     source = model_source(config)
-    if config.revision is not None and Path(source).is_dir():
-        raise ConfigError(f"--revision {config.revision}: --model {config.model} is a folder; expected a Hub model")
-    _refuse_absent_path(config, source)
+    issue = place_issue(config)
+    if issue is not None:
+        raise ConfigError(issue)
     if find_adapter_config_file(source, revision=config.revision) is not None:
-        raise ConfigError(f"--model {config.model}: that is an adapter; --adapter FOLDER goes on from it")
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ConfigError(
-            f"--model {config.model}: no config.json there; expected the folder of a model for transformers"
-        )
+        raise ConfigError(f"--model {config.model}: {IS_ADAPTER}")
     return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
-
-
-def _refuse_absent_path(config: ModelConfig, source: str) -> None:
-    """Refuse what can only be a path, and is none of a folder: libraries would take it for a malformed Hub id."""
-    if Path(source).is_dir():
-        return
-    if is_address(source):
-        raise ConfigError(f"--model {config.model}: an address; expected a Hub id (owner/name) or a local folder")
-    if Path(source).is_file():
-        raise ConfigError(f"--model {config.model}: a file; expected the folder of a model for transformers")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
-        raise ConfigError(f"--model {config.model}: no such folder. {MODEL_EXPECTATION}")
 
 
 def set_pad(model_config: PretrainedConfig, pad_token_id: int) -> None:
@@ -122,8 +106,7 @@ def configuration_issues(
             f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
             "--quantize nf4 quantises as it loads"
         )
-    issues.extend(_pickle_issues(config))
-    issues.extend(_weights_issues(config, getattr(model_config, "transformers_weights", None)))
+    issues.extend(weights_issues(config, getattr(model_config, "transformers_weights", None)))
     if family is None:
         issues.extend(_unknown_type_issues(config, model_config))
     else:
@@ -153,65 +136,3 @@ def _unknown_type_issues(config: ModelConfig, model_config: PretrainedConfig) ->
     if place is not None:
         issues.append(f"{subject} not supported: it reads a row {place}, padding included")
     return issues
-
-
-def _pickle_issues(config: ModelConfig) -> list[str]:
-    """What is said of a local checkpoint whose weights are a pickle, which runs what its author wrote as it loads."""
-    folder = Path(model_source(config))
-    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
-    if config.weights == "random" or not pickles or any(folder.glob("*.safetensors")):
-        return []
-    return [
-        f"--model {config.model}: its weights are a pickle ({pickles[0]}), which can run code; expected "
-        "model.safetensors. If you trust its author, convert it: AutoModel.from_pretrained(FOLDER, "
-        "use_safetensors=False).save_pretrained(NEW_FOLDER), with the Auto class of its own head"
-    ]
-
-
-def _weights_issues(config: ModelConfig, named: str | None) -> list[str]:
-    """What is wrong with a local checkpoint's weights by the names, sizes and headers of its files.
-
-    Args:
-        named: a file that the configuration names for them, which is left to transformers.
-    """
-    folder = Path(model_source(config))
-    if named is not None or config.weights == "random" or not folder.is_dir() or _pickle_issues(config):
-        return []
-    subject, whole = f"--model {config.model}", folder / WEIGHTS_FILE
-    index = folder / f"{WEIGHTS_FILE}.index.json"
-    if whole.is_file():
-        shards = [whole.name]
-    elif index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return [f"{subject}: {index.name} is no index of weights; expected one with a weight_map"]
-    else:
-        return [f"{subject}: no weights there; expected {WEIGHTS_FILE} beside its config.json"]
-    lacking = [name for name in shards if not (folder / str(name)).is_file()]
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        return [f"{subject}: {index.name} names {lacking[0]}{more}, not there; expected all files of its weights"]
-    return [
-        f"{subject}: {name} {wrong}; expected a whole file"
-        for name in shards
-        if (wrong := _safetensors_issue(folder / name)) is not None
-    ]
-
-
-def _safetensors_issue(path: Path) -> str | None:
-    """What is wrong with a file by its header: eight bytes with its length, then JSON with the places of tensors."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            return f"is cut short, or no safetensors ({size} bytes)"
-        try:
-            header = json.loads(file.read(length))
-            end = max(
-                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "has a damaged header"
-    told = 8 + length + end
-    return None if size == told else f"has {size} bytes where its header tells of {told}"

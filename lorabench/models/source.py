@@ -1,6 +1,7 @@
 """Where a model's files are: a local folder, an installed package's, or the Hub; and which version of them it is."""
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,31 @@ def fingerprint_files(folder: Path) -> dict[str, dict[str, Any]]:
             entry["sha256_of_header"] = file_hash(path, _header_bytes(path))
         found[path.name] = entry
     return found
+
+
+def changed_files(folder: Path, recorded: Mapping[str, Any]) -> list[str]:
+    """Names of the recorded files that are not there, or are others now.
+
+    Sizes are compared first. What is hashed then is what was: two gigabytes of weights at most, a second each.
+
+    Args:
+        recorded: what `fingerprint_files` gave of the folder, or a part of it.
+    """
+    resized = [name for name, entry in recorded.items() if not _has_size(folder / name, entry)]
+    return sorted(resized or (name for name, entry in recorded.items() if not _has_hash(folder / name, entry)))
+
+
+def _has_size(path: Path, entry: Any) -> bool:
+    try:
+        return isinstance(entry, Mapping) and path.stat().st_size == entry.get("bytes")
+    except OSError:
+        return False
+
+
+def _has_hash(path: Path, entry: Mapping[str, Any]) -> bool:
+    if "sha256" in entry:
+        return file_hash(path) == entry["sha256"]
+    return file_hash(path, _header_bytes(path)) == entry.get("sha256_of_header")
 
 
 def _header_bytes(path: Path) -> int:

@@ -15,9 +15,17 @@ _INDENT = " " * 11
 
 
 def name_cells(name: object, cells: int = NAME_CELLS) -> str:
-    """A class's name as one word of a line: at most `cells` wide, and nothing that moves a terminal's cursor."""
+    """A class's name as one word of a line: at most `cells` wide, and nothing that moves a terminal's cursor.
+
+    A wider one keeps its beginning and its end, where names differ.
+    """
     text = printable(str(name))
-    return text if cell_len(text) <= cells else set_cell_size(text, cells - 3) + "..."
+    if cell_len(text) <= cells:
+        return text
+    end = text[-(cells // 4) :]
+    while cell_len(end) > cells // 4:
+        end = end[1:]
+    return f"{set_cell_size(text, cells - 3 - cell_len(end))}...{end}"
 
 
 def meaning_line(run: Mapping[str, Any]) -> str | None:

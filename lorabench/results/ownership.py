@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import stat
 import time
@@ -18,14 +19,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import LOCK_FILE
 from lorabench.errors import ConfigError
-from lorabench.results.run_folder import METRICS_FILE, RUN_FILE, lookup
+from lorabench.results.run_folder import CONFIG_FILE, METRICS_FILE, RUN_FILE, lookup
 
 # Seconds that a lock is tried for: who only asks whether it is held holds it for a moment.
 _PATIENCE_S = 0.5
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _LONGEST_WORD = 4096
+# What a run writes before its first step.
+_OPENING = (RUN_FILE, CONFIG_FILE, METRICS_FILE)
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,13 @@ class Ownership:
     def __init__(self) -> None:
         self._descriptor: int | None = None
         self._folder: Path | None = None
-        self._made = False
+        self._made: Path | None = None
 
-    def take(self, folder: Path, made: bool = False) -> None:
+    def take(self, folder: Path, made: Path | None = None) -> None:
         """Take the lock of a folder that is there; once it is held, nothing.
 
         Args:
-            made: this run has made the folder.
+            made: the first folder on the way there that this run has made, the folder itself or one above it.
 
         Raises:
             ConfigError: somebody else holds it, or the folder takes no file.
@@ -78,20 +82,26 @@ class Ownership:
         self._descriptor, self._folder, self._made = descriptor, folder, made
 
     def give_up(self) -> None:
-        """Take a new run's record away again, and the folder that it made, while the lock is held.
+        """Take away again what a new run has written before it began to train, while the lock is held.
 
-        A folder that was there keeps the lock file, which others may be waiting for. One with other files in it, or
-        one that cannot be changed, stays as it is.
+        So go the folders that it made. One that was there keeps the lock file, which others may be waiting for. One
+        with other files in it, or one that cannot be changed, stays as it is.
         """
         folder = self._folder
         if folder is None or self._descriptor is None:
             return
         with suppress(OSError):
-            if {path.name for path in folder.iterdir()} <= {RUN_FILE, LOCK_FILE}:
-                (folder / RUN_FILE).unlink(missing_ok=True)
-                if self._made:
+            if {path.name for path in folder.iterdir()} <= {*_OPENING, *TRACKERS, LOCK_FILE}:
+                for name in _OPENING:
+                    (folder / name).unlink(missing_ok=True)
+                for name in TRACKERS:
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                if self._made is not None:
                     (folder / LOCK_FILE).unlink(missing_ok=True)
-                    folder.rmdir()
+                    for made in (folder, *folder.parents):
+                        made.rmdir()
+                        if made == self._made:
+                            break
 
     def release(self) -> None:
         """Give the lock back, if it is held; its file stays, and names the last owner."""

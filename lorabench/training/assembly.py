@@ -10,6 +10,7 @@ import torch
 
 from lorabench.catalog.families import family_of
 from lorabench.catalog.tasks import task_preset
+from lorabench.config.checks import is_one_machine
 from lorabench.config.run_config import RunConfig
 from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
@@ -35,6 +36,7 @@ from lorabench.packed.choice import build_execution
 from lorabench.packed.head_start import compiling_ahead
 from lorabench.step.execution import Execution
 from lorabench.step.optimizer import build_optimizer, build_schedule, total_steps
+from lorabench.training.provenance import check_start
 from lorabench.units import GB
 
 if TYPE_CHECKING:
@@ -79,6 +81,8 @@ def prepare_inputs(setting: Setting) -> Inputs:
         ConfigError: the model cannot be had or used for this, or a row does not fit.
     """
     config, data = setting.config, setting.data
+    if not is_one_machine():  # else it was looked at before
+        check_start(config.model)
     saved_config = read_model_config(config.model)
     model_config = with_classes(config.model, copy.deepcopy(saved_config), len(data.labels))
     model_config.id2label = dict(enumerate(data.labels))

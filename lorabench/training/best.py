@@ -15,12 +15,12 @@ from lorabench.data.batching import Batch, MicroBatch, PaddedCollator, longest_f
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
-from lorabench.files import write_text_atomic
+from lorabench.files import file_hash, write_text_atomic
 from lorabench.models.reload import reload_arguments
 from lorabench.models.source import published_source
 from lorabench.results.calibration import temperature_words, threshold_words
 from lorabench.results.class_table import name_cells
-from lorabench.results.run_folder import ADAPTER_FOLDER, VALIDATION_PREDICTIONS_FILE
+from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_WEIGHTS, VALIDATION_PREDICTIONS_FILE
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
 from lorabench.training.assembly import Built, Inputs
@@ -124,9 +124,9 @@ class BestAdapter:
         """Put the best adapter back, and prove that the file holds it. A collective call.
 
         Returns:
-            The record's `adapter`: its folder and the largest difference between validation logits before saving and
-            after reloading (None where the run went on with other evaluation batches since); None where no adapter was
-            kept.
+            The record's `adapter`: its folder, the SHA-256 of its weights, and the largest difference between
+            validation logits before saving and after reloading (None where the run went on with other evaluation
+            batches since); None where no adapter was kept.
 
         Raises:
             RunError: the file differs from what was in memory, or the reloaded adapter gives other logits.
@@ -140,7 +140,8 @@ class BestAdapter:
             checkpoint.load_state(self._built.classifier.adapted, best)
         expected = self._comparable_logits
         difference = None if expected is None else self._compare(expected)
-        return {"folder": ADAPTER_FOLDER, "reload_difference": difference}
+        digest = self._setting.ranks.on_main(lambda: file_hash(folder / ADAPTER_WEIGHTS))
+        return {"folder": ADAPTER_FOLDER, "sha256": digest, "reload_difference": difference}
 
     def write_card(self, record: Record, calibration: Mapping[str, Any] | None) -> None:
         """Write the adapter's card once more, with what is known at the end. A collective call.

@@ -15,7 +15,7 @@ from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError, RunError, first_line
 from lorabench.machine.meters import MemoryMonitor, Throughput
-from lorabench.models.source import fingerprint_files, model_source, pinned_revision
+from lorabench.models.source import changed_files, model_source, pinned_revision
 from lorabench.results.run_folder import (
     ADAPTER_STAGING,
     OWN_NAMES,
@@ -67,7 +67,7 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
         issues = recorded_changes(folder, known, setting.config)
     except ConfigError as error:
         return None, list(error.issues)
-    savepoint = read_newest_savepoint(folder)
+    savepoint = read_newest_savepoint(folder, say=lambda message: print(f"resume     {message}", flush=True))
     if savepoint is None:
         return None, issues
     if savepoint.progress.get("format") != STATE_FORMAT or not savepoint.progress.keys() >= EXPECTED:
@@ -99,8 +99,7 @@ def _base_issues(known: Mapping[str, Any], config: ModelConfig) -> list[str]:
         return [f"--resume: {config.model} is at commit {now}, the run began at {before}; --revision {before} goes on"]
     files, source = lookup(known, "model", "files"), Path(model_source(config))
     if isinstance(files, Mapping) and source.is_dir():
-        found = fingerprint_files(source)
-        changed = sorted(name for name, entry in files.items() if found.get(name) != entry)
+        changed = changed_files(source, files)
         if changed:
             return [f"--resume: {changed[0]} in {source} is not the file that the run began with"]
     return []

@@ -13,8 +13,8 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
     data, flags = record["data"], record["config"]["data"]
     lines = []
     if data["held_out"]:
-        share, how = f"{100 * flags['validation_share']:g} %", f"{flags['split']}, seed {flags['split_seed']}"
-        lines.append(f"split      {share} of the rows held out for validation, {how}")
+        how = f"{flags['split']}, seed {flags['split_seed']}"
+        lines.append(f"split      {_held_out(data, flags)} of the rows held out for validation, {how}")
     if data["dropped"] is not None:
         shared, repeated = counted(data["dropped"]["shared"], "training row"), data["dropped"]["repeated"]
         lines.append(f"dropped    {shared} whose text stands in validation or test, and {repeated} repeated")
@@ -46,6 +46,15 @@ def data_lines(record: Mapping[str, Any]) -> list[str]:
             ]
             lines.append(f"rare       F1 {listed(parts)}")
     return lines
+
+
+def _held_out(data: Mapping[str, Any], flags: Mapping[str, Any]) -> str:
+    """The share that was held out, with the one that was asked for where a class more on either side made another."""
+    asked = flags["validation_share"]
+    share = data.get("held_out_share") or asked
+    if f"{100 * share:.0f}" == f"{100 * asked:.0f}":
+        return f"{100 * asked:g} %"
+    return f"{100 * share:.3g} % (asked for: {100 * asked:g} %)"
 
 
 def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:

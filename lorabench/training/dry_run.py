@@ -14,6 +14,10 @@ from lorabench.results.class_table import name_cells
 from lorabench.training.data_facts import data_facts
 from lorabench.training.data_notes import data_lines, source_lines
 from lorabench.training.refusals import refuse_early
+from lorabench.wording import listed
+
+# Classes that a line names before it only counts them.
+MOST_CLASSES = 50
 
 
 def show_dry_run(config: RunConfig) -> None:
@@ -41,11 +45,11 @@ def dry_run_lines(record: Mapping[str, Any]) -> list[str]:
     lines = [f"data: {line}" for line in source_lines(data["sources"])]
     for split, rows in data["rows"].items():
         counts = data["class_counts"][split]
-        classes = "not labelled" if counts is None else ", ".join(
-            f"{name_cells(label)} {count}" for label, count in zip(data["labels"], counts, strict=True)
+        classes = "not labelled" if counts is None else listed(
+            [f"{name_cells(label)} {count}" for label, count in zip(data["labels"], counts, strict=True)], MOST_CLASSES
         )  # fmt: skip
         lines.append(f"{split}: {rows} rows ({classes})")
-    lines.append(f"labels: {', '.join(map(name_cells, data['labels']))}")
+    lines.append(f"labels: {listed([name_cells(label) for label in data['labels']], MOST_CLASSES)}")
     if data["positive_label"] is not None:
         lines.append(f"positive label: {name_cells(data['positive_label'])}")
     lines += [*data_lines(record), *(f"note: {remark}" for remark in data["remarks"])]

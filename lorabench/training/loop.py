@@ -10,12 +10,14 @@ import torch
 from lorabench.catalog.metrics import METRICS
 from lorabench.config.run_config import BestMetric
 from lorabench.data.batching import PaddedCollator
-from lorabench.errors import RunInterrupted
+from lorabench.distributed.training_state import non_finite
+from lorabench.errors import ConfigError, RunError, RunInterrupted
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
 from lorabench.step.scores import Scores, score, score_classes
 from lorabench.training.epoch import train_epoch
 from lorabench.training.job import Job, Progress
+from lorabench.wording import counted, listed
 
 
 def train(job: Job, progress: Progress) -> None:
@@ -25,11 +27,13 @@ def train(job: Job, progress: Progress) -> None:
     with that evaluation.
 
     Raises:
+        ConfigError: see `check_start`.
         RunError: the loss is not finite; names step and epoch.
         RunInterrupted: a signal asked for it; a checkpoint has been saved.
     """
     if progress.before is None:
         progress.before, _ = evaluate_and_record(job, progress, epoch=0.0)
+        check_start(job, progress.before)
     while True:
         if evaluation_is_due(job, progress):
             finish_epoch(job, progress)
@@ -40,6 +44,32 @@ def train(job: Job, progress: Progress) -> None:
             stopping = train_epoch(job, progress)
         if stopping:
             save_and_stop(job)
+
+
+def check_start(job: Job, before: Record) -> None:
+    """Refuse a model whose validation loss is no number before training has changed it. A collective call.
+
+    Raises:
+        ConfigError: its weights hold NaN or infinite values; names them.
+        RunError: they do not, and its activations overflow.
+    """
+    if job.setting.shape_only or math.isfinite(before["loss"]):
+        return
+    model, ranks = job.setting.config.model, job.setting.ranks
+    spoilt = sorted({name for names in ranks.gather(non_finite(job.built.prepared)) for name in names})
+    if not spoilt:
+        precision = job.setting.precision
+        raise RunError(
+            f"the validation loss is {before['loss']} before training, though all weights are finite; computed in "
+            f"{precision}{'' if precision == 'fp32' else ': try --precision fp32'}"
+        )
+    subject = (
+        f"--model {model.model}" if model.adapter is None else f"--model {model.model}, --adapter {model.adapter}"
+    )
+    raise ConfigError(
+        f"{subject}: NaN or infinite values in {counted(len(spoilt), 'tensor')} ({listed(spoilt)}); expected "
+        "a whole pretrained model"
+    )
 
 
 def evaluation_is_due(job: Job, progress: Progress) -> bool:

@@ -6,6 +6,7 @@ The file is read twice, in pieces: once to check and count it before a model is 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lorabench.data.texts import odd_remarks
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import is_same_file
 from lorabench.harmless import printable
@@ -52,6 +53,8 @@ def predict_file(options: PredictOptions) -> PredictSummary:
     run, source = check(options)
     print(f"input      {printable(source.description)}", flush=True)
     facts = source.survey()
+    for remark in odd_remarks(source.origin, facts.odd):
+        print(f"note       {printable(remark)}", flush=True)
     # Heavy imports, only for input that is known to be good.
     from lorabench.training.predictor import RowPredictor
 

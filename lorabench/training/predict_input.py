@@ -12,11 +12,11 @@ from lorabench.data.file_format import Columns, FileFormat, list_columns
 from lorabench.data.readers import TableStream, stream_table
 from lorabench.data.sources import file_format, idle_format_flags
 from lorabench.data.task import ID_COLUMNS, Rows
-from lorabench.data.texts import Texts, read_texts
+from lorabench.data.texts import Texts, find_odd, read_texts
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
 from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_kinds
-from lorabench.wording import counted
+from lorabench.wording import counted, listed, quoted
 
 # A piece is large enough that rows of like length meet in it and packs are full. Characters bound it, too: a tokenizer
 # gives two numbers for each token, about 40 bytes per character.
@@ -50,14 +50,18 @@ class InputFacts:
     Attributes:
         rows: how many there are.
         blank: how many of them have no text.
+        odd: kind of character that files are broken or joined by -> numbers of the rows that have it.
     """
 
     rows: int = 0
     blank: int = 0
+    odd: dict[str, list[int]] = field(default_factory=dict)
     _kinds: dict[str, KindFinder] = field(default_factory=dict)
 
     def add(self, piece: InputPiece) -> None:
         """Count one more piece."""
+        for kind, found in find_odd(piece.rows.texts, piece.rows.pairs).items():
+            self.odd.setdefault(kind, []).extend(self.rows + piece.places[i] for i in found)
         self.rows += len(piece.ids)
         self.blank += len(piece.ids) - len(piece.rows)
         for name, values in {"id": piece.ids, **piece.kept}.items():
@@ -113,7 +117,7 @@ class PredictInput:
         names = columns if keep == ALL_COLUMNS else [name.strip() for name in keep.split(",")]
         missing = [name for name in names if name not in columns]
         if missing:
-            names_missing = ", ".join(map(repr, missing))
+            names_missing = listed(list(map(quoted, missing)))
             issues.add(f"{self.origin}: no column {names_missing} (--keep-columns); {list_columns(columns)}")
         kept = [name for name in dict.fromkeys(names) if name != self._id_column]
         new: dict[str, str] = {}

@@ -14,6 +14,7 @@ from lorabench.errors import ConfigError
 from lorabench.files import replacing
 from lorabench.results.row_files import Kind, row_suffix, row_writer
 from lorabench.results.run_folder import find_adapter, read_run
+from lorabench.training.provenance import adapter_issues
 from lorabench.training.tuning import AUTO, PLAIN, TUNED_BY, Choice, Tuning, recorded_tuning
 
 if TYPE_CHECKING:
@@ -251,10 +252,14 @@ class FinishedRun:
         """`read`, where the adapter can be loaded, as far as that is known without loading it.
 
         Raises:
-            ConfigError: there is no record, no adapter, or no library that its base model needs.
+            ConfigError: there is no record, no adapter, or no library that its base model needs; adapter or base model
+                are not those of the run.
         """
         run = cls.read(folder)
-        base_of(run.find_adapter())
+        adapter = run.find_adapter()
+        issues = adapter_issues(read_run(folder), adapter, *base_of(adapter))
+        if issues:
+            raise ConfigError(f"--run {folder}: {issue}" for issue in issues)
         if run.config.model.quantize == "nf4" and find_spec("bitsandbytes") is None:
             raise ConfigError(
                 f"--run {folder}: its base model is held in 4 bits; expected `pip install bitsandbytes` before"

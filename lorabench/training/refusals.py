@@ -8,7 +8,9 @@ from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import gpus_hidden, list_gpus
+from lorabench.models.folder import folder_issues
 from lorabench.results.run_folder import read_run
+from lorabench.training.provenance import check_start
 
 
 def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> None:
@@ -22,7 +24,7 @@ def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> N
     """
     issues = IssueList()
     issues.extend(batch_issues(config.optim, int(os.environ.get("WORLD_SIZE") or 1), len(data.train)))
-    for check in (_check_device, _check_continuation, *([_check_model] if model_too else [])):
+    for check in (_check_device, _check_continuation, _check_adapter, *([_check_model] if model_too else [])):
         try:
             check(config)
         except ConfigError as error:
@@ -55,14 +57,24 @@ def _check_continuation(config: RunConfig) -> None:
             raise ConfigError(changes)
 
 
-def _check_model(config: RunConfig) -> None:
-    """Refuse a model that is not there or cannot be trained, as far as its configuration says so.
+def _check_adapter(config: RunConfig) -> None:
+    """Refuse an adapter to go on from that was trained on another base model; several machines look later."""
+    if is_one_machine():
+        check_start(config.model)
 
-    Imported here: transformers takes a second, and what is asked of it needs neither PEFT nor a model. Machines may
-    differ in what they have; one that refused alone would leave the others waiting, so there all look together later.
+
+def _check_model(config: RunConfig) -> None:
+    """Refuse a model that is not there or cannot be trained, as far as its files and its configuration say so.
+
+    Imported here, once a folder is known to hold a model: transformers takes a second, on a busy machine many, and
+    what is asked of it needs neither PEFT nor weights. Machines may differ in what they have; one that refused alone
+    would leave the others waiting, so there all look together later.
     """
     if not is_one_machine():
         return
+    issues = folder_issues(config.model)
+    if issues:
+        raise ConfigError(issues)
     from lorabench.models.configuration import configuration_issues, read_model_config
 
     model_config = read_model_config(config.model)

@@ -75,6 +75,20 @@ def execute(
     inputs = ranks.together(lambda: prepare_inputs(setting))
     check_same_rows(setting, inputs)
     folder = create_folder(setting, ownership)
+    with given_up_if_refused(setting, ownership):
+        record = train_in(folder, setting, inputs)
+    setting.strategy.accelerator.end_training()
+    return folder, record
+
+
+def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
+    """Train into the run's folder, which this run holds. Returns the record.
+
+    Raises:
+        ConfigError: the run cannot go on, or the model's weights are not all there, or no numbers.
+        RunError: the run failed; `run.json` says so.
+    """
+    config, ranks = setting.config, setting.ranks
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
     keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint), setting.began)
     keeper.write_config(config)
@@ -83,8 +97,7 @@ def execute(
         with recorded(setting, keeper, loading=True):
             print("\n".join(opening_lines(keeper, device, config_notes(config))), flush=True)
     memory, progress = MemoryMonitor(ranks.device), Progress(Stopwatch(ranks.device))
-    with given_up_if_refused(setting, ownership):
-        built = load(setting, inputs, keeper, memory)
+    built = load(setting, inputs, keeper, memory)
     with open_sinks(setting, keeper, built.total_steps) as sink, recorded(setting, keeper):
         stop = StopSignal()
         best = BestAdapter(setting, inputs, built, folder)
@@ -113,13 +126,12 @@ def execute(
     if ranks.is_main:
         draw(keeper)
         show_results(keeper)
-    setting.strategy.accelerator.end_training()
-    return folder, keeper.record
+    return keeper.record
 
 
 @contextmanager
 def given_up_if_refused(setting: Setting, ownership: Ownership) -> Iterator[None]:
-    """A new run whose model is refused as it loads leaves no folder: the same command works once that is mended."""
+    """A new run that is refused before its first step leaves no folder: the same command works once that is mended."""
     try:
         yield
     except ConfigError:
@@ -212,7 +224,11 @@ def _take_folder(folder: Path, resume: bool, ownership: Ownership) -> list[str]:
     if problems:
         return problems
     try:
-        made = not folder.exists()
+        made = None
+        for parent in (folder, *folder.parents):
+            if parent.exists():
+                break
+            made = parent
         folder.mkdir(parents=True, exist_ok=True)
         ownership.take(folder, made)
     except OSError as error:

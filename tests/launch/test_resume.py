@@ -262,7 +262,7 @@ def test_a_best_adapter_of_other_evaluation_batches_is_checked_by_its_file_alone
     ended = resuming.run(resumed(make_flags(run_dir, **worsening, eval_batch_size=3)))
     assert ended.code == 0, ended
     assert record(run_dir)["best"]["step"] == EPOCH, "the second epoch must be worse"
-    assert record(run_dir)["adapter"] == {"folder": "adapter", "reload_difference": None}
+    assert record(run_dir)["adapter"]["reload_difference"] is None
 
 
 def test_patience_carries_over(make_flags: MakeFlags, tmp_path: Path) -> None:

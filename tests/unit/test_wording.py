@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorabench.wording import counted, listed
+from lorabench.wording import counted, listed, named, shortened
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows")])
@@ -19,3 +19,15 @@ def test_five_are_named_and_the_others_counted(items: str, said: str) -> None:
 
 def test_fewer_may_be_named() -> None:
     assert listed(["a", "b", "c"], most=2) == "a, b and 1 more"
+
+
+def test_of_a_long_name_both_ends_are_shown() -> None:
+    assert shortened("x" * 60) == "x" * 60
+    long = [f"{'x' * 100}{end}" for end in "ab"]
+    assert [shortened(name) for name in long] == [f"{'x' * 45}...{'x' * 14}{end}" for end in "ab"]
+
+
+def test_a_message_stays_one_however_many_names_there_are() -> None:
+    assert named(["a", "b"]) == "a, b"
+    message = named(f"{'x' * 1000}{i}" for i in range(20_000))
+    assert message.endswith(" and 19980 more") and len(message) < 2000

@@ -346,6 +346,7 @@ def test_a_template_stands_in_place_of_a_text_column_whatever_its_name(column: s
     [
         ("--model", "robarta-large", "roberta-large"),
         ("--model", "llama2", "llama2-7b"),
+        ("--model", "MiniLM", "minilm"),
         ("--task", "disaster-tweet", "disaster-tweets"),
         ("--task", "reclore", "reclor"),
     ],
@@ -356,6 +357,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_known(flag: str, v
     message = str(raised.value)
     assert message.startswith(f"{flag} {value!r}: unknown. Did you mean {nearest}")
     assert all(name in message for name in (MODELS if flag == "--model" else TASKS))
+
+
+@pytest.mark.parametrize("value", ["bert-base-uncased", "distilbert", "gpt2"])
+def test_what_is_near_to_no_name_gets_no_guess(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"--model '{value}': unknown. Expected one of roberta-large, "):
+        parse_run_config(["--model", value])
 
 
 def test_a_name_like_no_other_gets_no_guess() -> None:

@@ -80,13 +80,14 @@ def test_the_record_says_what_was_found_and_which_classes_are_rare() -> None:
         texts = ["x"] * (len(labels) if labels is not None else count)
         return Rows(texts, texts, labels, [(0, 1)] * len(texts))
 
-    findings = Findings(True, {"validation": 2, "test": 1}, Conflicts(1, 3), Dropped(4, 5))
+    findings = Findings(True, {"validation": 2, "test": 1}, Conflicts(1, 3), Dropped(4, 5), held_out_share=0.25)
     data = TaskData(
         rows([0] * 9 + [1] * 9 + [2]), rows([0] * 6 + [1]), rows([1] * 5), ("a", "b", "c"), None, None,
         findings=findings,
     )  # fmt: skip
     assert data.findings_to_json() == {
         "held_out": True,
+        "held_out_share": 0.25,
         "rows_in_train": {"validation": 2, "test": 1},
         "test_rows_in_validation": 0,
         "conflicting_labels": {"texts": 1, "rows": 3},
@@ -97,6 +98,7 @@ def test_the_record_says_what_was_found_and_which_classes_are_rare() -> None:
     unlabelled = replace(data, test=rows(None, 3), findings=Findings())
     assert unlabelled.findings_to_json() == {
         "held_out": False,
+        "held_out_share": None,
         "rows_in_train": {},
         "test_rows_in_validation": 0,
         "conflicting_labels": {"texts": 0, "rows": 0},

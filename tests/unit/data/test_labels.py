@@ -96,11 +96,25 @@ def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> 
         "--numeric-classes where each number is the name of one"
     )
     assert names(labels, numeric=True) == ("0.25", "0.5", "1", "2")
-    assert names([*labels, "other"]) == ("0.25", "0.5", "1", "2", "other")
     assert "numbers such as 0,5 (row 2), which look like values to predict" in refused(["1", "0,5", "2"])
     assert names(["1", "0,5"], numeric=True) == ("0,5", "1")
     assert "numbers such as 1e-05 (row 1)" in refused(["1e-05", "2"])
     assert "numbers such as 1.5e3 (row 2)" in refused(["1", "1.5e3"])
+
+
+def test_a_few_words_among_values_do_not_make_them_classes() -> None:
+    labels = [f"{i / 100}" for i in range(1, 99)] + ["n/a", "n/a"]
+    assert refused(labels) == (
+        "f: column 'y' holds numbers such as 0.01 (row 1), beside 'n/a', which look like values to predict; expected "
+        "classes, or --numeric-classes where each number is the name of one"
+    )
+    assert len(names(labels, numeric=True)) == 99
+    # Half of the rows, or no decimals.
+    half = ["0.5", "1", "soft", "hard"]
+    assert names(half) == ("0.5", "1", "hard", "soft")
+    assert names(["1", "2", "3", "n/a"]) == ("1", "2", "3", "n/a")
+    assert label_remarks("f", "y", half, 4) == ["f: column 'y': '0.5' is the name of a class, not a value to predict"]
+    assert label_remarks("f", "y", ["0.5", "1"], 4) == []
 
 
 @pytest.mark.parametrize("codes", [["01", "02"], ["1e3", "2e3"], ["007", "7", "1E5"]])
@@ -138,6 +152,20 @@ def test_what_could_be_meant_otherwise_is_said() -> None:
     assert label_remarks("f", "y", ["no", "yes"], 4) == []
     assert label_remarks("f", "y", ["1" + "0" * 30, "1" + "0" * 29 + "1"], 4) == []
     assert label_remarks("f", "y", [f"n{i}" for i in range(30)], 40) == ["f: column 'y': 30 classes in 40 rows"]
+
+
+@pytest.mark.parametrize("dash", "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d")
+def test_names_with_dashes_of_another_kind_are_said(dash: str) -> None:
+    for name in ("a-b", "-1"):
+        (remark,) = label_remarks("f", "y", ["other", name, name.replace("-", dash)], 9)
+        assert remark.endswith("are classes of their own, though they look alike")
+
+
+def test_truth_values_beside_the_numbers_that_stand_for_them_are_said() -> None:
+    assert label_remarks("f", "y", ["0", "1", "True"], 9) == [
+        "f: column 'y': '1' and 'True' are classes of their own, though they may say the same"
+    ]
+    assert label_remarks("f", "y", ["False", "True"], 9) == []
 
 
 @pytest.mark.parametrize(

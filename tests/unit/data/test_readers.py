@@ -1,6 +1,8 @@
 """Files come out as they went in; a bad one is named with its line and what was expected."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
 import os
@@ -159,7 +161,7 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
         # The line is that of the file, also after a quoted newline.
         ("a.csv", 'text,label\n"a\nb\nc",1\nd\n', "line 5: 1 fields where the header has 2"),
         ("a.tsv", "text\tlabel\na,1\n", "line 2: 1 fields where the header has 2"),
-        ("a.csv", "text,label,text\na,1,b\n", "the header names a column twice: text, label, text"),
+        ("a.csv", "text,label,text\na,1,b\n", "the header names a column twice: text"),
         ("a.csv", 'text,label\n"a"b,1\n', "line 2: malformed CSV"),
         ("a.csv", 'text,label\na,1\n"b,1\nc,0\n', "malformed CSV (unexpected end of data)"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3: malformed JSON"),
@@ -273,8 +275,6 @@ def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", ["gz", "bz2", "xz", "zst", "csv"])
 def test_a_compressed_file_is_read_whatever_its_name_says(tmp_path: Path, packed: str) -> None:
-    import bz2
-    import gzip
     import lzma
 
     import pyarrow
@@ -296,6 +296,9 @@ def test_a_compressed_file_is_read_whatever_its_name_says(tmp_path: Path, packed
         ("a.xlsx", b"PK\x03\x04" + b"\0" * 40, "an Excel workbook; save the sheet as CSV"),
         ("a.csv", b"PAR1" + b"\0" * 40, "a Parquet file under another name"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid 1\n", "the pointer of a Git LFS file"),
+        ("a.csv", b"\0" * 1000, "begins with NUL bytes alone"),
+        ("a.csv.gz", gzip.compress(gzip.compress(b"text\na\n")), "compressed twice, gzip inside gzip"),
+        ("a.csv.gz", gzip.compress(bz2.compress(b"text\na\n")), "compressed twice, bzip2 inside gzip"),
         ("a.jsonl", b"<!DOCTYPE html>\n<html></html>\n", "a page of HTML"),
     ],
 )
@@ -386,6 +389,11 @@ def test_columns_without_a_name_are_called_by_their_number(tmp_path: Path) -> No
     assert list(read(tmp_path, "a.csv", ", text ,label,\n0,a,1,\n")) == ["column 1", "text", "label", "column 4"]
 
 
+def test_a_whole_file_as_its_own_header_is_one_short_message(tmp_path: Path) -> None:
+    rows = "[" + ", ".join(f'{{"text": "number {i}",\t"label": "pos"}}' for i in range(2000)) + "]"
+    assert len(error(tmp_path, "a.tsv", rows)) < 2500
+
+
 # --- JSON and Parquet
 
 
@@ -397,7 +405,7 @@ def test_columns_without_a_name_are_called_by_their_number(tmp_path: Path) -> No
         ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', "line 2: the key 'a' stands twice in one object"),
         ("a.json", '[{"a": 1, "a": 2}]', "the key 'a' stands twice in one object"),
         ("a.jsonl", '{"a": "\\ud800"}\n', "line 1: malformed JSON (half of a surrogate pair"),
-        ("a.jsonl", '{"a": ' + "9" * 5000 + "}\n", "line 1: malformed JSON ("),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}\n", "malformed JSON (a whole number of thousands of digits)"),
         ("a.json", '{"data": [{"text": "a"}]}', "one JSON object with the keys 'data'; expected an array"),
         (
             "a.json",

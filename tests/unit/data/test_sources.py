@@ -273,6 +273,18 @@ def test_the_record_of_a_data_set_of_the_hub_says_split_rows_and_commit(monkeypa
     }  # fmt: skip
 
 
+def test_the_record_of_joined_parts_says_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    split = data_set([0, 1] * 10, ["a", "b"])
+    loaded = datasets.DatasetDict({"train": split, "dev": split})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **flags: loaded)
+    data = load(Path("owner/data"), train_split="train[:5]+train[10:15]+dev")
+    assert data.sources["train"]["split"] == "train[0:5]+train[10:15]+dev" and data.sources["train"]["rows"] == 30
+    assert [part["split"] for part in data.sources["train"]["and"]] == ["train[10:15]", "dev"]
+    assert source_lines(data.sources)[0] == "owner/data: 30 rows (train[0:5]+train[10:15]+dev split)"
+
+
 @pytest.mark.parametrize("name", ["./d", "/nowhere/d", "~/d", "a/b/c", "d/", "owner/d/"])
 def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(name: str) -> None:
     with pytest.raises(ConfigError) as raised:

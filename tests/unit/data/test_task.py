@@ -85,7 +85,16 @@ def test_classes_are_in_numeric_order_if_all_are_numbers_else_alphabetic(
 def test_a_flag_without_effect_is_said(tmp_path: Path) -> None:
     columns = labelled(["no", "yes"])
     said = load_task(dataclasses.replace(custom(tmp_path, columns, columns), numeric_classes=True), seed=42).remarks
-    assert said == ("--numeric-classes: without effect, as not all labels are numbers",)
+    assert said == ("--numeric-classes: without effect, as these labels are classes without it",)
+
+
+@pytest.mark.parametrize("values", [["0,5", "1,5"], ["0.5", "1.5", "n/a"]])
+def test_the_flag_that_a_refusal_asks_for_has_an_effect(values: list[str], tmp_path: Path) -> None:
+    config = custom(tmp_path, labelled(values), labelled(values))
+    with pytest.raises(ConfigError, match=r"numbers such as 0[.,]5 \(row 1\).*or --numeric-classes"):
+        load_task(config, seed=42)
+    said = load_task(dataclasses.replace(config, numeric_classes=True), seed=42).remarks
+    assert not any("--numeric-classes" in remark for remark in said)
 
 
 def test_floats_from_parquet_are_the_same_classes_as_integers(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_two_or_four_bytes_a_character_are_not_looked_for_in_lines(encoding: str
     ("names", "shown"),
     [
         (["a b", "x" * 60], f"a b, {'x' * 60}"),
-        (["x" * 61], f"{'x' * 60}... (is the first line a row? it has to name the columns)"),
+        (["x" * 61], f"{'x' * 45}...{'x' * 15} (is the first line a row? it has to name the columns)"),
         (["text", "one two three"], "text, one two three (is the first line a row? it has to name the columns)"),
         (["text", "1"], "text, 1 (is the first line a row? it has to name the columns)"),
     ],

@@ -16,7 +16,7 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import find_issues
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.data.task import load_task, text_rows
-from lorabench.data.texts import Texts, is_blank, read_texts
+from lorabench.data.texts import Texts, is_blank, pair_remarks, read_texts
 from lorabench.errors import ConfigError, IssueList
 
 COLUMNS = {"premise": ["a b", "c"], "hypothesis": ["d", "e f"], "keyword": ["x", None], "label": ["0", "1"]}
@@ -57,6 +57,17 @@ def test_a_column_whose_own_name_has_a_comma_is_that_column() -> None:
     columns = {"premise,hypothesis": ["whole"], "premise": ["p"], "hypothesis": ["h"]}
     found = texts_of(columns, text_column="premise,hypothesis")
     assert (found.texts, found.pairs) == (["whole"], None)
+    assert pair_remarks("f", "premise,hypothesis", columns) == [
+        "f: column 'premise,hypothesis' is the text, not the pair of 'premise' and 'hypothesis'"
+    ]
+    assert pair_remarks("f", "premise,reply", {"premise,reply": [], "premise": []}) == []
+    assert pair_remarks("f", "premise,hypothesis", COLUMNS) == []
+
+
+def test_of_very_many_columns_a_message_names_a_few() -> None:
+    issue = issue_of({f"c{i}": ["a"] for i in range(20_002)}, text_column="body")
+    assert issue.startswith("rows.csv: no column 'body' (--text-column); the columns are c0, c1, ")
+    assert issue.endswith("c19 and 19982 more")
 
 
 def test_columns_that_cannot_be_read_are_refused_with_what_helps() -> None:
@@ -84,7 +95,7 @@ def test_columns_that_cannot_be_read_are_refused_with_what_helps() -> None:
     ("value", "kind"),
     [
         (["a"], "a list"), (("a",), "a list"), ({"a": 1}, "an object"), (b"a", "bytes"),
-        (5, "a number or a date"), (0.5, "a number or a date"), (True, "a number or a date"),
+        (5, "a number or a date"), (0.5, "a number or a date"), (True, "true or false"),
         (datetime.date(2020, 1, 2), "a number or a date"),
     ],
 )  # fmt: skip
@@ -93,8 +104,8 @@ def test_what_is_no_text_is_refused_naming_the_row(value: Any, kind: str) -> Non
     for settings in ({}, {"text_column": "text,other"}):
         issue = issue_of(columns, **settings)
         assert issue.startswith(f"rows.csv: 1 row (2) with {kind} in column 'text'; expected texts")
-        assert ("--template '{text}'" in issue) == (kind == "a number or a date")
-    if kind != "a number or a date":
+        assert ("--template '{text}'" in issue) == (kind in ("a number or a date", "true or false"))
+    if kind not in ("a number or a date", "true or false"):
         assert f"1 row (2) with {kind} in column 'text'" in issue_of(columns, template="{text}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,3 +235,11 @@ def test_damaged_files_are_one_sentence(error: Exception, monkeypatch: pytest.Mo
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", fail)
     with pytest.raises(ValueError, match=rf"^its files are damaged \({type(error).__name__}: .*whole tokenizer.json$"):
         read_tokenizer("some/model")
+
+
+@pytest.mark.parametrize(("name", "content"), [("tokenizer.json", "{"), ("tokenizer_config.json", "")])
+def test_a_file_that_is_no_json_is_named(name: str, content: str, tmp_path: Path) -> None:
+    tiny.tiny_tokenizer("bert").save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^{name} is no JSON \(.*\); expected it whole$"):
+        read_tokenizer(tmp_path)

@@ -54,7 +54,8 @@ def test_twenty_classes_have_a_line_each() -> None:
 def test_names_keep_to_their_cells_and_move_no_cursor() -> None:
     assert name_cells("a\nb\x1b[2J") == r"a\nb\x1b[2J"
     assert name_cells("x" * 24) == "x" * 24
-    assert name_cells("x" * 25) == "x" * 21 + "..."
+    assert name_cells("x" * 25) == "x" * 15 + "..." + "x" * 6
+    assert name_cells("x" * 40 + "1") != name_cells("x" * 40 + "2")
     assert cell_len(name_cells("宽" * 25)) <= 24
     lines = class_lines({"classes": [entry("宽", 0.5), entry("n", 0.5)]}, "test", None)
     assert cell_len(lines[2]) == cell_len(lines[3])

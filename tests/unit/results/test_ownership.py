@@ -183,15 +183,30 @@ def test_a_run_of_another_machine_is_told_by_its_last_sign_of_life(tmp_path: Pat
 def test_a_folder_that_was_there_or_holds_more_is_not_taken_away(tmp_path: Path) -> None:
     for name, made, more, left in (
         ("found", False, [], {".lock"}),
-        ("more", True, ["metrics.jsonl"], {".lock", "run.json", "metrics.jsonl"}),
+        ("more", True, ["notes.txt"], {".lock", "run.json", "notes.txt"}),
     ):
         folder = tmp_path / name
         folder.mkdir()
         ownership = Ownership()
         ownership.give_up()
-        ownership.take(folder, made)
+        ownership.take(folder, folder if made else None)
         for file in ("run.json", *more):
             (folder / file).touch()
         ownership.give_up()
         ownership.release()
         assert {path.name for path in folder.iterdir()} == left
+
+
+def test_what_a_run_made_on_the_way_to_its_folder_goes_too(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    folder = tmp_path / "there" / "runs" / "first"
+    folder.mkdir(parents=True)
+    ownership = Ownership()
+    ownership.take(folder, tmp_path / "there" / "runs")
+    for name in ("run.json", "config.yaml", "metrics.jsonl"):
+        (folder / name).touch()
+    (folder / "tensorboard").mkdir()
+    (folder / "tensorboard" / "events").touch()
+    ownership.give_up()
+    ownership.release()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]

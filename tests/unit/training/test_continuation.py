@@ -130,12 +130,13 @@ def test_the_effective_batch_may_be_split_anew(batch: int, accumulation: int, ra
     assert find_savepoint(make_setting(config, Rank(0, ranks)), make_inputs(), tmp_path) is not None
 
 
-def test_a_run_without_a_checkpoint_has_none(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     leave_run(tmp_path, RunConfig())
     for path in (tmp_path / "checkpoints" / "step-00000004").iterdir():
         path.unlink()
-    with pytest.warns(UserWarning, match="damaged"):
-        assert find_savepoint(make_setting(), make_inputs(), tmp_path) is None
+    assert find_savepoint(make_setting(), make_inputs(), tmp_path) is None
+    said = capsys.readouterr().out
+    assert said.startswith("resume     ") and said.endswith("), and there is none before it\n") and "damaged" in said
 
 
 def test_a_completed_run_does_not_go_on(tmp_path: Path) -> None:

@@ -76,3 +76,9 @@ def test_five_classes_are_named_and_the_others_counted(tmp_path: Path, classes: 
     train = {"text": [f"text {i}" for i in range(3 * classes)], "label": names * 3}
     (rare,) = (line for line in lines_of(tmp_path, {"train": train}) if line.startswith("rare"))
     assert rare.endswith(f"of class c4 rests on 1 validation row{more}")
+
+
+def test_the_share_that_was_held_out_is_said_where_it_is_another_one(tmp_path: Path) -> None:
+    rare = {"text": [f"text {i}" for i in range(30)], "label": [f"class {i // 3}" for i in range(30)]}
+    (split, *_) = lines_of(tmp_path, {"train": rare})
+    assert split == "split      33.3 % (asked for: 20 %) of the rows held out for validation, stratified, seed 42"

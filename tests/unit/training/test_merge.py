@@ -19,6 +19,7 @@ from limits import HANG_S
 from lorabench import cli
 from lorabench.checkpoint.merged_card import base_licence
 from lorabench.errors import ConfigError, RunError
+from lorabench.models.source import fingerprint_files
 from lorabench.training import merge as merging
 from lorabench.training import merged_model
 from lorabench.training.merge import MERGE_FILE, MergeOptions, check, merge
@@ -157,6 +158,9 @@ def test_auto_is_the_dtype_of_the_base_models_checkpoint(tmp_path: Path) -> None
     run = trained(tmp_path, "bert")
     config = tmp_path / "tiny-bert" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+    record = json.loads((run / "run.json").read_text())
+    record["model"]["files"] = fingerprint_files(tmp_path / "tiny-bert")
+    (run / "run.json").write_text(json.dumps(record))
     merge(MergeOptions(run=run, output=tmp_path / "merged"))
     assert json.loads((tmp_path / "merged" / MERGE_FILE).read_text())["dtype"] == "bf16"
 

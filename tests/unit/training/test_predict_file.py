@@ -588,3 +588,14 @@ def test_refusals_do_not_wait_for_a_model(run: Path, tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_characters_that_files_are_broken_by_are_said_with_their_rows(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_input, "PIECE_ROWS", 2)
+    monkeypatch.setattr(predict_input, "_CHUNK_ROWS", 2)
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a", "", "b\0c", "d", "\0e"]})
+    predict(run, source, tmp_path / "out.csv")
+    said = capsys.readouterr().out
+    assert f"note       --input {source}: 2 rows (3, 5) with a NUL character in the text; it is left there" in said

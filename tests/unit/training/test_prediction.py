@@ -170,7 +170,7 @@ def test_a_base_model_that_is_gone_is_explained(run_dir: Path, tmp_path: Path) -
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
     with pytest.raises(ConfigError) as caught:
         predict(tmp_path / "run", source, tmp_path / "out.csv")
-    assert f"adapter: its base model: {tmp_path / 'gone'}: no such folder" in str(caught.value)
+    assert f"its base model {tmp_path / 'gone'}: no such folder" in str(caught.value)
     assert not (tmp_path / "out.csv").exists()
 
 

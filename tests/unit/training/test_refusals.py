@@ -11,6 +11,7 @@ from lorabench.config.defaults import apply_settings
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
+from lorabench.models.folder import folder_issues
 from lorabench.training import refusals
 from lorabench.training.refusals import refuse_early
 
@@ -19,7 +20,7 @@ PROGRAM = """
 import sys
 from lorabench import cli
 code = cli.main(sys.argv[1:])
-print("imported", *(name for name in ("peft", "accelerate") if name in sys.modules))
+print("imported", *(name for name in ("transformers", "torch", "peft", "accelerate") if name in sys.modules))
 sys.exit(code)
 """
 
@@ -137,6 +138,49 @@ def test_no_heavy_library_is_imported_for_what_is_refused(
     assert not imported or imported <= by_transformers_alone(tmp_path)
 
 
+def cut_short(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def keep_a_pickle(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+FOLDERS = {
+    "no config.json there": lambda model: (model / "config.json").unlink(),
+    "its config.json is no JSON object": lambda model: (model / "config.json").write_text("{"),
+    "that is an adapter": lambda model: (model / "adapter_config.json").write_text("{}"),
+    "no weights there": lambda model: (model / "model.safetensors").unlink(),
+    "bytes where its header tells of": cut_short,
+    "its weights are a pickle (pytorch_model.bin)": keep_a_pickle,
+    "no tokenizer there": lambda model: (model / "tokenizer.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("said", FOLDERS)
+def test_a_folder_that_holds_no_whole_model_is_refused(said: str, tmp_path: Path) -> None:
+    model = tiny.save_tiny(tmp_path / "model", "bert")
+    config = apply_settings(RunConfig(), {"model": str(model)})
+    assert folder_issues(config.model) == []
+    FOLDERS[said](model)
+    with pytest.raises(ConfigError) as caught:
+        refuse_early(config, make_data(100))
+    (issue,) = caught.value.issues
+    assert issue.startswith(f"--model {model}: ") and said in issue
+
+
+@pytest.mark.parametrize("said", ["its config.json is no JSON object", "no tokenizer there"])
+def test_a_look_at_a_folder_imports_no_library_of_models(said: str, tmp_path: Path) -> None:
+    model = tiny.save_tiny(tmp_path / "model", "bert")
+    FOLDERS[said](model)
+    train, validation = tiny.write_rows(tmp_path / "train.csv", 8), tiny.write_rows(tmp_path / "validation.csv", 4)
+    words = tiny.run_flags(model, train, validation, tmp_path / "run")
+    ended = python(["-c", PROGRAM, "train", *words], tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
+    assert ended.returncode == 2 and said in ended.stderr, explain(ended)
+    assert ended.stdout.splitlines()[-1] == "imported"
+
+
 @pytest.mark.parametrize(
     ("file", "said"), [("adapter_config.json", "that is an adapter; --adapter"), ("notes.txt", "no config.json there")]
 )
@@ -163,3 +207,15 @@ def test_a_model_that_one_machine_lacks_is_left_to_all_of_them(
         refuse_early(config, make_data(8))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     refuse_early(config, make_data(8))
+
+
+def test_a_model_that_brings_code_is_answered_with_the_flag(tmp_path: Path) -> None:
+    model = tiny.save_tiny(tmp_path / "model", "bert")
+    settings = json.loads((model / "config.json").read_text())
+    code = {"model_type": "ours", "auto_map": {"AutoConfig": "ours.OurConfig"}}
+    (model / "config.json").write_text(json.dumps(settings | code))
+    with pytest.raises(ConfigError) as caught:
+        refuse_early(apply_settings(RunConfig(), {"model": str(model)}), make_data(100))
+    assert str(caught.value) == (
+        f"--model {model}: it brings Python code of its own; expected --trust-remote-code, if you trust its author"
+    )

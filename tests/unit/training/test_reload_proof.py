@@ -17,6 +17,7 @@ from lorabench.config.run_config import ModelConfig, OptimConfig, RunConfig
 from lorabench.data.batching import PaddedCollator, TokenizedRows
 from lorabench.distributed.data_parallel import DataParallel
 from lorabench.errors import RunError
+from lorabench.files import file_hash
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.models.footprint import WeightCount
 from lorabench.step.evaluation import PaddedForward, predict_logits
@@ -83,12 +84,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(tmp_path)
 
 
+def restored(best: BestAdapter) -> float | None:
+    """The difference that the record gives of a restored adapter, once its hash is that of the file."""
+    found = best.restore()
+    weights = best._folder / "adapter" / "adapter_model.safetensors"
+    assert found is not None and found["folder"] == "adapter" and found["sha256"] == file_hash(weights)
+    difference = found["reload_difference"]
+    assert not isinstance(difference, str)
+    return difference
+
+
 def test_the_best_adapter_is_put_back_and_the_record_says_how_well(run: Run) -> None:
     kept = run.keep()
     state = adapter_state(run.classifier.adapted)
     run.go_on()
     assert (run.logits() - kept).abs().max() > 1e-2
-    assert run.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
+    assert restored(run.best) == 0.0
     assert torch.equal(run.logits(), kept)
     assert all(torch.equal(value, state[name]) for name, value in adapter_state(run.classifier.adapted).items())
     assert (run.folder / "adapter" / "README.md").read_text() == "the card of epoch 1.0"
@@ -177,7 +188,7 @@ def test_the_call_of_the_card_gives_what_was_trained(small_run: Run, monkeypatch
     monkeypatch.setattr(
         adapter, "load_with_peft", lambda folder, *more: (calls.append(folder), call(folder, *more))[1]
     )
-    assert small_run.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
+    assert restored(small_run.best) == 0.0
     assert calls == [small_run.folder / "adapter"]
 
 
@@ -247,7 +258,7 @@ def test_a_run_that_goes_on_has_the_best_adapter_of_before(run: Run, tmp_path: P
     other.best.load_state(state, RECORD)
     assert (other.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert (other.folder / "adapter" / "README.md").read_text() == "the card of epoch 1.0"
-    assert other.best.restore() == {"folder": "adapter", "reload_difference": 0.0}
+    assert restored(other.best) == 0.0
     assert torch.equal(other.logits(), kept)
 
 
@@ -258,7 +269,7 @@ def test_logits_of_other_batches_are_not_compared(run: Run, tmp_path: Path) -> N
     other = Run(tmp_path / "other")
     other.execution.name = "captured"
     other.best.load_state(state, RECORD)
-    assert other.best.restore() == {"folder": "adapter", "reload_difference": None}
+    assert restored(other.best) is None
 
 
 @pytest.mark.parametrize(("missing", "record"), [(True, RECORD), (False, None)])

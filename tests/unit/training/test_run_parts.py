@@ -178,8 +178,9 @@ def test_a_refusal_while_a_new_run_loads_leaves_nothing(
     folder = tmp_path / "run"
     folder.mkdir()
     ownership = Ownership()
-    ownership.take(folder, made=True)
-    (folder / "run.json").touch()
+    ownership.take(folder, made=folder)
+    for name in ("run.json", "config.yaml", "metrics.jsonl"):
+        (folder / name).touch()
     options = SimpleNamespace(run=SimpleNamespace(resume=resume))
     setting: Any = SimpleNamespace(ranks=Alone(is_main), config=options)
     with pytest.raises(type(error)), given_up_if_refused(setting, ownership):

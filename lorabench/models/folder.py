@@ -1,0 +1,141 @@
+"""A model's local folder by the names, sizes and headers of its files: by JSON and the file system alone.
+
+No library of models is imported, so that a folder without a model is refused in no time.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lorabench.catalog.models import MODELS
+from lorabench.config.run_config import ModelConfig
+from lorabench.files import is_address
+from lorabench.models.source import model_source
+
+MODEL_EXPECTATION = (
+    "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
+)
+IS_ADAPTER = "that is an adapter; --adapter FOLDER goes on from it"
+WEIGHTS_FILE = "model.safetensors"
+_CONFIGURATION = "config.json"
+# What tokenizers of transformers keep their words in.
+_VOCABULARY = re.compile(
+    r"tokenizer\.json|vocab|merges|codes|bpe|spm|spiece|sentencepiece|tekken|tiktoken|dict\.txt|\.model$",
+    re.IGNORECASE,
+)
+
+
+def folder_issues(config: ModelConfig) -> list[str]:
+    """What is wrong with where a model is said to be, and with the files there; nothing is asked of the Hub."""
+    if config.weights == "random" and config.model in MODELS:
+        return []
+    issue = place_issue(config)
+    if issue is not None:
+        return [issue]
+    folder = Path(model_source(config))
+    if not folder.is_dir():
+        return []
+    settings = _read_settings(folder)
+    if settings is None:
+        expected = "expected the folder of a model for transformers"
+        return [f"--model {config.model}: its {_CONFIGURATION} is no JSON object; {expected}"]
+    issues = weights_issues(config, settings.get("transformers_weights"))
+    if not config.trust_remote_code and not any(_VOCABULARY.search(path.name) for path in folder.iterdir()):
+        issues.append(f"--model {config.model}: no tokenizer there; expected a tokenizer.json beside its config.json")
+    return issues
+
+
+def place_issue(config: ModelConfig) -> str | None:
+    """What is wrong with where a model is said to be, on the Hub or in a folder, by its name and its folder's files.
+
+    What can only be a path, and is none of a folder, libraries would take for a malformed Hub id.
+    """
+    subject, source = f"--model {config.model}", model_source(config)
+    if Path(source).is_dir():
+        if config.revision is not None:
+            return f"--revision {config.revision}: {subject} is a folder; expected a Hub model"
+        if (Path(source) / "adapter_config.json").is_file():
+            return f"{subject}: {IS_ADAPTER}"
+        if not (Path(source) / _CONFIGURATION).is_file():
+            return f"{subject}: no {_CONFIGURATION} there; expected the folder of a model for transformers"
+        return None
+    if is_address(source):
+        return f"{subject}: an address; expected a Hub id (owner/name) or a local folder"
+    if Path(source).is_file():
+        return f"{subject}: a file; expected the folder of a model for transformers"
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
+        return f"{subject}: no such folder. {MODEL_EXPECTATION}"
+    return None
+
+
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / _CONFIGURATION).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def weights_issues(config: ModelConfig, named: str | None) -> list[str]:
+    """What is wrong with a local checkpoint's weights by the names, sizes and headers of its files.
+
+    Args:
+        named: a file that the configuration names for them, which is left to transformers.
+    """
+    folder = Path(model_source(config))
+    if config.weights == "random" or not folder.is_dir():
+        return []
+    pickled = _pickle_issues(config, folder)
+    if named is not None or pickled:
+        return pickled
+    subject, whole = f"--model {config.model}", folder / WEIGHTS_FILE
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if whole.is_file():
+        shards = [whole.name]
+    elif index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return [f"{subject}: {index.name} is no index of weights; expected one with a weight_map"]
+    else:
+        return [f"{subject}: no weights there; expected {WEIGHTS_FILE} beside its config.json"]
+    lacking = [name for name in shards if not (folder / str(name)).is_file()]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        return [f"{subject}: {index.name} names {lacking[0]}{more}, not there; expected all files of its weights"]
+    return [
+        f"{subject}: {name} {wrong}; expected a whole file"
+        for name in shards
+        if (wrong := _safetensors_issue(folder / name)) is not None
+    ]
+
+
+def _pickle_issues(config: ModelConfig, folder: Path) -> list[str]:
+    """What is said of a local checkpoint whose weights are a pickle, which runs what its author wrote as it loads."""
+    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if not pickles or any(folder.glob("*.safetensors")):
+        return []
+    return [
+        f"--model {config.model}: its weights are a pickle ({pickles[0]}), which can run code; expected "
+        "model.safetensors. If you trust its author, convert it: AutoModel.from_pretrained(FOLDER, "
+        "use_safetensors=False).save_pretrained(NEW_FOLDER), with the Auto class of its own head"
+    ]
+
+
+def _safetensors_issue(path: Path) -> str | None:
+    """What is wrong with a file by its header: eight bytes with its length, then JSON with the places of tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            return f"is cut short, or no safetensors ({size} bytes)"
+        try:
+            header = json.loads(file.read(length))
+            end = max(
+                (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return "has a damaged header"
+    told = 8 + length + end
+    return None if size == told else f"has {size} bytes where its header tells of {told}"

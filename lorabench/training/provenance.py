@@ -1,0 +1,83 @@
+"""Whether a finished run's adapter still has what it had: its own weights, its tokenizer, and the same base model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorabench.catalog.models import preset_of
+from lorabench.config.run_config import ModelConfig
+from lorabench.config.saved_adapter import ADAPTER_SETTINGS, ADAPTER_TENSORS
+from lorabench.errors import ConfigError
+from lorabench.files import file_hash
+from lorabench.models.source import changed_files, local_source, model_source
+from lorabench.results.run_folder import ADAPTER_FOLDER, PREVIOUS_ADAPTER, RUN_FILE, lookup, read_run
+
+TOKENIZER_FILE = "tokenizer.json"
+# Beside the weights, what decides what a base model computes; its tokenizer is not read: the adapter has its own.
+_CONFIGURATION = "config.json"
+
+
+def adapter_issues(record: Mapping[str, Any], adapter: Path, base: str, revision: str | None) -> list[str]:
+    """What keeps a run's adapter from computing what it computed in the run, as far as its files say so.
+
+    Args:
+        record: the run's.
+        adapter: the folder of its adapter.
+        base: the model below it, as the adapter's own settings name it, and its revision.
+    """
+    issues = []
+    if not (adapter / TOKENIZER_FILE).is_file():
+        issues.append(f"no {TOKENIZER_FILE} in {adapter}, without which no text can be read; expected it there")
+    recorded = lookup(record, "adapter", "sha256")
+    # An unfinished run replaces its adapter, and its record is written at the end.
+    if isinstance(recorded, str) and file_hash(adapter / ADAPTER_TENSORS) != recorded:
+        issues.append(f"{ADAPTER_TENSORS} in {adapter} is not the file that the run wrote; expected its own adapter")
+        return issues
+    issue = _base_issue(record, adapter, base, revision)
+    return issues if issue is None else [*issues, issue]
+
+
+def _base_issue(record: Mapping[str, Any], adapter: Path, base: str, revision: str | None) -> str | None:
+    """What is said of the base model: files that were recorded are compared, wherever they are now, else names."""
+    files, source = lookup(record, "model", "files"), Path(local_source(base, revision))
+    from_folder, name = isinstance(files, Mapping), lookup(record, "model", "name")
+    if from_folder and source.is_dir():
+        needed = {key: entry for key, entry in files.items() if _decides(key)}
+        changed = changed_files(source, needed)
+        place = lookup(record, "model", "source")
+        elsewhere = "" if place == str(source) else f", in {place}; expected its own adapter, or the same model"
+        return f"{changed[0]} in {source} is not the file that the run began with{elsewhere}" if changed else None
+    preset = preset_of(str(name))
+    known = {name, lookup(record, "model", "source"), preset and preset.hub_id} - {None}
+    if from_folder and (preset is None or base != preset.hub_id):
+        return (
+            f"its base model {base}: no such folder ({source.absolute()}); expected it there, or its new place in "
+            f"{adapter / ADAPTER_SETTINGS}"
+        )
+    if known and base not in known:
+        return f"{adapter} is an adapter of {base}, and the run was of {name}; expected the run's own adapter"
+    return None
+
+
+def _decides(name: str) -> bool:
+    return name.endswith((".safetensors", ".safetensors.index.json")) or name == _CONFIGURATION
+
+
+def check_start(config: ModelConfig) -> None:
+    """Refuse a saved adapter to go on from whose run had another base model than is read now, where its record is
+    beside it.
+
+    Raises:
+        ConfigError: names the file that has changed.
+    """
+    if config.adapter is None:
+        return
+    adapter = Path(config.adapter).resolve()
+    if adapter.name not in (ADAPTER_FOLDER, PREVIOUS_ADAPTER) or not (adapter.parent / RUN_FILE).is_file():
+        return
+    files, source = lookup(read_run(adapter.parent), "model", "files"), Path(model_source(config))
+    changed = changed_files(source, files) if isinstance(files, Mapping) and source.is_dir() else []
+    if changed:
+        raise ConfigError(
+            f"--adapter {config.adapter}: {changed[0]} in {source} is not the file that its run began with"
+        )

@@ -1,0 +1,139 @@
+"""A run's adapter is used with the files that the run had: its own weights and tokenizer, and the same base model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from finished import finished_run
+
+import lorabench
+from lorabench.config.defaults import apply_settings
+from lorabench.config.run_config import ModelConfig, RunConfig
+from lorabench.data.task import Rows, TaskData
+from lorabench.errors import ConfigError
+from lorabench.training.prediction import FinishedRun
+from lorabench.training.provenance import check_start
+from lorabench.training.refusals import refuse_early
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory.mktemp("original")).parent
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    """A finished run whose model lies beside it."""
+    shutil.copytree(original, tmp_path / "copy")
+    folder = tmp_path / "copy" / "run"
+    name_base(folder, tmp_path / "copy" / "tiny-bert")
+    return folder
+
+
+def name_base(run: Path, base: Path | str) -> None:
+    """What whoever moves a model does for its adapters."""
+    path = run / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
+
+
+def change_record(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    record = json.loads((run / "run.json").read_text())
+    change(record)
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def other_model(path: Path) -> Path:
+    """A model of the same shape with other weights, in files of the same sizes."""
+    return tiny.save_tiny(path, "bert", seed=5)
+
+
+def refused(run: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        FinishedRun.read_loadable(run)
+    return str(caught.value)
+
+
+def test_a_model_that_has_moved_is_the_same(run: Path) -> None:
+    found = lorabench.predict(run, ["a storm"])
+    assert len(found) == 1 and sum(found[0].probabilities.values()) == pytest.approx(1)
+
+
+def test_an_adapter_without_its_tokenizer_is_refused(run: Path) -> None:
+    (run / "adapter" / "tokenizer.json").unlink()
+    assert f"--run {run}: no tokenizer.json in {run / 'adapter'}" in refused(run)
+    with pytest.raises(ConfigError, match=r"no tokenizer.json in"):
+        lorabench.load(run)
+
+
+def test_a_base_model_with_other_weights_is_refused(run: Path) -> None:
+    model = run.parent / "tiny-bert"
+    size = (model / "model.safetensors").stat().st_size
+    shutil.rmtree(model)
+    other_model(model)
+    assert (model / "model.safetensors").stat().st_size == size, "else its size alone tells"
+    change_record(run, lambda record: record["model"].update(source=str(model)))
+    assert refused(run) == f"--run {run}: model.safetensors in {model} is not the file that the run began with"
+    with pytest.raises(ConfigError, match=r"--adapter .*: model.safetensors in .* is not the file that its run began"):
+        check_start(ModelConfig(model=str(model), adapter=run / "adapter"))
+
+
+def test_the_base_models_own_tokenizer_is_no_matter_to_its_adapter(run: Path) -> None:
+    with (run.parent / "tiny-bert" / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    FinishedRun.read_loadable(run)
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json in"):  # a training that goes on reads it
+        check_start(ModelConfig(model=str(run.parent / "tiny-bert"), adapter=run / "adapter"))
+
+
+def test_an_adapter_from_elsewhere_is_no_matter_of_a_record(run: Path, tmp_path: Path) -> None:
+    adapter = shutil.copytree(run / "adapter", tmp_path / "alone")
+    shutil.rmtree(run)
+    check_start(ModelConfig(model=str(other_model(tmp_path / "other")), adapter=adapter))
+    check_start(ModelConfig(model="minilm"))
+
+
+def test_another_runs_adapter_is_refused(run: Path, tmp_path: Path) -> None:
+    other = finished_run(tmp_path / "other", seed=7)
+    shutil.copyfile(other / "adapter" / WEIGHTS, run / "adapter" / WEIGHTS)
+    assert f"{WEIGHTS} in {run / 'adapter'} is not the file that the run wrote" in refused(run)
+
+
+def test_an_unfinished_run_has_no_hash_and_its_adapters_base_tells(run: Path, tmp_path: Path) -> None:
+    change_record(run, lambda record: record.pop("adapter"))
+    FinishedRun.read_loadable(run)
+    other = other_model(tmp_path / "other")
+    name_base(run, other)
+    message = refused(run)
+    assert f"model.safetensors in {other} is not the file that the run began with, in " in message
+    assert message.endswith("; expected its own adapter, or the same model")
+
+
+def test_a_base_model_that_is_gone_is_named_with_its_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    name_base(run, "models/gone")  # which could also be an id of the Hub
+    message = refused(run)
+    assert f"its base model models/gone: no such folder ({run.parent / 'models' / 'gone'})" in message
+    assert "adapter_config.json" in message and "Hub" not in message and "--weights" not in message
+
+
+def test_of_a_model_of_the_hub_the_names_are_compared(run: Path) -> None:
+    change_record(run, lambda record: record["model"].update(name="minilm", source="owner/name", files=None))
+    name_base(run, "owner/name")
+    FinishedRun.read_loadable(run)
+    name_base(run, "owner/other")
+    assert "is an adapter of owner/other, and the run was of minilm; expected the run's own adapter" in refused(run)
+
+
+def test_a_training_that_goes_on_is_refused_before_the_libraries(run: Path) -> None:
+    model = run.parent / "tiny-bert"
+    shutil.rmtree(model)
+    config = apply_settings(RunConfig(), {"model": str(other_model(model)), "adapter": run / "adapter"})
+    split = Rows([""] * 100, ["text"] * 100, [0] * 100, [(0, 4)] * 100)
+    with pytest.raises(ConfigError, match=r"--adapter .*is not the file that its run began with"):
+        refuse_early(config, TaskData(split, split, None, ("0", "1"), 1, None), model_too=False)
