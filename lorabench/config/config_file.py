@@ -108,7 +108,7 @@ def _read_value(node: yaml.Node, hint: Any) -> Any:
 
 def _text(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise TypeError("one value, or a list of them")
+        raise TypeError("plain values, one or a list of them, without lists or tags inside")
     if node.tag not in _SCALARS:
         raise TypeError("a plain value without a tag of YAML")
     return node.value

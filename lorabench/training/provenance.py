@@ -44,7 +44,9 @@ def _base_issue(record: Mapping[str, Any], adapter: Path, base: str, revision: s
     if from_folder and source.is_dir():
         needed = {key: entry for key, entry in files.items() if _decides(key)}
         changed = changed_files(source, needed)
-        return f"{changed[0]} in {source} is not the file that the run began with" if changed else None
+        place = lookup(record, "model", "source")
+        elsewhere = "" if place == str(source) else f", in {place}; expected its own adapter, or the same model"
+        return f"{changed[0]} in {source} is not the file that the run began with{elsewhere}" if changed else None
     preset = preset_of(str(name))
     known = {name, lookup(record, "model", "source"), preset and preset.hub_id} - {None}
     if from_folder and (preset is None or base != preset.hub_id):

@@ -89,7 +89,7 @@ def test_everything_wrong_with_a_file_is_said_at_once_with_its_line(tmp_path: Pa
         f"{start} 7: zzz: no such option",
         f"{start} 8: max_length: nothing: expected a value; without the line, the option has its default",
         f"{start} 9: lora_r: a list: expected a whole number",
-        f"{start} 10: task: a mapping: expected one value, or a list of them",
+        f"{start} 10: task: a mapping: expected plain values, one or a list of them, without lists or tags inside",
         "--batch-size 0: expected a whole number of at least 1",
         "--seed -1: expected a whole number from 0 to 9223372036854775807",
     )

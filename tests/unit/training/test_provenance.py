@@ -77,6 +77,7 @@ def test_a_base_model_with_other_weights_is_refused(run: Path) -> None:
     shutil.rmtree(model)
     other_model(model)
     assert (model / "model.safetensors").stat().st_size == size, "else its size alone tells"
+    change_record(run, lambda record: record["model"].update(source=str(model)))
     assert refused(run) == f"--run {run}: model.safetensors in {model} is not the file that the run began with"
     with pytest.raises(ConfigError, match=r"--adapter .*: model.safetensors in .* is not the file that its run began"):
         check_start(ModelConfig(model=str(model), adapter=run / "adapter"))
@@ -108,7 +109,9 @@ def test_an_unfinished_run_has_no_hash_and_its_adapters_base_tells(run: Path, tm
     FinishedRun.read_loadable(run)
     other = other_model(tmp_path / "other")
     name_base(run, other)
-    assert f"model.safetensors in {other} is not the file that the run began with" in refused(run)
+    message = refused(run)
+    assert f"model.safetensors in {other} is not the file that the run began with, in " in message
+    assert message.endswith("; expected its own adapter, or the same model")
 
 
 def test_a_base_model_that_is_gone_is_named_with_its_place(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
