@@ -174,7 +174,7 @@ def read_texts(node: yaml.Node) -> list[str]:
 
 def _text(node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise TypeError("plain values, one or several in a list, without a list or a tag of YAML inside")
+        raise TypeError("plain values, one or a list of them")
     if node.tag not in _SCALARS:
         raise TypeError("a plain value without a tag of YAML")
     return node.value

@@ -109,7 +109,7 @@ def test_everything_wrong_with_a_file_is_said_at_once_with_its_line(tmp_path: Pa
         f"{start} 7: zzz: no such option",
         f"{start} 8: max_length: nothing: expected a value; without the line, the option has its default",
         f"{start} 9: lora_r: a list: expected a whole number",
-        f"{start} 10: task: a mapping: expected plain values, one or several in a list",
+        f"{start} 10: task: a mapping: expected plain values, one or a list of them",
         f"{start} 11: class_weights: a list: expected single values in it",
         f"{start} 12: lora_targets: a list: expected a plain list without a tag of YAML",
         "--batch-size 0: expected a whole number of at least 1",
