@@ -91,10 +91,12 @@ def test_the_record_says_what_was_read(ended: Ended) -> None:
 
 def test_the_record_says_what_ran_and_how(ended: Ended) -> None:
     record, model = ended.record, ended.base / "tiny-bert"
+    weights = (ended.base / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+    adapter = {"folder": "adapter", "sha256": hashlib.sha256(weights).hexdigest(), "reload_difference": 0.0}
     expected = {
         "schema_version": 1, "status": "completed", "error": None, "strategy": "single", "world_size": 1,
         "precision": "fp32", "execution": "eager", "packs": None, "steps": 12, "out_of_memory": [],
-        "skipped_steps": 0, "adapter": {"folder": "adapter", "reload_difference": 0.0},
+        "skipped_steps": 0, "adapter": adapter,
     }  # fmt: skip
     assert {name: record[name] for name in expected} == expected
     assert record["config"] == ended.config
