@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lorabench.catalog.metrics import METRICS
+from lorabench.catalog.recipes import ORIGINAL
 from lorabench.errors import ConfigError
 from lorabench.harmless import csv_cell, printable
 from lorabench.results.run_folder import calibration_of, lookup, number_at
@@ -23,7 +24,6 @@ _TEXTS = {
     "dtype": ("precision",),
     "execution": ("execution",),
     "weights": ("model", "weights"),
-    "recipe": ("config", "optim", "recipe"),
     "error": ("error",),
 }
 _NUMBERS = {
@@ -74,6 +74,7 @@ def run_figures(record: Mapping[str, Any], run: str, status: str | None) -> Figu
         "data": data_name(record),
         "synthetic": lookup(record, "data", "synthetic"),
         **{name: _text(record, *keys) for name, keys in _TEXTS.items()},
+        "recipe": recipe_of(record),
         **{name: number_at(record, *keys) for name, keys in _NUMBERS.items()},
     }
     scored = lookup(record, "status") == "completed" and figures["weights"] != "random"
@@ -93,6 +94,11 @@ def data_name(record: Mapping[str, Any]) -> str | None:
     """The name of the file that the training rows came from; None where they are the task's own."""
     file = _text(record, "config", "data", "train_file")
     return None if file is None else PurePath(file).name
+
+
+def recipe_of(record: Mapping[str, Any]) -> str | None:
+    """The recipe; that of runs of before there were recipes is `original`. None where the settings are not known."""
+    return _text(record, "config", "optim", "recipe") or (ORIGINAL if lookup(record, "config", "optim") else None)
 
 
 def rank_memory(record: Mapping[str, Any]) -> list[tuple[str, float | None]]:
