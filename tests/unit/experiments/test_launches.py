@@ -85,9 +85,7 @@ def test_other_flags_under_a_known_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("group", [["--track-group", "out"], ["--track_group=out"]])
-def test_runs_begun_without_a_group_of_the_tracker_are_not_repeated(
-    tmp_path: Path, group: list[str]
-) -> None:
+def test_runs_begun_without_a_group_of_the_tracker_are_not_repeated(tmp_path: Path, group: list[str]) -> None:
     Scheduler(tmp_path).run([run_of(tmp_path, "run", "--wait", "0")])
     launch = run_of(tmp_path, "run", "--wait", "0", *group)
     assert changed_launches(tmp_path, [launch]) == []
