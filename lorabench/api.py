@@ -7,7 +7,7 @@ that was asked to stop and has left a checkpoint.
 import inspect
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -148,19 +148,21 @@ class Predictor:
             logits = self._predictor.logits(rows, "the texts", batch_size).logits
         chosen, probabilities = classes_and_probabilities(logits)
         tuning = self._run.tuning
-        decided, calibrated = (
-            map(tuning.decide, probabilities),
-            calibrated_probabilities(logits, tuning) or [None] * len(chosen),
-        )
-        return [
-            Prediction(
+        calibrated = calibrated_probabilities(logits, tuning)
+        found = []
+        for place, (index, values) in enumerate(zip(chosen, probabilities, strict=True)):
+            decided = tuning.decide(values)
+            prediction = Prediction(
                 self.labels[index],
-                dict(zip(self.labels, values, strict=True)),
-                None if other is None else self.labels[other],
-                None if cooled is None else dict(zip(self.labels, cooled, strict=True)),
+                self._by_class(values),
+                None if decided is None else self.labels[decided],
+                None if calibrated is None else self._by_class(calibrated[place]),
             )
-            for index, values, other, cooled in zip(chosen, probabilities, decided, calibrated, strict=True)
-        ]
+            found.append(prediction)
+        return found
+
+    def _by_class(self, probabilities: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self.labels, probabilities, strict=True))
 
 
 def predict(

@@ -29,6 +29,10 @@ class Recipe:
     settings: Settings = field(default_factory=Settings)
     learning_rates: tuple[tuple[float, float], ...] = ()
 
+    def fields(self) -> set[str]:
+        """Names of all that it sets."""
+        return {*self.settings, *(("learning_rate",) if self.learning_rates else ())}
+
     def learning_rate(self, parameters: int) -> float | None:
         """The rate for a base model of so many parameters; None: its own stays."""
         return next((rate for most, rate in self.learning_rates if parameters <= most), None)
@@ -60,3 +64,5 @@ _RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 RECIPES: Mapping[str, Recipe] = MappingProxyType(_RECIPES)
+SET_BY_RECIPES = frozenset(name for recipe in RECIPES.values() for name in recipe.fields())
+"""What changes with the recipe: every field that one of them sets."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from lorabench.catalog.models import MODELS
-from lorabench.catalog.recipes import ORIGINAL, RECIPES
+from lorabench.catalog.recipes import ORIGINAL, RECIPES, SET_BY_RECIPES
 from lorabench.catalog.tasks import TASKS
 from lorabench.catalog.trackers import TRACKERS
 from lorabench.config.checks import find_issues
@@ -85,9 +85,9 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
     given |= dict.fromkeys(taken_back)
     file = replace(file, values={name: value for name, value in file.values.items() if name not in taken_back})
     issues = find_flag_issues(arguments, flags_of({**hints, "config": Path, "dry_run": bool}))
-    preset = resolve_with_file(given, file)
+    preset, found = resolve_with_file(given, file)
     if issues:
-        raise ConfigError([*issues, *file.issues, *unknown_names(preset.model.model, preset.data.task)])
+        raise ConfigError([*issues, *found, *unknown_names(preset.model.model, preset.data.task)])
     command = tyro.cli(
         TrainCommand,
         args=list(arguments),
@@ -101,7 +101,7 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
         console_outputs=launching or is_first_on_host(),
     )
     named = {name for name, value in given.items() if value is not None}
-    check_run_config(command.flags, launching, file.issues, named, writes=not command.dry_run)
+    check_run_config(command.flags, launching, found, named, writes=not command.dry_run)
     return command
 
 
@@ -110,28 +110,40 @@ def parse_run_config(arguments: Sequence[str], prog: str = PROGRAM, launching: b
     return parse_train_command(arguments, prog, launching).flags
 
 
-def resolve_with_file(given: Mapping[str, Any], file: ConfigFile) -> RunConfig:
+def resolve_with_file(given: Mapping[str, Any], file: ConfigFile) -> tuple[RunConfig, list[str]]:
     """The configuration before any flag: default < model < task < recipe < adapter to go on from < file.
+
+    A recipe that is given, and is not the file's, comes in place of all that the file says of what recipes set.
 
     Args:
         given: the flags that choose model, adapter, task, data and recipe, and the learning rate; None where one is
             not given.
 
+    Returns:
+        The configuration, and what is wrong with the file, or with a recipe that does not know the learning rate.
+
     Raises:
-        ConfigError: see `read_saved_adapter`; the recipe does not know the model's size, nor is there a learning rate.
+        ConfigError: see `read_saved_adapter`.
     """
-    chosen = {**file.values, **{name: value for name, value in given.items() if value is not None}}
+    values = _without_other_recipe(file.values, given.get("recipe"))
+    chosen = {**values, **{name: value for name, value in given.items() if value is not None}}
     own_data = any(chosen.get(name) for name in OWN_DATA_FLAGS)
     saved = read_saved_adapter(chosen.get("adapter"))
     model, task = resolve_names(chosen.get("model"), chosen.get("task"), own_data, saved)
     recipe = chosen.get("recipe", ORIGINAL)
     recipe = recipe if recipe in RECIPES else ORIGINAL  # an unknown one is said where all flags are read
+    issues = list(file.issues)
     if chosen.get("learning_rate") is None and not unknown_names(model, task):
-        issues = recipe_issues(recipe, model, chosen.get("revision"))
-        if issues:
-            raise ConfigError(issues)
+        issues += recipe_issues(recipe, model, chosen.get("revision"))
     resolved = resolve_defaults(model, task, saved, recipe, chosen.get("revision"))
-    return apply_settings(resolved, {**file.values, "model": model, "task": task})
+    return apply_settings(resolved, {**values, "model": model, "task": task, "recipe": recipe}), issues
+
+
+def _without_other_recipe(values: Mapping[str, Any], recipe: str | None) -> Mapping[str, Any]:
+    """A file's values without those that a recipe has set there, where a flag asks for another one."""
+    if recipe is None or recipe == values.get("recipe", ORIGINAL):
+        return values
+    return {name: value for name, value in values.items() if name not in SET_BY_RECIPES}
 
 
 def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -> Options:

@@ -22,7 +22,7 @@ def _idle_flags(config: RunConfig) -> Iterator[str]:
             if value != getattr(usual, name):
                 yield f"--{name.replace('_', '-')} {value}: without effect: no tracker is named (--track)"
     optim = config.optim
-    preset = resolve_defaults(config.model.model, config.data.task).optim
+    preset = resolve_defaults(config.model.model, config.data.task, recipe=optim.recipe).optim
     if optim.lr_scheduler == "constant" and optim.warmup_ratio != preset.warmup_ratio:
         yield (
             f"--warmup-ratio {optim.warmup_ratio:g}: without effect: --lr-scheduler constant has no warm-up; "

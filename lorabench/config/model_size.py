@@ -12,8 +12,8 @@ _INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor of a weight file, and the bytes that it takes there."""
+class StoredTensor:
+    """What a weight file's header says of one tensor: its shape, and the bytes that it takes there."""
 
     shape: tuple[int, ...]
     stored_bytes: int
@@ -38,9 +38,9 @@ def known_parameters(model: str, revision: str | None = None) -> int | None:
     return sum(tensor.size for tensor in tensors.values()) if tensors else None
 
 
-def read_headers(folder: Path) -> dict[str, Tensor] | None:
+def read_headers(folder: Path) -> dict[str, StoredTensor] | None:
     """The tensors of a folder's weight files by name; None where a file is damaged or lacks."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, StoredTensor] = {}
     try:
         if (folder / _INDEX).is_file():
             listed = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
@@ -52,7 +52,7 @@ def read_headers(folder: Path) -> dict[str, Tensor] | None:
             with path.open("rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             found |= {
-                name: Tensor(tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+                name: StoredTensor(tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
                 for name, entry in header.items()
                 if name != "__metadata__"
             }

@@ -146,7 +146,8 @@ class OptimConfig:
     recipe: RecipeName = ORIGINAL
     """Settings of LoRA and optimizer together. `original`: those of model and task, as published or tried. `strong`:
     LoRA on all linear layers with rank 16 and alpha 32, a learning rate by the size of the model, warm-up and linear
-    decay, clipping at 1. Flags win over it, and it over the settings of model and task."""
+    decay, clipping at 1. Flags win over it, and it over the settings of model and task; given as a flag, it also wins
+    over what a file with another recipe says of all these."""
     epochs: int = 5
     """Passes over the training rows."""
     max_steps: int | None = None

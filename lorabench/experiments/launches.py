@@ -18,6 +18,7 @@ from types import FrameType
 
 import psutil
 
+from lorabench.config.command_line import take_flags
 from lorabench.errors import ConfigError, RunInterrupted
 from lorabench.experiments.outcomes import LaunchState, read_outcome, read_states
 from lorabench.machine.gpus import gpus_hidden, read_nvml
@@ -317,13 +318,18 @@ def changed_launches(folder: Path, launches: Iterable[Launch]) -> list[str]:
 
 def _other_flags(launch: Launch, known: LaunchState) -> str | None:
     """What is wrong where the record is that of another launch."""
-    given = (str(launch.folder), list(launch.flags), list(launch.launcher))
-    if given == (known.folder, known.flags, known.launcher):
+    given = (str(launch.folder), _compared(launch.flags), list(launch.launcher))
+    if given == (known.folder, _compared(known.flags), known.launcher):
         return None
     flags = " ".join([*known.launcher, *known.flags])
     return (
         f"{launch.name}: was begun before with other flags ({flags}); expected the same ones, or another --output-dir"
     )
+
+
+def _compared(flags: Sequence[str]) -> list[str]:
+    """Flags without the tracker's group: no result depends on it, and experiments of before gave their runs none."""
+    return take_flags(flags, ("track_group",))[1]
 
 
 def _is_alive(state: LaunchState) -> bool:

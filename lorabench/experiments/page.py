@@ -14,6 +14,7 @@ from lorabench.experiments.sheets import Sheet, to_html, to_markdown
 from lorabench.experiments.spread import Spread
 from lorabench.files import write_text_atomic
 from lorabench.results.amounts import format_gb, format_seconds, three_digits
+from lorabench.results.calibration import FITTED_NOTE, FITTED_SCORES
 from lorabench.results.figures import to_csv
 from lorabench.results.run_folder import CURVES_FILE, lookup, number_at
 from lorabench.results.table import REPORTED, UNKNOWN, TableRow
@@ -68,11 +69,7 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
 def _cell_json(result: CellResult) -> dict[str, Any]:
     spreads = {
         "f1": result.score("best", "f1"),
-        "f1_at_threshold": result.score("calibration", "at_threshold", "f1"),
-        "f1_cross_fitted": result.score("calibration", "cross_fitted", "f1"),
-        "ece": result.score("calibration", "ece", "before"),
-        "ece_calibrated": result.score("calibration", "ece", "after"),
-        "ece_cross_fitted": result.score("calibration", "ece", "cross_fitted"),
+        **{name: result.score("calibration", *column.keys) for name, column in FITTED_SCORES.items()},
         "accuracy": result.score("best", "accuracy"),
         "accuracy_before": result.score("before", "accuracy"),
         "train_seconds": result.spread("train_seconds"),
@@ -202,14 +199,8 @@ def _before_and_after(comparison: Comparison) -> Sheet | None:
 
 def _calibration(comparison: Comparison) -> Sheet | None:
     """What a threshold in place of argmax, and a temperature, do to the scores."""
-    figures = {
-        "F1, argmax": ("best", "f1"),
-        "F1 at threshold": ("calibration", "cross_fitted", "f1"),
-        "on its own rows": ("calibration", "at_threshold", "f1"),
-        "ECE": ("calibration", "ece", "before"),
-        "ECE with temperature": ("calibration", "ece", "cross_fitted"),
-        "on their own rows": ("calibration", "ece", "after"),
-    }
+    figures = {"F1, argmax": ("best", "f1")}
+    figures |= {column.title: ("calibration", *column.keys) for column in FITTED_SCORES.values()}
     fitted = [result for result in comparison.cells if result.score("calibration", "ece", "before") is not None]
     if not fitted:
         return None
@@ -217,14 +208,7 @@ def _calibration(comparison: Comparison) -> Sheet | None:
         (describe(result.cell, comparison.plan), *(_score(result.score(*keys)) for keys in figures.values()))
         for result in fitted
     )
-    return Sheet(
-        title="Threshold and calibration", columns=("", *figures), rows=rows,
-        notes=(
-            "On the validation rows. Threshold (two classes) and temperature are cross-fitted: each fifth of the rows"
-            " is judged by what was fitted on the others; on their own rows, by what was fitted on all of them. ECE:"
-            " expected calibration error, 15 bins.",
-        ),
-    )  # fmt: skip
+    return Sheet(title="Threshold and calibration", columns=("", *figures), rows=rows, notes=(FITTED_NOTE,))
 
 
 def _pairs(comparison: Comparison) -> Sheet | None:

@@ -1,10 +1,46 @@
-"""A record's `calibration` in words: temperature, threshold, and what they do to the scores."""
+"""A record's `calibration` for readers: what tables show of it, and the same in words."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lorabench.results.amounts import format_score
 from lorabench.results.run_folder import calibration_of, lookup, number_at
+
+
+@dataclass(frozen=True)
+class FittedColumn:
+    """One column of tables.
+
+    Attributes:
+        title: for readers, understood beside the titles before it.
+        keys: where it stands in a record's `calibration`.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+
+
+# F1 is that of the positive class, by the threshold in place of the larger probability.
+FITTED_SCORES = {
+    "f1_cross_fitted": FittedColumn("F1 at threshold", ("cross_fitted", "f1")),
+    "f1_at_threshold": FittedColumn("on its own rows", ("at_threshold", "f1")),
+    "ece": FittedColumn("ECE", ("ece", "before")),
+    "ece_cross_fitted": FittedColumn("ECE with temperature", ("ece", "cross_fitted")),
+    "ece_calibrated": FittedColumn("on their own rows", ("ece", "after")),
+}
+"""Scores by the fitted values, by the names that CSV and JSON have for them."""
+FITTED = {
+    "threshold": FittedColumn("Threshold", ("threshold",)),
+    "temperature": FittedColumn("Temperature", ("temperature",)),
+    **FITTED_SCORES,
+}
+FITTED_NOTE = (
+    "On the validation rows. The threshold decides between two classes in place of the larger probability, and the"
+    " temperature divides the logits. Scores by them are cross-fitted: each fifth of the rows is judged by what was"
+    " fitted on the others; on their own rows, by what was fitted on all of them. ECE: expected calibration error, 15"
+    " bins."
+)
 
 
 def threshold_words(calibration: Mapping[str, Any]) -> str | None:

@@ -9,8 +9,10 @@ from pathlib import PurePath
 from typing import Any
 
 from lorabench.catalog.metrics import METRICS
+from lorabench.catalog.recipes import ORIGINAL
 from lorabench.errors import ConfigError
 from lorabench.harmless import csv_cell, printable
+from lorabench.results.calibration import FITTED
 from lorabench.results.run_folder import calibration_of, lookup, number_at
 
 PHASES = ("load", "train", "eval")
@@ -23,7 +25,6 @@ _TEXTS = {
     "dtype": ("precision",),
     "execution": ("execution",),
     "weights": ("model", "weights"),
-    "recipe": ("config", "optim", "recipe"),
     "error": ("error",),
 }
 _NUMBERS = {
@@ -37,16 +38,6 @@ _NUMBERS = {
     "trainable_parameters": ("model", "trainable_parameters"),
     "total_parameters": ("model", "total_parameters"),
     "trainable_percent": ("model", "trainable_percent"),
-}
-# Of a record's `calibration`; F1 of the positive class, by the threshold in place of the larger probability.
-_FITTED = {
-    "threshold": ("threshold",),
-    "f1_at_threshold": ("at_threshold", "f1"),
-    "f1_cross_fitted": ("cross_fitted", "f1"),
-    "temperature": ("temperature",),
-    "ece": ("ece", "before"),
-    "ece_calibrated": ("ece", "after"),
-    "ece_cross_fitted": ("ece", "cross_fitted"),
 }
 _ORDER = (
     *("run", "status", "model", "task", "data", "synthetic", "strategy", "world_size", "dtype", "execution"),
@@ -74,13 +65,14 @@ def run_figures(record: Mapping[str, Any], run: str, status: str | None) -> Figu
         "data": data_name(record),
         "synthetic": lookup(record, "data", "synthetic"),
         **{name: _text(record, *keys) for name, keys in _TEXTS.items()},
+        "recipe": recipe_of(record),
         **{name: number_at(record, *keys) for name, keys in _NUMBERS.items()},
     }
     scored = lookup(record, "status") == "completed" and figures["weights"] != "random"
     best = lookup(record, "best") if scored else None
     figures |= {name: number_at(best, name) for name in (*METRICS, "epoch")}
     fitted = calibration_of(record) if scored else None
-    figures |= {name: number_at(fitted, *keys) for name, keys in _FITTED.items()}
+    figures |= {name: number_at(fitted, *column.keys) for name, column in FITTED.items()}
     entries = rank_memory(record)
     known = [gigabytes for _, gigabytes in entries if gigabytes is not None]
     figures["memory_gb"] = max(known) if known and len(known) == len(entries) else None
@@ -93,6 +85,11 @@ def data_name(record: Mapping[str, Any]) -> str | None:
     """The name of the file that the training rows came from; None where they are the task's own."""
     file = _text(record, "config", "data", "train_file")
     return None if file is None else PurePath(file).name
+
+
+def recipe_of(record: Mapping[str, Any]) -> str | None:
+    """The recipe; that of runs of before there were recipes is `original`. None where the settings are not known."""
+    return _text(record, "config", "optim", "recipe") or (ORIGINAL if lookup(record, "config", "optim") else None)
 
 
 def rank_memory(record: Mapping[str, Any]) -> list[tuple[str, float | None]]:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from lorabench.catalog.recipes import ORIGINAL
 from lorabench.errors import ConfigError, IssueList
 from lorabench.harmless import printable
 from lorabench.results.amounts import format_count, format_gb, format_score, format_seconds, three_digits
@@ -23,6 +22,7 @@ from lorabench.results.figures import (
     data_name,
     order,
     rank_memory,
+    recipe_of,
     run_figures,
     select,
     to_csv,
@@ -79,8 +79,7 @@ def table_row(run: Mapping[str, Any], name: str = "") -> TableRow:
         model=_shown(str(lookup(run, "model", "name") or lookup(run, "config", "model", "model") or UNKNOWN)),
         task=_shown(f"{task} (synthetic)" if lookup(run, "data", "synthetic") else task),
         data=_shown(data_name(run) or "the task's"),
-        # Runs of before there were recipes have the settings of model and task.
-        recipe=_shown(str(lookup(run, "config", "optim", "recipe") or ORIGINAL)),
+        recipe=_shown(recipe_of(run) or UNKNOWN),
         strategy=_shown(str(lookup(run, "strategy") or UNKNOWN)),
         seed=format_count(number_at(run, "config", "optim", "seed")).replace(",", ""),
         f1=_shown(_f1_cell(run)),

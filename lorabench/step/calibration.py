@@ -37,7 +37,7 @@ class Change:
 
     Attributes:
         after: None where there is no temperature.
-        cross_fitted: None where rows are too few for folds, or for other rows than those of the fit.
+        cross_fitted: the same, and where rows are too few for folds, or are others than those of the fit.
     """
 
     before: float
@@ -84,9 +84,11 @@ def calibrate(logits: torch.Tensor, labels: Sequence[int], positive: int | None)
     """
     right = np.asarray(labels)
     temperature = fit_temperature(logits, labels)
-    others = _cross_fit(right, lambda fold: fit_temperature(logits[fold], right[fold].tolist()))
-    # Where a fold has no best temperature, its rows stay as they are.
-    cooled = None if others is None else with_temperature(logits, np.where(others > 0, others, 1.0))
+    cooled = None
+    if temperature is not None:
+        others = _cross_fit(right, lambda fold: fit_temperature(logits[fold], right[fold].tolist()))
+        # Where the other folds have no best temperature, rows stay as they are.
+        cooled = None if others is None else with_temperature(logits, np.where(others > 0, others, 1.0))
     ece = _changes(expected_calibration_error, logits, labels, temperature, cooled)
     nll = _changes(negative_log_likelihood, logits, labels, temperature, cooled)
     threshold, at_threshold, cross_fitted = None, None, None

@@ -15,7 +15,7 @@ from lorabench.files import replacing
 from lorabench.results.row_files import Kind, row_suffix, row_writer
 from lorabench.results.run_folder import find_adapter, read_run
 from lorabench.training.provenance import adapter_issues
-from lorabench.training.tuning import AUTO, PLAIN, TUNED_BY, Choice, Tuning, recorded_tuning
+from lorabench.training.tuning import AUTO, PLAIN, Choice, Tuning, recorded_tuning
 
 if TYPE_CHECKING:
     import torch
@@ -239,7 +239,10 @@ class FinishedRun:
             raise ValueError(f"data.pairs = {self.pairs!r}: expected true or false")
         if self.label_kind not in tuple(_LABEL_TYPES):
             raise ValueError(f"data.label_kind = {self.label_kind!r}: expected one of {', '.join(_LABEL_TYPES)}")
-        issues = self.tuning.issues(*(f"calibration.{name} = {getattr(self.tuning, name)!r}" for name in TUNED_BY))
+        issues = self.tuning.issues(
+            threshold=f"calibration.threshold = {self.tuning.threshold!r}",
+            temperature=f"calibration.temperature = {self.tuning.temperature!r}",
+        )
         if issues:
             raise ValueError(issues[0])
         try:

@@ -11,8 +11,6 @@ from lorabench.results.run_folder import calibration_of, number_at
 AUTO, TUNED, OFF = "auto", "tuned", "none"
 Choice = str | float
 """`auto`: what the run has recorded, if anything; `tuned`: that, or a refusal; `none`; or a number."""
-TUNED_BY = ("threshold", "temperature")
-"""As a record's `calibration` has them."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,18 @@ class Tuning:
             temperature=_chosen("--temperature", temperature, self.temperature, "a number above 0", issues),
         )
         if not list(issues):
-            issues.extend(chosen.issues(f"--threshold {threshold}", f"--temperature {temperature}"))
+            issues.extend(
+                chosen.issues(threshold=f"--threshold {threshold}", temperature=f"--temperature {temperature}")
+            )
         issues.raise_if_any()
         return chosen
 
-    def issues(self, threshold: str = "threshold", temperature: str = "temperature") -> list[str]:
+    def issues(self, *, threshold: str, temperature: str) -> list[str]:
         """What is wrong with the values.
 
         Args:
             threshold: how a message names it.
+            temperature: the same.
         """
         issues = IssueList()
         if self.threshold is not None:
@@ -100,5 +101,5 @@ def recorded_tuning(record: Mapping[str, Any]) -> Tuning:
     fitted, labels = calibration_of(record), record["data"]["labels"]
     positive = record["data"].get("positive_label")
     place = labels.index(positive) if len(labels) == 2 and positive in labels else None
-    threshold, temperature = (number_at(fitted, name) for name in TUNED_BY)
-    return Tuning(None if place is None else threshold, temperature, place)
+    threshold = None if place is None else number_at(fitted, "threshold")
+    return Tuning(threshold, number_at(fitted, "temperature"), place)

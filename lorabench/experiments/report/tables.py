@@ -10,6 +10,7 @@ from lorabench.experiments.report.comparing import ReportedPair, SettingsTable
 from lorabench.experiments.report.runs import ReportRun
 from lorabench.experiments.spread import Spread
 from lorabench.results.amounts import format_gb, format_seconds, three_digits
+from lorabench.results.calibration import FITTED, FITTED_NOTE
 from lorabench.results.figures import PHASES
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import UNKNOWN
@@ -173,11 +174,7 @@ def verdict(pair: ReportedPair) -> str:
 
 def calibration_table(runs: Sequence[ReportRun]) -> HeatTable | None:
     """Threshold and temperature of each run, and what they do to F1 and to the calibration error."""
-    columns = {
-        "F1, argmax": "f1", "F1 at threshold, cross-fitted": "f1_cross_fitted", "on its own rows": "f1_at_threshold",
-        "Threshold": "threshold", "ECE": "ece", "ECE with temperature, cross-fitted": "ece_cross_fitted",
-        "on their own rows": "ece_calibrated", "Temperature": "temperature",
-    }  # fmt: skip
+    columns = {"F1, argmax": "f1", **{column.title: name for name, column in FITTED.items()}}
     fitted = [run for run in runs if run.figures.get("ece") is not None]
     if not fitted:
         return None
@@ -186,11 +183,7 @@ def calibration_table(runs: Sequence[ReportRun]) -> HeatTable | None:
         (run.name, run.place, [HeatCell(_score(run.figures.get(name)), None) for name in columns.values()])
         for run in shown
     ]
-    note = (
-        "Validation rows. The threshold decides between two classes in place of the larger probability, and the"
-        " temperature divides the logits; cross-fitted: each fifth of the rows is judged by what was fitted on the"
-        " others. ECE: expected calibration error."
-    )
+    note = FITTED_NOTE
     if len(shown) < len(fitted):
         note += f" Shown: the {len(shown)} of {len(fitted)} runs with the highest F1."
     return HeatTable(

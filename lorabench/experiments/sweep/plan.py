@@ -116,7 +116,8 @@ def check_plan(plan: SweepPlan) -> RunConfig:
         issues.check(given[name] is None, f"{flag_word(name)}: the sweep says it for each trial")
     issues.check(given["weights"] != "random", "--weights random: scores mean nothing; a search has none to go by")
     try:
-        find_strategy(plan.strategy) if plan.strategy != AUTO else None
+        if plan.strategy != AUTO:
+            find_strategy(plan.strategy)
     except ConfigError as error:
         issues.extend(issue.replace("--config_file", "--strategy") for issue in error.issues)
     issues.raise_if_any()

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from lorabench.catalog.models import MODELS
-from lorabench.catalog.recipes import ORIGINAL, RECIPES, Recipe
+from lorabench.catalog.recipes import ORIGINAL, RECIPES, SET_BY_RECIPES, Recipe
 from lorabench.catalog.settings import Settings
 from lorabench.config.command_line import parse_run_config, parse_train_command
 from lorabench.config.config_file import config_text
@@ -89,10 +89,36 @@ def test_a_runs_file_asks_for_the_same_run_again(tmp_path: Path) -> None:
     assert parse_run_config(["--config", str(tmp_path / "config.yaml")]) == config
 
 
+@pytest.mark.parametrize(("before", "after"), [("original", "strong"), ("strong", "original")])
+def test_a_recipe_of_a_flag_takes_the_place_of_the_files(before: str, after: str, tmp_path: Path) -> None:
+    kept = ("--model", "minilm", "--task", "sample", "--epochs", "9", "--lora-dropout", "0.3")
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(parse_run_config([*kept, "--recipe", before])), encoding="utf-8")
+    words = ["--config", str(path), "--recipe", after]
+    assert parse_run_config(words) == parse_run_config([*kept, "--recipe", after])
+    assert build_run_config({"recipe": after}, path) == parse_run_config(words)
+    assert parse_run_config([*words, "--lora-r", "4", "--learning-rate", "0.5"]) == parse_run_config(
+        [*kept, "--recipe", after, "--lora-r", "4", "--learning-rate", "0.5"]
+    )
+
+
+def test_the_recipe_that_a_file_has_already_leaves_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    for recipe, line in (("strong", "recipe: strong\n"), ("original", "")):
+        path.write_text(f"model: minilm\nlora_r: 4\n{line}", encoding="utf-8")
+        assert parse("--config", str(path), "--recipe", recipe)["lora_r"] == 4
+
+
+def test_recipes_set_no_more_than_the_docs_say_a_flag_of_them_takes_from_a_file() -> None:
+    of_lora = {"lora_r", "lora_alpha", "lora_targets"}
+    assert of_lora | {"learning_rate", "lr_scheduler", "warmup_ratio", "max_grad_norm"} == SET_BY_RECIPES
+
+
 def test_unknown_recipes_are_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ConfigError, match="--recipe stronger: expected 'original' or 'strong'"):
+    expected = f"expected {' or '.join(map(repr, RECIPES))}"
+    with pytest.raises(ConfigError, match=f"--recipe stronger: {expected}"):
         parse_train_command(["--model", "minilm", "--task", "sample", "--recipe", "stronger"])
-    with pytest.raises(ConfigError, match="expected 'original' or 'strong'"):
+    with pytest.raises(ConfigError, match=expected):
         build_run_config({"model": "minilm", "task": "sample", "recipe": "stronger"})
 
 
@@ -114,11 +140,24 @@ def test_a_shard_that_lacks_leaves_the_size_unknown(tmp_path: Path) -> None:
     assert known_parameters(str(folder)) is None
 
 
+def test_help_is_there_for_a_model_of_unknown_size(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--model", "owner/name", "--recipe", "strong", "--help")
+    assert not ended.value.code
+    assert "--recipe strong;" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 def test_a_size_that_nobody_knows_asks_for_the_learning_rate() -> None:
     with pytest.raises(ConfigError, match=r"--recipe strong: .* of owner/name is not known .* --learning-rate"):
         parse("--model", "owner/name", "--recipe", "strong")
     with pytest.raises(ConfigError, match=r"0\.001 up to 50 M, .*, 0\.0001 beyond\)"):
         build_run_config({"model": "owner/name", "task": "sample", "recipe": "strong"})
+    with pytest.raises(ConfigError) as raised:
+        parse("--model", "owner/name", "--recipe", "strong", "--epochs", "0")
+    assert [issue.partition(":")[0] for issue in raised.value.issues] == ["--recipe strong", "--epochs 0"]
+    with pytest.raises(ConfigError) as raised:
+        parse("--model", "owner/name", "--recipe", "strong", "--epochs", "many")
+    assert [issue.partition(":")[0] for issue in raised.value.issues] == ["--epochs many", "--recipe strong"]
     found = parse("--model", "owner/name", "--recipe", "strong", "--learning-rate", "1e-4")
     assert (found["learning_rate"], found["lora_r"]) == (1e-4, 16)
     assert parse("--model", "owner/name")["learning_rate"] == RunConfig().optim.learning_rate

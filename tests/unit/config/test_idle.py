@@ -31,6 +31,7 @@ def test_a_flag_without_effect_is_said(words: list[str], start: str) -> None:
         [],
         ["--track", "tensorboard", "--track-tags", "a", "--track-group", "g"],
         ["--warmup-ratio", "0.3", "--lr-scheduler", "linear"],
+        ["--recipe", "strong", "--lr-scheduler", "constant"],
         ["--warmup-ratio", "0.3", "--lr-scheduler", "constant_with_warmup"],
         ["--task", "custom", "--template", "{a}\n{b} \\d \\{c}"],
     ],

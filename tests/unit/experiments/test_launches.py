@@ -17,7 +17,7 @@ from limits import HANG_S
 from stand_ins import StandIn
 
 from lorabench.errors import ConfigError, RunInterrupted
-from lorabench.experiments.launches import STATE_FILE, Gpus, Scheduler, gpu_groups
+from lorabench.experiments.launches import STATE_FILE, Gpus, Scheduler, changed_launches, gpu_groups
 
 SCRIPT = """
 import sys
@@ -82,6 +82,15 @@ def test_other_flags_under_a_known_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run: was begun before with other flags \(--wait 0\)"):
         Scheduler(tmp_path).run([run_of(tmp_path, "run", "--wait", "0.1")])
     assert json.loads((tmp_path / STATE_FILE).read_text(encoding="utf-8"))["launches"]["run"]["state"] == "completed"
+
+
+@pytest.mark.parametrize("group", [["--track-group", "out"], ["--track_group=out"]])
+def test_runs_begun_without_a_group_of_the_tracker_are_not_repeated(tmp_path: Path, group: list[str]) -> None:
+    Scheduler(tmp_path).run([run_of(tmp_path, "run", "--wait", "0")])
+    launch = run_of(tmp_path, "run", "--wait", "0", *group)
+    assert changed_launches(tmp_path, [launch]) == []
+    assert [state.attempts for state in Scheduler(tmp_path).run([launch]).values()] == [1]
+    assert len(changed_launches(tmp_path, [run_of(tmp_path, "run", "--wait", "1", *group)])) == 1
 
 
 def test_a_scheduler_that_fails_asks_its_runs_to_stop(tmp_path: Path) -> None:

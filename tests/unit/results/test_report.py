@@ -24,6 +24,7 @@ from lorabench.errors import ConfigError
 from lorabench.results import report, table
 from lorabench.results.amounts import three_digits
 from lorabench.results.curves import draw_curves, running_mean
+from lorabench.results.figures import run_figures, select
 from lorabench.results.ownership import Ownership
 from lorabench.results.report import TableForm, table_command, table_row
 from lorabench.results.run_folder import SCHEMA_VERSION, write_json_atomic
@@ -880,3 +881,13 @@ def test_the_recipe_is_shown_where_it_differs() -> None:
     rows = [table_row(seeded(1), "older"), table_row(strong, "b")]
     assert header([*rows, *REPORTED]) == ["Run", "Model", "Task", "Recipe", "Strategy", *COLUMNS[3:]]
     assert [markdown_cells(line)[3] for line in to_markdown(rows).splitlines()[2:4]] == ["original", "strong"]
+
+
+def test_runs_of_before_there_were_recipes_have_the_original_in_every_form() -> None:
+    older = seeded(1)
+    older["config"]["optim"].pop("recipe", None)
+    unknown = {**seeded(2), "config": {}}
+    figures = [run_figures(run, "", "completed") for run in (older, unknown)]
+    assert [run["recipe"] for run in figures] == ["original", None]
+    assert select(figures, ["recipe=original"]) == [True, False]
+    assert [table_row(run).recipe for run in (older, unknown)] == ["original", "n/a"]

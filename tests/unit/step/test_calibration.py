@@ -245,6 +245,16 @@ def test_folds_take_five_rows_of_each_class(labels: list[int], cross_fitted: boo
     assert found.ece.cross_fitted is not None
 
 
+def test_where_no_temperature_is_best_nothing_is_said_of_one() -> None:
+    labels = [0, 1] * 20
+    logits = torch.nn.functional.one_hot(torch.tensor(labels), 2).float()
+    found = calibrate(logits, labels, 1)
+    assert found.temperature is None and found.ece.before > 0 and found.nll.before > 0
+    for change in (found.ece, found.nll):
+        assert (change.after, change.cross_fitted) == (None, None)
+    assert found.cross_fitted is not None, "the threshold is another matter"
+
+
 def test_few_rows_have_no_folds_and_rows_of_one_class_no_threshold() -> None:
     logits, _ = made(4)
     found = calibrate(logits, [0, 1, 0, 1], 1)

@@ -19,6 +19,7 @@ from lorabench.experiments.report.command import ReportOptions, report_command
 from lorabench.experiments.report.page import render_page
 from lorabench.experiments.report.runs import read_report_runs
 from lorabench.harmless import printable
+from lorabench.results.calibration import FITTED
 from lorabench.results.report import read_runs
 
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=//host onerror=a()><!-- {{ 7*7 }} \u202e&amp;"
@@ -94,6 +95,8 @@ def test_threshold_and_calibration_have_a_section_where_runs_have_fitted_them(tm
     assert "calibration" in [section.get("id") for section in page.named("section")]
     for figure in ("0.4132", "1.8345", "0.8123", "0.8077", "0.0712", "0.0213", "0.0241"):
         assert figure in page.text
+    for title in ("F1, argmax", *(column.title for column in FITTED.values())):
+        assert title in page.text
 
 
 def test_nothing_is_loaded_and_only_the_page_s_own_script_may_run(tmp_path: Path) -> None:
