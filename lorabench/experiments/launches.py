@@ -236,6 +236,8 @@ class Scheduler:
         self.states[launch.name] = state
         self._running[launch.name] = _Running(state, process)
         self._write()
+        if self._signals:  # one came while the launch was decided on or started, and reached only those that ran
+            self._pass_on_to(self._running[launch.name], self._signals[-1])
 
     def _start(self, launch: Launch, gpus: Gpus, resume: bool) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **launch.environment}
@@ -277,7 +279,11 @@ class Scheduler:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
         for entry in list(self._running.values()):
-            entry.send(signal.SIGTERM if number == signal.SIGHUP else number)
+            self._pass_on_to(entry, number)
+
+    @staticmethod
+    def _pass_on_to(entry: "_Running", number: int) -> None:
+        entry.send(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 class _Running:

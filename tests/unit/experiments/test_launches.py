@@ -174,6 +174,18 @@ def test_ctrl_c_goes_to_the_runs_and_no_other_is_begun(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_that_comes_while_a_launch_is_decided_on_reaches_it(tmp_path: Path) -> None:
+    def launches() -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield run_of(tmp_path, "first", "--wait", "60")
+
+    scheduler = Scheduler(tmp_path)
+    with pytest.raises(RunInterrupted):
+        scheduler.run(launches())
+    state = scheduler.states["first"]
+    assert (state.state, state.attempts) == ("interrupted", 1) and state.seconds < 30
+
+
 def start_and_kill(tmp_path: Path, *waits: str) -> None:
     """A scheduler that is killed while its first run is under way."""
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path, *waits], env=offline_environment())
