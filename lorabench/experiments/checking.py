@@ -1,11 +1,14 @@
 """The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lorabench.config.command_line import parse_run_config, take_flags
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lorabench.data.task import TaskData
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -28,11 +31,16 @@ def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:
     Returns:
         For each issue the runs that have it.
     """
+    return load_data(configs)[1]
+
+
+def load_data(configs: Mapping[Key, RunConfig]) -> tuple["dict[DataConfig, TaskData]", dict[str, list[Key]]]:
+    """The rows that runs would read, with the seed of the first run that reads them; and what `data_issues` says."""
     from lorabench.data.task import load_task
     from lorabench.training.refusals import refuse_early
 
     found: dict[str, list[Key]] = {}
-    loaded: dict[Any, Any] = {}
+    loaded: dict[DataConfig, TaskData] = {}
     for key, config in configs.items():
         try:
             if config.data not in loaded:
@@ -41,7 +49,7 @@ def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:
         except ConfigError as error:
             for issue in error.issues:
                 found.setdefault(issue, []).append(key)
-    return found
+    return loaded, found
 
 
 def flag_word(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import swept
+import tiny
 import yaml
 from launching import offline_environment
 from limits import HANG_S
@@ -285,6 +286,22 @@ def test_a_sweep_that_has_changed_is_refused(
     (tmp_path / "out" / "study.db").unlink()
     assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
     assert "has the runs of another study; expected its --storage and --study" in capsys.readouterr().err
+
+
+def test_rows_may_move_and_must_not_change(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--trials", "1"]) == 0
+    moved = (tmp_path / "rows.csv").rename(tmp_path / "moved.csv")
+    words[words.index("--train-file") + 1] = str(moved)
+    assert cli.main([*words, "--trials", "1"]) == 0
+    tiny.write_rows(moved, 41)
+    capsys.readouterr()
+    assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    rest = "other ones than before, and must not change; expected the same sweep, or another --output-dir"
+    assert f"--study out: train rows: {rest}" in said and f"--study out: validation rows: {rest}" in said
+    assert len(starts(tmp_path)) == 1
 
 
 def test_a_dry_run_says_what_is_searched_and_starts_nothing(
