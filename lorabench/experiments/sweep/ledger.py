@@ -54,8 +54,11 @@ class Entry:
 
     @property
     def values(self) -> dict[str, Value]:
-        """Of the searched parameters; empty before it has been begun."""
-        return dict(self.trial.params) or dict(self.trial.system_attrs.get("fixed_params", {}))
+        """Of the searched parameters; before it has been begun, those that it is to have.
+
+        A worker may have died between two of them.
+        """
+        return {**self.trial.system_attrs.get("fixed_params", {}), **self.trial.params}
 
     def fact(self, name: str) -> Any:
         """What its worker wrote down: `host`, `worker`, `seconds`, `train_seconds`, `pruned`."""
@@ -209,9 +212,16 @@ class Ledger:
             self._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
     def is_hopeless(self, trial_number: int) -> bool:
-        """Whether the pruner gives an attempt up, by what it scored so far and what others did."""
+        """Whether the pruner gives an attempt up, by what it scored so far and what others did.
+
+        One that has ended, as another worker may have had it, is nothing to be given up.
+        """
+        import optuna
+
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
-        return self.study.pruner.prune(self.study, self._storage.get_trial(trial_id))
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # successive halving writes into the trial
+            return self.study.pruner.prune(self.study, self._storage.get_trial(trial_id))
+        return False
 
     def note(self, trial_number: int, facts: Mapping[str, Any]) -> None:
         """Write down facts of an attempt that has not ended; of one that has, nothing."""

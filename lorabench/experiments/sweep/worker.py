@@ -136,9 +136,11 @@ class Worker:
             view(scheduler)
 
         # What failed is in the ledger's hands: a launch that it gives is to be started, whatever became of it before.
+        # The study has settled which flags may differ from those of before.
         scheduler = Scheduler(
-            self._own, groups, retry_failed=True, watch=watch, on_end=self.ended, ownership=ownership
-        )
+            self._own, groups, retry_failed=True, same_flags=False, watch=watch, on_end=self.ended,
+            ownership=ownership,
+        )  # fmt: skip
         scheduler.run(self.launches(scheduler, retry_failed))
 
     def launches(self, scheduler: Scheduler, retry_failed: bool) -> Iterator[Launch | None]:
@@ -243,8 +245,8 @@ class Worker:
         with answering(self._options.url):
             for name, running in self._running.items():
                 self._ledger.beat(running.claimed)
-                self._report(running)
-                if not running.pruned and running.reported and self._ledger.is_hopeless(running.claimed.trial.number):
+                is_new = self._report(running)
+                if is_new and not running.pruned and self._ledger.is_hopeless(running.claimed.trial.number):
                     running.pruned = True
                     # Before it stops: were this worker killed now, the trial would be taken for one to go on with.
                     self._ledger.note(running.claimed.trial.number, {"pruned": max(running.reported)})
@@ -253,12 +255,13 @@ class Worker:
                     scheduler.stop(name)
             self.entries = self._ledger.entries()
 
-    def _report(self, running: _Running) -> None:
-        """Tell the study what each epoch came to that it does not know."""
-        for epoch, value in running.epochs.read().items():
-            if epoch not in running.reported:
-                self._ledger.report(running.claimed.trial.number, epoch, value)
-                running.reported.add(epoch)
+    def _report(self, running: _Running) -> bool:
+        """Tell the study what each epoch came to that it does not know. Returns whether there was any."""
+        new = {epoch: value for epoch, value in running.epochs.read().items() if epoch not in running.reported}
+        for epoch, value in new.items():
+            self._ledger.report(running.claimed.trial.number, epoch, value)
+            running.reported.add(epoch)
+        return bool(new)
 
     def ended(self, state: LaunchState) -> None:
         """A launch has ended, however it did.

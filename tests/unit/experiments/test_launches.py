@@ -84,6 +84,13 @@ def test_other_flags_under_a_known_name_are_refused(tmp_path: Path) -> None:
     assert json.loads((tmp_path / STATE_FILE).read_text(encoding="utf-8"))["launches"]["run"]["state"] == "completed"
 
 
+def test_other_flags_are_those_of_a_launch_that_goes_on_where_they_may_be(tmp_path: Path) -> None:
+    Scheduler(tmp_path).run([run_of(tmp_path, "run", "--fail")])
+    scheduler = Scheduler(tmp_path, retry_failed=True, same_flags=False)
+    state = scheduler.run([run_of(tmp_path, "run", "--wait", "0")])["run"]
+    assert (state.state, state.attempts, state.flags) == ("completed", 2, ["--wait", "0"])
+
+
 def test_a_scheduler_that_fails_asks_its_runs_to_stop(tmp_path: Path) -> None:
     def launches() -> Any:
         yield run_of(tmp_path, "first", "--wait", "60")

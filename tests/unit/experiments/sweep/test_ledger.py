@@ -12,7 +12,7 @@ import pytest
 import yaml
 from launching import offline_environment
 from limits import HANG_S
-from optuna.pruners import NopPruner
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler
 
 from lorabench.errors import ConfigError
@@ -185,6 +185,30 @@ def test_a_grid_is_run_in_its_order(tmp_path: Path) -> None:
     values = [taken(ledger).values for _ in range(12)]
     assert len({tuple(value.items()) for value in values}) == 12 and claim(ledger) is None
     assert values[:4] == [{"lora_r": r, "epochs": e, "seed": 7} for r, e in ((4, 1), (4, 2), (4, 3), (8, 1))]
+
+
+def test_a_grids_place_is_kept_where_a_worker_died_between_two_of_its_values(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    ledger = begun(tmp_path, url, method="grid", total=1)
+    (entry,) = ledger.entries()
+    connected = open_storage(url)
+    trial_id = entry.trial._trial_id
+    assert connected.set_trial_state_values(trial_id, optuna.trial.TrialState.RUNNING)
+    optuna.trial.Trial(ledger.study, trial_id).suggest_categorical("lora_r", [4, 8, 16, 32])
+    ledger.fail(entry.trial.number, None)
+    ledger.refill()
+    assert taken(ledger).values == {"lora_r": 4, "epochs": 1, "seed": 7}
+    again = ledger.entries()[0].trial.system_attrs["fixed_params"]
+    assert again == {"lora_r": 4, "epochs": 1}, "both are said, and none is drawn"
+
+
+def test_an_attempt_that_has_ended_is_not_given_up(tmp_path: Path) -> None:
+    ledger = begun(tmp_path, f"sqlite:///{tmp_path}/study.db", total=1)
+    number = taken(ledger).trial.number
+    ledger.report(number, 1, 0.25)
+    ledger.study.pruner = SuccessiveHalvingPruner(min_resource=1)
+    ledger.fail(number, None)
+    assert not ledger.is_hopeless(number)
 
 
 def test_pruned_trials_keep_their_last_score(tmp_path: Path) -> None:

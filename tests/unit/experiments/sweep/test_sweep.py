@@ -288,6 +288,18 @@ def test_a_sweep_that_has_changed_is_refused(
     assert "has the runs of another study; expected its --storage and --study" in capsys.readouterr().err
 
 
+def test_a_trial_that_is_left_goes_on_with_other_free_flags(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEPT_FAIL", "4,8,16,32")
+    assert cli.main([*words, "--trials", "1"]) == EXIT_RUN_FAILED
+    monkeypatch.delenv("SWEPT_FAIL")
+    words[words.index("--output-dir") + 1] = os.path.relpath(tmp_path / "out")
+    assert cli.main([*words, "--trials", "1", "--retry-failed", "--logging-steps", "5"]) == 0
+    _, (name, how, *flags) = starts(tmp_path)
+    assert (name, how) == ("trial-001", "resumed") and "--logging-steps" in flags
+
+
 def test_rows_may_move_and_must_not_change(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
