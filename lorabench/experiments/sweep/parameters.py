@@ -224,20 +224,5 @@ def _bound_issues(kind: str, low: float, high: float, q: float, where: str) -> l
 
 def _no_number(value: Any) -> str | None:
     """What is wrong with it, if it is no finite number."""
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return "expected a number"
-        return f"YAML reads a text; expected a number with a point, as in {_with_point(value)}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return None if is_number else "expected a number"
-
-
-def _with_point(text: str) -> str:
-    """`1e-5` -> `1.0e-5`, which YAML takes for a number."""
-    mantissa, letter, exponent = text.lower().partition("e")
-    if not letter:
-        return text
-    sign = "" if exponent[:1] in "+-" else "+"
-    return f"{mantissa}{'' if '.' in mantissa else '.0'}e{sign}{exponent}"

@@ -245,8 +245,7 @@ class Worker:
         with answering(self._options.url):
             for name, running in self._running.items():
                 self._ledger.beat(running.claimed)
-                is_new = self._report(running)
-                if is_new and not running.pruned and self._ledger.is_hopeless(running.claimed.trial.number):
+                if self._report(running) and not running.pruned and self._is_hopeless(running):
                     running.pruned = True
                     # Before it stops: were this worker killed now, the trial would be taken for one to go on with.
                     self._ledger.note(running.claimed.trial.number, {"pruned": max(running.reported)})
@@ -254,6 +253,12 @@ class Worker:
                     running.told = True
                     scheduler.stop(name)
             self.entries = self._ledger.entries()
+
+    def _is_hopeless(self, running: _Running) -> bool:
+        """Whether a run that has epochs left is given up."""
+        return not running.epochs.is_last(_record(running.launch.folder)) and self._ledger.is_hopeless(
+            running.claimed.trial.number
+        )
 
     def _report(self, running: _Running) -> bool:
         """Tell the study what each epoch came to that it does not know. Returns whether there was any."""

@@ -128,6 +128,16 @@ def test_hopeless_trials_are_stopped_after_an_epoch(
     assert cli.main(words) == 0 and len(starts(tmp_path)) == 3, "what was pruned is over"
 
 
+def test_a_run_that_is_through_its_epochs_is_not_pruned(
+    words: list[str], search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEPT_SAVE_S", "1.5")  # its last epoch is read before it ends
+    early = {"type": "hyperband", "min_iter": 3, "eta": 2}
+    changed(search, method="grid", parameters={"lora_r": {"values": [8, 32]}}, early_terminate=early)
+    assert cli.main(words) == 0
+    assert [trial["state"] for trial in page_of(tmp_path / "out")["trials"]] == ["completed", "completed"]
+
+
 def test_failures_are_recorded_and_retried_when_asked(
     words: list[str], search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,3 +349,15 @@ def test_epochs_are_read_as_they_come(tmp_path: Path) -> None:
     assert reader.read() == {1: 0.5, 2: 0.75}
     file.write_text('{"event": "eval", "epoch": 1.0, "f1": 0.25}\n', encoding="utf-8")
     assert reader.read()[1] == 0.25, "a run that goes on has cut its file"
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_last"), [({"epochs": 2}, True), ({"epochs": 3}, False), ({"epochs": 3, "max_steps": 15}, True)]
+)
+def test_the_last_epoch_of_a_run_is_known(asked: dict[str, int], is_last: bool, tmp_path: Path) -> None:
+    line = '{"event": "eval", "epoch": 2.0, "step": 15, "f1": 0.1}\n'
+    (tmp_path / "metrics.jsonl").write_text(line, encoding="utf-8")
+    reader = EpochReader(tmp_path, "f1")
+    assert not reader.is_last({"config": {"optim": asked}}), "nothing was read"
+    reader.read()
+    assert reader.is_last({"config": {"optim": asked}}) is is_last
