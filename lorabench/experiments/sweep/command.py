@@ -16,15 +16,17 @@ from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
-from lorabench.experiments.sweep.ledger import Ledger
+from lorabench.experiments.sweep.ledger import Ledger, study_facts
 from lorabench.experiments.sweep.page import SweepResult, sheets, write_page
 from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, run_flags, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning
 from lorabench.experiments.sweep.search import Search, read_search
 from lorabench.experiments.sweep.shown import Trials
 from lorabench.experiments.sweep.storage import (
+    STUDY_FILE,
     answering,
     default_storage,
+    find_study,
     missing_packages,
     open_storage,
     open_study,
@@ -54,8 +56,8 @@ class SweepOptions:
     """Who proposes values: `optuna`, or `wandb`, W&B's own search library, with each trial a run of W&B's: offline
     without a key."""
     storage: str | None = None
-    """Where trials are kept: a URL that Optuna takes, for many machines postgresql+psycopg://USER:PASSWORD@HOST/NAME;
-    default: a file in the sweep's folder, for workers on one machine."""
+    """Where trials are kept: a URL that Optuna takes, for many machines postgresql+psycopg://USER@HOST/NAME, with the
+    password in PGPASSWORD or ~/.pgpass; default: a file in the sweep's folder, for workers on one machine."""
     study: str | None = None
     """Name of the study in the storage; default: that of the sweep's folder. The same for all workers."""
     pruning: Pruning = "auto"
@@ -178,12 +180,14 @@ def _dry_lines(plan: SweepPlan, folder: Path) -> list[str]:
 def _run(
     plan: SweepPlan, facts: Mapping[str, Any], groups: Sequence[Gpus], folder: Path, options: SweepOptions
 ) -> None:
+    _, url = _names(folder, options)
+    with answering(url):
+        _refuse_other_study(plan, facts, folder, options)
     folder.mkdir(parents=True, exist_ok=True)
-    url = options.storage or default_storage(folder)
     own, ownership = take_worker_folder(folder)
     try:
         with answering(url):
-            ledger = _open_ledger(plan, facts, folder, own, url, options.study or folder.resolve().name)
+            ledger = _open_ledger(plan, facts, folder, own, options)
         at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
         print(f"sweep      {counted(plan.total, 'trial')}{at_once}, in {folder}", flush=True)
         if options.storage is not None:
@@ -213,25 +217,62 @@ def _see_through(worker: Worker, groups: Sequence[Gpus], ownership: Ownership, r
     _raise_failures(result, worker)
 
 
-def _open_ledger(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, own: Path, url: str, name: str) -> Ledger:
+def _refuse_other_study(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, options: SweepOptions) -> None:
+    """Look at what is there before anything is written.
+
+    Raises:
+        ConfigError: the study is of another sweep, or the folder has the runs of another study.
+    """
+    begun = _study_id(folder)
+    name, url = _names(folder, options)
+    known = None
+    if options.storage is not None or (folder / STUDY_FILE).exists():
+        study = find_study(open_storage(url), name, plan.search.maximize)
+        known = None if study is None else study_facts(study)
+    _compare(known, begun, facts, folder, name)
+
+
+def _open_ledger(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, own: Path, options: SweepOptions) -> Ledger:
     """The study of this sweep, and of no other.
 
     Raises:
         ConfigError: the study is of another sweep, or the folder has the runs of another study.
     """
+    name, url = _names(folder, options)
     storage = open_storage(url)
     study = open_study(storage, name, plan.search.maximize)
     ledger = Ledger(study, storage, plan, {"host": socket.gethostname(), "worker": str(own.resolve())})
-    ledger.begin(facts)
-    known = ledger.facts() or {}
-    issues = changed_facts(known, facts)
+    known = ledger.begin(facts)
+    _compare(known, _study_id(folder), facts, folder, name)  # another worker may have been quicker
+    write_text_atomic(folder / STUDY_ID_FILE, f"{known['id']}\n")
+    return ledger
+
+
+def _names(folder: Path, options: SweepOptions) -> tuple[str, str]:
+    """The study's name, and the URL of its storage."""
+    return options.study or folder.resolve().name, options.storage or default_storage(folder)
+
+
+def _study_id(folder: Path) -> str | None:
+    """The study whose runs are in the folder; None where there are none yet."""
+    file = folder / STUDY_ID_FILE
+    return file.read_text(encoding="utf-8").strip() if file.exists() else None
+
+
+def _compare(
+    known: Mapping[str, Any] | None, begun: str | None, facts: Mapping[str, Any], folder: Path, name: str
+) -> None:
+    """Raises `ConfigError` where a study is not the one of the folder, or of this sweep.
+
+    Args:
+        known: what the study was begun with; None for a new one.
+        begun: id of the folder's study; None for a new folder.
+    """
+    if begun is not None and (known is None or known["id"] != begun):
+        raise ConfigError(f"--output-dir {folder}: has the runs of another study; expected its --storage and --study")
+    issues = [] if known is None else changed_facts(known, facts)
     if issues:
         raise ConfigError([f"--study {name}: {issue}" for issue in issues])
-    file, found = folder / STUDY_ID_FILE, str(known.get("id"))
-    if file.exists() and file.read_text(encoding="utf-8").strip() != found:
-        raise ConfigError(f"--output-dir {folder}: has the runs of another study; expected its --storage and --study")
-    write_text_atomic(file, f"{found}\n")
-    return ledger
 
 
 def _view(result: Callable[[], SweepResult], at_once: int) -> ProgressView:

@@ -78,6 +78,18 @@ class Claimed:
     values: Mapping[str, Value]
 
 
+def study_facts(study: "Study") -> Mapping[str, Any] | None:
+    """What a study was begun with, `id` included, which no other study has; None for a new one.
+
+    Raises:
+        ConfigError: it holds trials of another program.
+    """
+    first = next((trial for trial in study.get_trials(deepcopy=False) if trial.number == 0), None)
+    if first is not None and "facts" not in first.user_attrs:
+        raise ConfigError(f"--study {study.study_name}: holds trials of something else; expected another name")
+    return None if first is None else {**first.user_attrs["facts"], "id": first.user_attrs["id"]}
+
+
 class Ledger:
     """The study of a sweep, as one worker sees it.
 
@@ -94,24 +106,20 @@ class Ledger:
         self._grid = plan.search.grid() if plan.search.method == "grid" else []
         self._beaten: dict[int, float] = {}
 
-    def facts(self) -> Mapping[str, Any] | None:
-        """What the study was begun with, `id` included, which no other study has; None for a new one.
+    def begin(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Make the first trial, which says what all workers must agree on; of two workers, the first one's counts.
+
+        Returns:
+            What the study was begun with.
 
         Raises:
             ConfigError: it holds trials of another program.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        first = next((trial for trial in trials if trial.number == 0), None)
-        if first is not None and "facts" not in first.user_attrs:
-            raise ConfigError(
-                f"--study {self.study.study_name}: holds trials of something else; expected another name"
-            )
-        return None if first is None else {**first.user_attrs["facts"], "id": first.user_attrs["id"]}
-
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """Make the first trial, which says what all workers must agree on; of two workers, the first one's counts."""
         if not self.study.get_trials(deepcopy=False):
             self._add(1, 0, self._first_values(1), {"facts": dict(facts), "id": uuid.uuid4().hex})
+        known = study_facts(self.study)
+        assert known is not None  # the trial that was made
+        return known
 
     def _first_values(self, number: int) -> Mapping[str, Value]:
         """What a number is to have before it is drawn: a place of a grid, or nothing."""

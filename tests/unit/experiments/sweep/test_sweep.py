@@ -25,6 +25,7 @@ from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED
 from lorabench.experiments.sweep import storage
 from lorabench.experiments.sweep.epochs import EpochReader
+from lorabench.experiments.sweep.storage import open_storage
 from lorabench.results.ownership import is_held
 
 SCRIPT = """
@@ -296,6 +297,10 @@ def test_a_sweep_that_has_changed_is_refused(
     (tmp_path / "out" / "study.db").unlink()
     assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
     assert "has the runs of another study; expected its --storage and --study" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "study.db").exists(), "what is refused has written nothing"
+    shared = f"sqlite:///{tmp_path}/shared.db"
+    assert cli.main([*words, "--trials", "2", "--storage", shared, "--study", "mistyped"]) == EXIT_BAD_INPUT
+    assert open_storage(shared).get_all_studies() == []
 
 
 def test_a_trial_that_is_left_goes_on_with_other_free_flags(
