@@ -5,24 +5,26 @@ lorabench sweep sweeps/tweets.yaml --model minilm --task disaster-tweets --train
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorabench.config.checks import RESULTS
 from lorabench.config.command_line import take_flags
-from lorabench.errors import ConfigError, IssueList, RunError, RunInterrupted
+from lorabench.errors import ConfigError, IssueList, RunError
 from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_gpus
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
 from lorabench.experiments.sweep.ledger import Ledger, study_facts
-from lorabench.experiments.sweep.page import SweepResult, sheets, write_page
+from lorabench.experiments.sweep.page import SweepResult, page_lock, sheets, write_page
 from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, run_flags, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning
 from lorabench.experiments.sweep.search import Search, read_search
 from lorabench.experiments.sweep.shown import Trials
 from lorabench.experiments.sweep.storage import (
+    GRACE_S,
     STUDY_FILE,
     answering,
     default_storage,
@@ -33,7 +35,7 @@ from lorabench.experiments.sweep.storage import (
     quiet_optuna,
     shown,
 )
-from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder
+from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder, worker_id
 from lorabench.files import write_text_atomic
 from lorabench.results.ownership import Ownership
 from lorabench.results.run_folder import RUN_FILE
@@ -209,12 +211,29 @@ def _see_through(worker: Worker, groups: Sequence[Gpus], ownership: Ownership, r
     try:
         with view:
             worker.run(groups, show, ownership, retry_failed)
-    except RunInterrupted:
-        write_page(worker.result())
+    except BaseException:
+        with suppress(Exception):  # what ended it is what is to be said
+            _write_page(worker)
         raise
-    result = worker.result(anew=True)
-    _show(result)
+    result, written = _write_page(worker)
+    _show(result, written)
     _raise_failures(result, worker)
+
+
+def _write_page(worker: Worker) -> tuple[SweepResult, list[str]]:
+    """The page of all trials as they are at this moment. Returns what is written.
+
+    Raises:
+        RunError: the database does not answer; the page has what is known.
+    """
+    with page_lock(worker.folder):
+        try:
+            result = worker.result(anew=True)
+        except RunError:
+            if worker.entries:
+                write_page(worker.result())
+            raise
+        return result, write_page(result)
 
 
 def _refuse_other_study(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, options: SweepOptions) -> None:
@@ -241,7 +260,7 @@ def _open_ledger(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, own: P
     name, url = _names(folder, options)
     storage = open_storage(url)
     study = open_study(storage, name, plan.search.maximize)
-    ledger = Ledger(study, storage, plan, {"host": socket.gethostname(), "worker": str(own.resolve())})
+    ledger = Ledger(study, storage, plan, {"host": socket.gethostname(), "worker": str(worker_id(own))})
     known = ledger.begin(facts)
     _compare(known, _study_id(folder), facts, folder, name)  # another worker may have been quicker
     write_text_atomic(folder / STUDY_ID_FILE, f"{known['id']}\n")
@@ -287,15 +306,16 @@ def _view(result: Callable[[], SweepResult], at_once: int) -> ProgressView:
     return ProgressView(names, at_once, noun="trial", note=note)
 
 
-def _show(result: SweepResult) -> None:
+def _show(result: SweepResult, written: Sequence[str]) -> None:
     from rich.console import Console
 
-    written = write_page(result)
     print_sheets(sheets(result), Console())
     print(f"written    into {result.folder}: {', '.join(written)}", flush=True)
     elsewhere = result.count("running")
     if elsewhere:
-        print(f"sweep      {counted(elsewhere, 'trial')} still under way with other workers", flush=True)
+        under_way = f"{counted(elsewhere, 'trial')} still under way with other workers"
+        minutes = f"{GRACE_S / 60:.0f} minutes"
+        print(f"sweep      {under_way}; if one dies, the same command takes it up after {minutes}", flush=True)
 
 
 def _raise_failures(result: SweepResult, worker: Worker) -> None:

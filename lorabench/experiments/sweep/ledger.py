@@ -61,7 +61,7 @@ class Entry:
         return {**self.trial.system_attrs.get("fixed_params", {}), **self.trial.params}
 
     def fact(self, name: str) -> Any:
-        """What its worker wrote down: `host`, `worker`, `seconds`, `train_seconds`, `pruned`."""
+        """What its worker wrote down: `host`, `worker`, `seconds`, `train_seconds`, `world_size`, `pruned`."""
         return self.trial.user_attrs.get(name)
 
 

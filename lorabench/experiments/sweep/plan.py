@@ -147,10 +147,27 @@ def check_plan(plan: SweepPlan) -> CheckedTrial:
             for issue in error.issues:
                 found.setdefault(issue, []).append(name)
     _raise(found, len(corners))
+    first = next(iter(configs.values()))
+    issues.extend(_measure_issues(plan.search, first))
+    issues.raise_if_any()
     loaded, found = load_data(configs)
     _raise(found, len(corners))
-    first = next(iter(configs.values()))
     return CheckedTrial(first, _digests(loaded[first.data]))
+
+
+def _measure_issues(search: Search, config: RunConfig) -> list[str]:
+    """Parameters that with the flags of all trials would have those scored on other rows, or by another measure.
+
+    Args:
+        config: of any trial.
+    """
+    searched = {parameter.name for parameter in search.searched}
+    issues = []
+    if "seed" in searched and config.data.max_eval_samples is not None:
+        issues.append("seed: draws the rows of --max-eval-samples; expected it as a flag, or no --max-eval-samples")
+    if "class_weights" in searched and "loss" in (search.metric, config.run.best_metric):
+        issues.append("class_weights: weighs the loss that trials are compared by; expected it as a flag")
+    return issues
 
 
 def _digests(task: "TaskData") -> dict[str, str]:

@@ -4,6 +4,7 @@ import itertools
 import math
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,13 @@ from lorabench.experiments.sweep.page import SweepResult
 from lorabench.experiments.sweep.plan import RUNS_FOLDER, SweepPlan, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning, make_pruner, make_sampler
 from lorabench.experiments.sweep.storage import answering
+from lorabench.files import write_text_atomic
 from lorabench.results.ownership import Ownership, is_held
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
 
 WORKERS_FOLDER = "workers"
+WORKER_ID_FILE = "worker.id"
+"""In a worker's folder: what its trials name it by. Machines may have the same name, and paths in common."""
 LOOK_S = 2.0
 """Seconds between two looks at the ledger, and at the files of the runs."""
 MOST_FAILURES = 3
@@ -69,8 +73,18 @@ def take_worker_folder(folder: Path) -> tuple[Path, Ownership]:
         with suppress(ConfigError):  # another worker was quicker
             if not is_held(own):
                 ownership.take(own)
+                if worker_id(own) is None:
+                    write_text_atomic(own / WORKER_ID_FILE, f"{uuid.uuid4().hex}\n")
                 return own, ownership
     raise AssertionError  # there is always a next one
+
+
+def worker_id(own: Path) -> str | None:
+    """What the trials of a worker's folder name it by; None where it has none yet."""
+    try:
+        return (own / WORKER_ID_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 class Worker:
@@ -199,24 +213,27 @@ class Worker:
         """Whether a trial that waits, or that a dead worker has left running here, can be taken later."""
         if entry.state == "waiting":
             return True
-        return entry.state == "running" and self._is_left(entry) and is_held(self._run_folder(entry.number))
+        return (
+            entry.state == "running" and is_held(self._run_folder(entry.number)) and self._left_by(entry) is not None
+        )
 
-    def _is_left(self, entry: Entry) -> bool:
-        """Whether it was taken by a worker of this machine and folder that is no more."""
+    def _left_by(self, entry: Entry) -> Path | None:
+        """The folder here of the worker that took a trial, if that worker is no more."""
         worker = entry.fact("worker")
-        if entry.fact("host") != socket.gethostname() or worker is None:
-            return False
-        path = Path(worker)
-        if path == self._own.resolve():
-            return trial_name(entry.number) not in self._running
-        return path.parent == (self.folder / WORKERS_FOLDER).resolve() and not is_held(path)
+        folders = (self.folder / WORKERS_FOLDER).iterdir()
+        own = next((path for path in folders if worker is not None and worker_id(path) == worker), None)
+        if own is None:
+            return None
+        is_mine = own.resolve() == self._own.resolve()
+        is_left = trial_name(entry.number) not in self._running if is_mine else not is_held(own)
+        return own if is_left else None
 
     def _adopt(self, scheduler: Scheduler) -> None:
         """Runs that an earlier start of this worker left, and that still go on."""
         running = {state.name for state in scheduler.running}
         for entry in self._ledger.entries():
             name = trial_name(entry.number)
-            if entry.state == "running" and name in running and self._is_left(entry):
+            if entry.state == "running" and name in running and self._left_by(entry) is not None:
                 sampler = make_sampler(self._plan, self._options.backend, entry.number)
                 claimed = self._ledger.adopt(entry, sampler, self._pruner)
                 launch = self._plan.launch(entry.number, claimed.values, self.folder)
@@ -226,12 +243,12 @@ class Worker:
                 )  # fmt: skip
 
     def _settle_dead(self) -> None:
-        """What workers of this machine left that are no more, and whose runs have ended."""
+        """What workers of this folder left that are no more, and whose runs have ended."""
         for entry in self._ledger.entries():
-            if entry.state != "running" or not self._is_left(entry) or is_held(self._run_folder(entry.number)):
-                continue
             folder = self._run_folder(entry.number)
-            log = Path(entry.fact("worker")) / LOGS_FOLDER / f"{trial_name(entry.number)}.log"
+            if entry.state != "running" or is_held(folder) or (own := self._left_by(entry)) is None:
+                continue
+            log = own / LOGS_FOLDER / f"{trial_name(entry.number)}.log"
             state, error, _ = read_outcome(folder, None, log, asked_to_stop=True)
             for epoch, value in EpochReader(folder, self._plan.search.metric).read().items():
                 self._ledger.report(entry.trial.number, epoch, value)
@@ -294,7 +311,7 @@ class Worker:
         """Put an outcome into the ledger. Returns whether it is a failure."""
         record = _record(folder)
         value = number_at(record, "best", self._plan.search.metric)
-        self._ledger.note(trial_number, {"train_seconds": number_at(record, "train_seconds")})
+        self._ledger.note(trial_number, {name: number_at(record, name) for name in ("train_seconds", "world_size")})
         if state == "completed" and value is not None:
             self._ledger.complete(trial_number, value)
             return False

@@ -22,8 +22,8 @@ from limits import HANG_S
 
 from lorabench import cli
 from lorabench.config.command_line import parse_run_config
-from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED
-from lorabench.experiments.sweep import storage
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED, RunError, RunInterrupted
+from lorabench.experiments.sweep import command, storage, worker
 from lorabench.experiments.sweep.epochs import EpochReader
 from lorabench.experiments.sweep.storage import open_storage
 from lorabench.results.ownership import is_held
@@ -38,6 +38,7 @@ Launch.command = swept.command
 worker.LOOK_S = 0.1
 sys.exit(cli.main(sys.argv[1:]))
 """
+_WEIGHTS = {"class_weights": {"values": ["none", "balanced"]}}
 
 
 def starts(tmp_path: Path) -> list[list[str]]:
@@ -82,7 +83,9 @@ def test_a_sweep_is_run_and_shown_and_goes_on(
     assert best["value"] == swept.score(rank, swept.EPOCHS) and best["epochs"]["1"] == swept.score(rank, 1)
     # What is best is a file and a command of the run itself.
     config = parse_run_config(["--config", str(out / "best.yaml")])
-    assert config == parse_run_config(page["best"]["command"][page["best"]["command"].index("lorabench.train") + 1 :])
+    again = page["best"]["command"]
+    assert again[:5] == ["python", "-m", "lorabench.launch", "--num_processes", "1"]
+    assert config == parse_run_config(again[5:])
     assert (config.lora.lora_r, config.optim.learning_rate) == (rank, best["values"]["learning_rate"])
     assert (config.optim.epochs, config.run.best_metric) == (3, "f1")
     with (out / "sweep.csv").open(newline="", encoding="utf-8") as file:
@@ -283,6 +286,53 @@ def test_nothing_is_started_where_anything_is_wrong(
     assert cli.main([*words, "--trials", "1"]) == EXIT_BAD_INPUT
     assert "the package optuna is not installed; expected `pip install optuna` before" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and starts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "metric", "flags", "issue"),
+    [
+        ({"seed": {"min": 1, "max": 9}}, "f1", ["--max-eval-samples", "9"], "seed: draws the rows of"),
+        ({"class_weights": {"values": ["none", "balanced"]}}, "loss", [], "class_weights: weighs the loss"),
+        (
+            {"class_weights": {"values": ["none", "balanced"]}},
+            "f1",
+            ["--best-metric", "loss"],
+            "class_weights: weighs",
+        ),
+    ],
+)
+def test_trials_are_scored_on_the_same_rows_by_the_same_measure(
+    parameters: Any, metric: str, flags: list[str], issue: str,
+    words: list[str], search: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    goal = "minimize" if metric == "loss" else "maximize"
+    changed(search, parameters=parameters, metric={"name": metric, "goal": goal})
+    assert cli.main([*words, "--dry-run"]) == (EXIT_BAD_INPUT if metric == "loss" else 0)
+    said = capsys.readouterr().err
+    if metric != "loss":
+        assert cli.main([*words, *flags, "--dry-run"]) == EXIT_BAD_INPUT
+        said = capsys.readouterr().err
+    assert f"error: {issue}" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RunError("no answer"), EXIT_RUN_FAILED), (RunInterrupted(2, ""), EXIT_INTERRUPTED)]
+)
+@pytest.mark.parametrize("is_full", [False, True])
+def test_the_page_is_written_however_a_worker_ends_and_does_not_hide_how(
+    error: Exception, code: int, is_full: bool, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any) -> None:
+        raise error
+
+    def no_space(_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(worker.Worker, "run", end)
+    if is_full:
+        monkeypatch.setattr(command, "write_page", no_space)
+    assert cli.main([*words, "--trials", "2"]) == code
+    assert (tmp_path / "out" / "sweep.md").exists() is not is_full
 
 
 def test_a_sweep_that_has_changed_is_refused(
