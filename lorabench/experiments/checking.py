@@ -1,11 +1,13 @@
 """The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import ConfigError
+from lorabench.results.run_folder import RUN_FILE
 
 if TYPE_CHECKING:
     from lorabench.data.task import TaskData
@@ -50,6 +52,19 @@ def load_data(configs: Mapping[Key, RunConfig]) -> tuple["dict[DataConfig, TaskD
             for issue in error.issues:
                 found.setdefault(issue, []).append(key)
     return loaded, found
+
+
+def folder_issues(folder: Path, noun: str) -> list[str]:
+    """What is wrong with the folder that an experiment is to have.
+
+    Args:
+        noun: what the experiment is called.
+    """
+    if (folder / RUN_FILE).exists():
+        return [f"--output-dir {folder}: the folder of a run; expected one for a {noun}"]
+    if folder.exists() and not folder.is_dir():
+        return [f"--output-dir {folder}: expected a folder, found a file"]
+    return []
 
 
 def flag_word(name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from lorabench.config.checks import RESULTS
 from lorabench.config.command_line import take_flags
 from lorabench.errors import ConfigError, IssueList, RunError
+from lorabench.experiments.checking import folder_issues
 from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_gpus
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
@@ -38,7 +39,6 @@ from lorabench.experiments.sweep.storage import (
 from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder, worker_id
 from lorabench.files import write_text_atomic
 from lorabench.results.ownership import Ownership
-from lorabench.results.run_folder import RUN_FILE
 from lorabench.wording import counted
 
 STUDY_ID_FILE = "study.id"
@@ -63,7 +63,7 @@ class SweepOptions:
     study: str | None = None
     """Name of the study in the storage; default: that of the sweep's folder. The same for all workers."""
     pruning: Pruning = "auto"
-    """`auto` stops trials that after an epoch are worse than the median of others there, or as the file's
+    """`auto` stops trials whose best epoch is worse than the median of others after as many epochs, or as the file's
     early_terminate says; `none` lets all run to their end."""
     search_seed: int = 42
     """Seed of what is proposed; --seed is that of the runs."""
@@ -136,10 +136,7 @@ def _option_issues(options: SweepOptions, folder: Path) -> list[str]:
         issues.check(options.gpus_per_run is None, "--workers, --gpus-per-run: expected one of the two")
         if visible_gpus():
             issues.add(f"--workers {options.workers}: this machine has GPUs; expected --gpus-per-run")
-    if (folder / RUN_FILE).exists():
-        issues.add(f"--output-dir {folder}: the folder of a run; expected one for a sweep")
-    elif folder.exists() and not folder.is_dir():
-        issues.add(f"--output-dir {folder}: expected a folder, found a file")
+    issues.extend(folder_issues(folder, "sweep"))
     return list(issues)
 
 
@@ -194,8 +191,8 @@ def _run(
         print(f"sweep      {counted(plan.total, 'trial')}{at_once}, in {folder}", flush=True)
         if options.storage is not None:
             print(f"study      {ledger.study.study_name}, in {shown(url)}", flush=True)
-        choices = SearchOptions(backend=options.backend, pruning=options.pruning, url=url)
-        worker = Worker(plan, ledger, folder, own, choices)
+        choices = SearchOptions(backend=options.backend, pruning=options.pruning)
+        worker = Worker(plan, ledger, folder, own, choices, url)
         _see_through(worker, groups, ownership, options.retry_failed)
     finally:
         ownership.release()

@@ -172,7 +172,7 @@ class Ledger:
         for entry in sorted(waiting, key=lambda entry: (not first(entry.number), entry.number)):
             if passed_over(entry.number):
                 continue
-            trial_id = self._id(entry)
+            trial_id = self._id(entry.trial.number)
             self._storage.record_heartbeat(trial_id)  # before it runs: one without any is never taken for dead
             if self._take(trial_id):
                 self.study.sampler, self.study.pruner = sampler(entry.number), pruner
@@ -200,13 +200,13 @@ class Ledger:
     def adopt(self, entry: Entry, sampler: "BaseSampler", pruner: "BasePruner") -> Claimed:
         """A trial that runs already, of an earlier start of this worker."""
         self.study.sampler, self.study.pruner = sampler, pruner
-        trial_id = self._id(entry)
+        trial_id = self._id(entry.trial.number)
         self._storage.record_heartbeat(trial_id)
         return self._claimed(entry.number, trial_id)
 
     def beat(self, claimed: Claimed) -> None:
         """Say that a trial is alive, if that was not said just now."""
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, claimed.trial.number)
+        trial_id = self._id(claimed.trial.number)
         if time.monotonic() - self._beaten.get(trial_id, -HEARTBEAT_S) >= HEARTBEAT_S:
             self._storage.record_heartbeat(trial_id)
             self._beaten[trial_id] = time.monotonic()
@@ -215,7 +215,7 @@ class Ledger:
         """What an attempt that has not ended scored after an epoch; of one that has, nothing."""
         import optuna
 
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
+        trial_id = self._id(trial_number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
@@ -226,7 +226,7 @@ class Ledger:
         """
         import optuna
 
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
+        trial_id = self._id(trial_number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # successive halving writes into the trial
             return self.study.pruner.prune(self.study, self._storage.get_trial(trial_id))
         return False
@@ -235,7 +235,7 @@ class Ledger:
         """Write down facts of an attempt that has not ended; of one that has, nothing."""
         import optuna
 
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
+        trial_id = self._id(trial_number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             for name, fact in facts.items():
                 self._storage.set_trial_user_attr(trial_id, name, fact)
@@ -261,8 +261,9 @@ class Ledger:
         self.note(trial_number, {"error": error} if error is not None else {"stopped": stopped})
         self.study.tell(trial_number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
-    def _id(self, entry: Entry) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, entry.trial.number)
+    def _id(self, trial_number: int) -> int:
+        """What the database calls a trial that has a number in the study."""
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
 
 
 def _entry(number: int, trials: "list[FrozenTrial]") -> Entry:

@@ -47,8 +47,11 @@ class SweepResult:
     def best(self) -> Entry | None:
         """The completed trial with the best score; the first of several. None where none is complete."""
         scored = [entry for entry in self.entries if entry.state == "completed" and entry.value is not None]
-        sign = -1.0 if self.plan.search.maximize else 1.0
-        return min(scored, key=lambda entry: sign * (entry.value or 0.0), default=None)
+        return min(scored, key=self.rank, default=None)
+
+    def rank(self, entry: Entry) -> float:
+        """The smaller, the better; 0 where there is no score."""
+        return (-1.0 if self.plan.search.maximize else 1.0) * (entry.value or 0.0)
 
     @property
     def label(self) -> str:
@@ -93,10 +96,9 @@ def _best(result: SweepResult, best: Entry) -> Sheet:
 def _trials(result: SweepResult) -> Sheet:
     """Every trial that was begun, the best first."""
     names = [parameter.name for parameter in result.plan.search.searched]
-    sign = -1.0 if result.plan.search.maximize else 1.0
     order = {"completed": 0, "pruned": 1, "running": 2, "failed": 3, "waiting": 4}
     begun = [entry for entry in result.entries if entry.state != "waiting" or entry.trial.params]
-    ranked = sorted(begun, key=lambda entry: (order[entry.state], sign * (entry.value or 0.0), entry.number))
+    ranked = sorted(begun, key=lambda entry: (order[entry.state], result.rank(entry), entry.number))
     rows = [
         (
             trial_name(entry.number),

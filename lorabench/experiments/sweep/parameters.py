@@ -97,6 +97,7 @@ class Parameter:
         if self.is_fixed:
             return self.choices[0]
         if self.choices:
+            # What is proposed may be equal and of another type, as 16.0 for 16; it becomes a word of a command line.
             return self.choices[self.choices.index(trial.suggest_categorical(self.name, self.choices))]
         if self.whole:
             return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1))

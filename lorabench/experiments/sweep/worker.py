@@ -47,15 +47,10 @@ class _Running:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How trials are proposed and given up.
-
-    Attributes:
-        url: of the storage, for messages.
-    """
+    """How trials are proposed and given up."""
 
     backend: Backend = "optuna"
     pruning: Pruning = "auto"
-    url: str = ""
 
 
 def take_worker_folder(folder: Path) -> tuple[Path, Ownership]:
@@ -93,17 +88,20 @@ class Worker:
     Args:
         folder: of the sweep.
         own: of this worker, where its scheduler keeps launches and logs.
+        url: of the storage, for messages.
     """
 
-    def __init__(self, plan: SweepPlan, ledger: Ledger, folder: Path, own: Path, options: SearchOptions) -> None:
+    def __init__(
+        self, plan: SweepPlan, ledger: Ledger, folder: Path, own: Path, options: SearchOptions, url: str
+    ) -> None:
         self._plan = plan
         self._ledger = ledger
         self.folder = folder
         self._own = own
         self._options = options
+        self._url = url
         self._pruner = make_pruner(plan, options.pruning)
         self._running: dict[str, _Running] = {}
-        self._scheduler: Scheduler | None = None
         self._looked = -math.inf
         self.entries: list[Entry] = []
         """All trials of the sweep, as they were at the last look."""
@@ -117,7 +115,7 @@ class Worker:
             anew: ask the database once more.
         """
         if anew:
-            with answering(self._options.url):
+            with answering(self._url):
                 self.entries = self._ledger.entries()
         return SweepResult(plan=self._plan, folder=self.folder, entries=self.entries)
 
@@ -149,10 +147,13 @@ class Worker:
             self.look(scheduler)
             view(scheduler)
 
+        def ended(state: LaunchState) -> None:
+            self.ended(state, scheduler.is_stopping)
+
         # What failed is in the ledger's hands: a launch that it gives is to be started, whatever became of it before.
         # The study has settled which flags may differ from those of before.
         scheduler = Scheduler(
-            self._own, groups, retry_failed=True, same_flags=False, watch=watch, on_end=self.ended,
+            self._own, groups, retry_failed=True, same_flags=False, watch=watch, on_end=ended,
             ownership=ownership,
         )  # fmt: skip
         scheduler.run(self.launches(scheduler, retry_failed))
@@ -166,8 +167,7 @@ class Worker:
         Raises:
             RunError: the database does not answer.
         """
-        self._scheduler = scheduler
-        with answering(self._options.url):
+        with answering(self._url):
             self._adopt(scheduler)
             self._ledger.refill(retry_failed)
             self.entries = self._ledger.entries()
@@ -175,7 +175,7 @@ class Worker:
         while not self.is_at_its_end and not self._is_reached():
             launch = None
             if time.monotonic() - asked >= LOOK_S:
-                with answering(self._options.url):
+                with answering(self._url):
                     launch, may_come = self._next(scheduler)
                 if launch is None and not may_come:
                     return
@@ -203,7 +203,8 @@ class Worker:
             if not _is_complete(launch.folder):
                 return launch, True
             # An earlier worker was killed after the run had ended, and before it could say so.
-            self.ended(LaunchState(launch.name, str(launch.folder), list(launch.flags), state="completed"))
+            state = LaunchState(launch.name, str(launch.folder), list(launch.flags), state="completed")
+            self.ended(state, scheduler.is_stopping)
 
     def _is_busy(self, number: int, scheduler: Scheduler) -> bool:
         """Whether its run goes on here still, of an attempt that was given up."""
@@ -259,7 +260,7 @@ class Worker:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
-        with answering(self._options.url):
+        with answering(self._url):
             for name, running in self._running.items():
                 self._ledger.beat(running.claimed)
                 if self._report(running) and not running.pruned and self._is_hopeless(running):
@@ -285,8 +286,11 @@ class Worker:
             running.reported.add(epoch)
         return bool(new)
 
-    def ended(self, state: LaunchState) -> None:
+    def ended(self, state: LaunchState, stopped: bool) -> None:
         """A launch has ended, however it did.
+
+        Args:
+            stopped: this worker was asked to stop.
 
         Raises:
             RunError: the database does not answer.
@@ -294,8 +298,7 @@ class Worker:
         running = self._running.pop(state.name, None)
         if running is None:
             return
-        stopped = self._scheduler is not None and self._scheduler.is_stopping
-        with answering(self._options.url):
+        with answering(self._url):
             self._report(running)
             if state.seconds:
                 self._ledger.note(running.claimed.trial.number, {"seconds": state.seconds})

@@ -25,14 +25,15 @@ def test_a_trial_is_left_where_the_worker_of_its_id_is_no_more(
         monkeypatch.setattr(socket, "gethostname", lambda: "another-name")
     own, ownership = take_worker_folder(tmp_path)
     with quiet_optuna():
-        storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+        url = f"sqlite:///{tmp_path}/study.db"
+        storage = open_storage(url)
         study = open_study(storage, "mine", maximize=True)
         plan = SweepPlan(search=read_search(search), flags=(), total=1)
         taken_by = "no id of this folder" if whose.startswith("of") else str(name)
         ledger = Ledger(study, storage, plan, {"host": socket.gethostname(), "worker": taken_by})
         ledger.begin({})
         assert ledger.claim(lambda _: RandomSampler(seed=1), NopPruner(), lambda _: False, lambda _: False)
-        worker = Worker(plan, ledger, tmp_path, own, SearchOptions())
+        worker = Worker(plan, ledger, tmp_path, own, SearchOptions(), url)
         (entry,) = ledger.entries()
         assert worker._left_by(entry) == (other if whose == "dead" else None)
     others.release()
