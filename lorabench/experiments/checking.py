@@ -1,11 +1,16 @@
 """The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from lorabench.config.command_line import parse_run_config, take_flags
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import ConfigError
+from lorabench.results.run_folder import RUN_FILE
+
+if TYPE_CHECKING:
+    from lorabench.data.task import TaskData
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -28,11 +33,16 @@ def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:
     Returns:
         For each issue the runs that have it.
     """
+    return load_data(configs)[1]
+
+
+def load_data(configs: Mapping[Key, RunConfig]) -> tuple["dict[DataConfig, TaskData]", dict[str, list[Key]]]:
+    """The rows that runs would read, with the seed of the first run that reads them; and what `data_issues` says."""
     from lorabench.data.task import load_task
     from lorabench.training.refusals import refuse_early
 
     found: dict[str, list[Key]] = {}
-    loaded: dict[Any, Any] = {}
+    loaded: dict[DataConfig, TaskData] = {}
     for key, config in configs.items():
         try:
             if config.data not in loaded:
@@ -41,7 +51,20 @@ def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:
         except ConfigError as error:
             for issue in error.issues:
                 found.setdefault(issue, []).append(key)
-    return found
+    return loaded, found
+
+
+def folder_issues(folder: Path, noun: str) -> list[str]:
+    """What is wrong with the folder that an experiment is to have.
+
+    Args:
+        noun: what the experiment is called.
+    """
+    if (folder / RUN_FILE).exists():
+        return [f"--output-dir {folder}: the folder of a run; expected one for a {noun}"]
+    if folder.exists() and not folder.is_dir():
+        return [f"--output-dir {folder}: expected a folder, found a file"]
+    return []
 
 
 def flag_word(name: str) -> str:

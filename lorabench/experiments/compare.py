@@ -13,6 +13,7 @@ import tyro
 
 from lorabench.config.checks import RESULTS
 from lorabench.errors import ConfigError, IssueList, RunError
+from lorabench.experiments.checking import folder_issues
 from lorabench.experiments.comparison import collect
 from lorabench.experiments.launches import Gpus, Launch, Scheduler, changed_launches, gpu_groups
 from lorabench.experiments.page import PAGE, failures, sheets, write_page
@@ -20,7 +21,6 @@ from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setti
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
 from lorabench.files import write_text_atomic
-from lorabench.results.run_folder import RUN_FILE
 from lorabench.wording import counted
 
 PLAN_FILE = "compare.yaml"
@@ -96,10 +96,7 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
         groups = gpu_groups(options.gpus_per_run)
     except ConfigError as error:
         issues.extend(error.issues)
-    if (folder / RUN_FILE).exists():
-        issues.add(f"--output-dir {folder}: the folder of a run; expected one for a comparison")
-    elif folder.exists() and not folder.is_dir():
-        issues.add(f"--output-dir {folder}: expected a folder, found a file")
+    issues.extend(folder_issues(folder, "comparison"))
     try:
         plan = read_plan(options.preset, options.config, given, words)
         check_plan(plan)

@@ -104,6 +104,7 @@ class Scheduler:
         folder: of the experiment; is made. One scheduler holds its lock at a time.
         groups: GPUs, one launch at a time for each, see `gpu_groups`.
         retry_failed: also start what failed before; it goes on from its last checkpoint.
+        same_flags: refuse a launch that was begun with other flags; else it goes on with those that it has now.
         watch: called a few times a second while launches run; it may call `stop`.
         on_end: called with each launch that has ended, however it did, once.
         ownership: of the folder, where the caller holds its lock already; it is given back at the end.
@@ -115,6 +116,7 @@ class Scheduler:
         groups: Sequence[Gpus] = ((),),
         *,
         retry_failed: bool = False,
+        same_flags: bool = True,
         watch: Callable[["Scheduler"], None] | None = None,
         on_end: Callable[[LaunchState], None] | None = None,
         ownership: Ownership | None = None,
@@ -123,6 +125,7 @@ class Scheduler:
         self._ownership = ownership or Ownership()
         self._groups = list(groups)
         self._retry_failed = retry_failed
+        self._same_flags = same_flags
         self._watch = watch or (lambda _: None)
         self._on_end = on_end or (lambda _: None)
         self._running: dict[str, _Running] = {}
@@ -223,20 +226,23 @@ class Scheduler:
         known = self.states.get(launch.name)
         if known is not None:
             issue = _other_flags(launch, known)
-            if issue is not None:
+            if issue is not None and self._same_flags:
                 raise ConfigError(issue)
             ended = known.state == "completed" or (known.state == "failed" and not self._retry_failed)
             if launch.name in self._running:
                 self._left.append(launch)
             if ended or launch.name in self._running:
                 return
-        state = known or LaunchState(launch.name, str(launch.folder), list(launch.flags), list(launch.launcher))
+        state = known or LaunchState(launch.name, "", [])
+        state.folder, state.flags, state.launcher = str(launch.folder), list(launch.flags), list(launch.launcher)
         resume = (launch.folder / RUN_FILE).is_file()
         process = self._start(launch, gpus, resume)
         state.begin(launch.command(resume), gpus, process.pid, _created(process.pid))
         self.states[launch.name] = state
         self._running[launch.name] = _Running(state, process)
         self._write()
+        if self._signals:  # one came while the launch was decided on or started, and reached only those that ran
+            self._pass_on_to(self._running[launch.name], self._signals[-1])
 
     def _start(self, launch: Launch, gpus: Gpus, resume: bool) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **launch.environment}
@@ -278,7 +284,11 @@ class Scheduler:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
         for entry in list(self._running.values()):
-            entry.send(signal.SIGTERM if number == signal.SIGHUP else number)
+            self._pass_on_to(entry, number)
+
+    @staticmethod
+    def _pass_on_to(entry: "_Running", number: int) -> None:
+        entry.send(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 class _Running:

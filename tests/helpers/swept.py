@@ -1,8 +1,8 @@
 """Trials of a sweep that only look like runs: scores that follow from the rank, an epoch at a time.
 
-Variables of the environment say how it goes: `SWEPT_EPOCH_S`, seconds of an epoch; `SWEPT_FAIL`, ranks that fail, with
-commas between them; `SWEPT_LOG`, a file that gets a line for each start. A run that goes on does so after its last
-epoch.
+Variables of the environment say how it goes: `SWEPT_EPOCH_S`, seconds of an epoch; `SWEPT_SAVE_S`, seconds after the
+last one; `SWEPT_FAIL`, ranks that fail, with commas between them; `SWEPT_LOG`, a file that gets a line for each start.
+A run that goes on does so after its last epoch.
 """
 
 import argparse
@@ -66,6 +66,7 @@ def main() -> int:
             f1 = score(options.lora_r, epoch)
             file.write(json.dumps({"event": "train", "step": 10 * epoch, "loss": 0.5}) + "\n")
             file.write(json.dumps({"event": "eval", "step": 10 * epoch, "epoch": float(epoch), "f1": f1}) + "\n")
+    time.sleep(float(os.environ.get("SWEPT_SAVE_S", "0")))
     if str(options.lora_r) in os.environ.get("SWEPT_FAIL", "").split(","):
         write(folder, {**record, "status": "failed", "error": "CUDA out of memory"})
         return 1

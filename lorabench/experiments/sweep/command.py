@@ -5,36 +5,40 @@ lorabench sweep sweeps/tweets.yaml --model minilm --task disaster-tweets --train
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorabench.config.checks import RESULTS
 from lorabench.config.command_line import take_flags
-from lorabench.errors import ConfigError, IssueList, RunError, RunInterrupted
+from lorabench.errors import ConfigError, IssueList, RunError
+from lorabench.experiments.checking import folder_issues
 from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_gpus
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sheets import print_sheets
-from lorabench.experiments.sweep.ledger import Ledger
-from lorabench.experiments.sweep.page import SweepResult, sheets, write_page
+from lorabench.experiments.sweep.ledger import Ledger, study_facts
+from lorabench.experiments.sweep.page import SweepResult, page_lock, sheets, write_page
 from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, run_flags, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning
 from lorabench.experiments.sweep.search import Search, read_search
 from lorabench.experiments.sweep.shown import Trials
 from lorabench.experiments.sweep.storage import (
+    GRACE_S,
+    STUDY_FILE,
     answering,
     default_storage,
+    find_study,
     missing_packages,
     open_storage,
     open_study,
     quiet_optuna,
     shown,
 )
-from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder
+from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder, worker_id
 from lorabench.files import write_text_atomic
 from lorabench.results.ownership import Ownership
-from lorabench.results.run_folder import RUN_FILE
 from lorabench.wording import counted
 
 STUDY_ID_FILE = "study.id"
@@ -54,12 +58,12 @@ class SweepOptions:
     """Who proposes values: `optuna`, or `wandb`, W&B's own search library, with each trial a run of W&B's: offline
     without a key."""
     storage: str | None = None
-    """Where trials are kept: a URL that Optuna takes, for many machines postgresql+psycopg://USER:PASSWORD@HOST/NAME;
-    default: a file in the sweep's folder, for workers on one machine."""
+    """Where trials are kept: a URL that Optuna takes, for many machines postgresql+psycopg://USER@HOST/NAME, with the
+    password in PGPASSWORD or ~/.pgpass; default: a file in the sweep's folder, for workers on one machine."""
     study: str | None = None
     """Name of the study in the storage; default: that of the sweep's folder. The same for all workers."""
     pruning: Pruning = "auto"
-    """`auto` stops trials that after an epoch are worse than the median of others there, or as the file's
+    """`auto` stops trials whose best epoch is worse than the median of others after as many epochs, or as the file's
     early_terminate says; `none` lets all run to their end."""
     search_seed: int = 42
     """Seed of what is proposed; --seed is that of the runs."""
@@ -132,10 +136,7 @@ def _option_issues(options: SweepOptions, folder: Path) -> list[str]:
         issues.check(options.gpus_per_run is None, "--workers, --gpus-per-run: expected one of the two")
         if visible_gpus():
             issues.add(f"--workers {options.workers}: this machine has GPUs; expected --gpus-per-run")
-    if (folder / RUN_FILE).exists():
-        issues.add(f"--output-dir {folder}: the folder of a run; expected one for a sweep")
-    elif folder.exists() and not folder.is_dir():
-        issues.add(f"--output-dir {folder}: expected a folder, found a file")
+    issues.extend(folder_issues(folder, "sweep"))
     return list(issues)
 
 
@@ -178,18 +179,20 @@ def _dry_lines(plan: SweepPlan, folder: Path) -> list[str]:
 def _run(
     plan: SweepPlan, facts: Mapping[str, Any], groups: Sequence[Gpus], folder: Path, options: SweepOptions
 ) -> None:
+    _, url = _names(folder, options)
+    with answering(url):
+        _refuse_other_study(plan, facts, folder, options)
     folder.mkdir(parents=True, exist_ok=True)
-    url = options.storage or default_storage(folder)
     own, ownership = take_worker_folder(folder)
     try:
         with answering(url):
-            ledger = _open_ledger(plan, facts, folder, own, url, options.study or folder.resolve().name)
+            ledger = _open_ledger(plan, facts, folder, own, options)
         at_once = f", {len(groups)} at once" if len(groups) > 1 else ""
         print(f"sweep      {counted(plan.total, 'trial')}{at_once}, in {folder}", flush=True)
         if options.storage is not None:
             print(f"study      {ledger.study.study_name}, in {shown(url)}", flush=True)
-        choices = SearchOptions(backend=options.backend, pruning=options.pruning, url=url)
-        worker = Worker(plan, ledger, folder, own, choices)
+        choices = SearchOptions(backend=options.backend, pruning=options.pruning)
+        worker = Worker(plan, ledger, folder, own, choices, url)
         _see_through(worker, groups, ownership, options.retry_failed)
     finally:
         ownership.release()
@@ -205,33 +208,87 @@ def _see_through(worker: Worker, groups: Sequence[Gpus], ownership: Ownership, r
     try:
         with view:
             worker.run(groups, show, ownership, retry_failed)
-    except RunInterrupted:
-        write_page(worker.result())
+    except BaseException:
+        with suppress(Exception):  # what ended it is what is to be said
+            _write_page(worker)
         raise
-    result = worker.result(anew=True)
-    _show(result)
+    result, written = _write_page(worker)
+    _show(result, written)
     _raise_failures(result, worker)
 
 
-def _open_ledger(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, own: Path, url: str, name: str) -> Ledger:
+def _write_page(worker: Worker) -> tuple[SweepResult, list[str]]:
+    """The page of all trials as they are at this moment. Returns what is written.
+
+    Raises:
+        RunError: the database does not answer; the page has what is known.
+    """
+    with page_lock(worker.folder):
+        try:
+            result = worker.result(anew=True)
+        except RunError:
+            if worker.entries:
+                write_page(worker.result())
+            raise
+        return result, write_page(result)
+
+
+def _refuse_other_study(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, options: SweepOptions) -> None:
+    """Look at what is there before anything is written.
+
+    Raises:
+        ConfigError: the study is of another sweep, or the folder has the runs of another study.
+    """
+    begun = _study_id(folder)
+    name, url = _names(folder, options)
+    known = None
+    if options.storage is not None or (folder / STUDY_FILE).exists():
+        study = find_study(open_storage(url), name, plan.search.maximize)
+        known = None if study is None else study_facts(study)
+    _compare(known, begun, facts, folder, name)
+
+
+def _open_ledger(plan: SweepPlan, facts: Mapping[str, Any], folder: Path, own: Path, options: SweepOptions) -> Ledger:
     """The study of this sweep, and of no other.
 
     Raises:
         ConfigError: the study is of another sweep, or the folder has the runs of another study.
     """
+    name, url = _names(folder, options)
     storage = open_storage(url)
     study = open_study(storage, name, plan.search.maximize)
-    ledger = Ledger(study, storage, plan, {"host": socket.gethostname(), "worker": str(own.resolve())})
-    ledger.begin(facts)
-    known = ledger.facts() or {}
-    issues = changed_facts(known, facts)
+    ledger = Ledger(study, storage, plan, {"host": socket.gethostname(), "worker": str(worker_id(own))})
+    known = ledger.begin(facts)
+    _compare(known, _study_id(folder), facts, folder, name)  # another worker may have been quicker
+    write_text_atomic(folder / STUDY_ID_FILE, f"{known['id']}\n")
+    return ledger
+
+
+def _names(folder: Path, options: SweepOptions) -> tuple[str, str]:
+    """The study's name, and the URL of its storage."""
+    return options.study or folder.resolve().name, options.storage or default_storage(folder)
+
+
+def _study_id(folder: Path) -> str | None:
+    """The study whose runs are in the folder; None where there are none yet."""
+    file = folder / STUDY_ID_FILE
+    return file.read_text(encoding="utf-8").strip() if file.exists() else None
+
+
+def _compare(
+    known: Mapping[str, Any] | None, begun: str | None, facts: Mapping[str, Any], folder: Path, name: str
+) -> None:
+    """Raises `ConfigError` where a study is not the one of the folder, or of this sweep.
+
+    Args:
+        known: what the study was begun with; None for a new one.
+        begun: id of the folder's study; None for a new folder.
+    """
+    if begun is not None and (known is None or known["id"] != begun):
+        raise ConfigError(f"--output-dir {folder}: has the runs of another study; expected its --storage and --study")
+    issues = [] if known is None else changed_facts(known, facts)
     if issues:
         raise ConfigError([f"--study {name}: {issue}" for issue in issues])
-    file, found = folder / STUDY_ID_FILE, str(known.get("id"))
-    if file.exists() and file.read_text(encoding="utf-8").strip() != found:
-        raise ConfigError(f"--output-dir {folder}: has the runs of another study; expected its --storage and --study")
-    write_text_atomic(file, f"{found}\n")
-    return ledger
 
 
 def _view(result: Callable[[], SweepResult], at_once: int) -> ProgressView:
@@ -246,15 +303,16 @@ def _view(result: Callable[[], SweepResult], at_once: int) -> ProgressView:
     return ProgressView(names, at_once, noun="trial", note=note)
 
 
-def _show(result: SweepResult) -> None:
+def _show(result: SweepResult, written: Sequence[str]) -> None:
     from rich.console import Console
 
-    written = write_page(result)
     print_sheets(sheets(result), Console())
     print(f"written    into {result.folder}: {', '.join(written)}", flush=True)
     elsewhere = result.count("running")
     if elsewhere:
-        print(f"sweep      {counted(elsewhere, 'trial')} still under way with other workers", flush=True)
+        under_way = f"{counted(elsewhere, 'trial')} still under way with other workers"
+        minutes = f"{GRACE_S / 60:.0f} minutes"
+        print(f"sweep      {under_way}; if one dies, the same command takes it up after {minutes}", flush=True)
 
 
 def _raise_failures(result: SweepResult, worker: Worker) -> None:

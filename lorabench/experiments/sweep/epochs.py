@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lorabench.results.run_folder import METRICS_FILE, lookup, number_at
 
@@ -20,6 +22,16 @@ class EpochReader:
         self._metric = metric
         self._offset = 0
         self._scores: dict[int, float] = {}
+        self._epoch = self._step = 0.0
+
+    def is_last(self, record: Mapping[str, Any]) -> bool:
+        """Whether what was read goes up to the run's last epoch, after which there is nothing left to save.
+
+        Args:
+            record: the run's `run.json`.
+        """
+        epochs, steps = (number_at(record, "config", "optim", name) for name in ("epochs", "max_steps"))
+        return (epochs is not None and self._epoch >= epochs) or (steps is not None and self._step >= steps)
 
     def read(self) -> dict[int, float]:
         """The score by epoch, from 1; of an epoch that was cut short by --max-steps too, under the epoch's number."""
@@ -47,3 +59,4 @@ class EpochReader:
         epoch, score = number_at(record, "epoch"), number_at(record, self._metric)
         if lookup(record, "event") == "eval" and epoch is not None and epoch > 0 and score is not None:
             self._scores[math.ceil(epoch)] = score
+            self._epoch, self._step = epoch, number_at(record, "step") or 0.0

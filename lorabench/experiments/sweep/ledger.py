@@ -54,11 +54,14 @@ class Entry:
 
     @property
     def values(self) -> dict[str, Value]:
-        """Of the searched parameters; empty before it has been begun."""
-        return dict(self.trial.params) or dict(self.trial.system_attrs.get("fixed_params", {}))
+        """Of the searched parameters; before it has been begun, those that it is to have.
+
+        A worker may have died between two of them.
+        """
+        return {**self.trial.system_attrs.get("fixed_params", {}), **self.trial.params}
 
     def fact(self, name: str) -> Any:
-        """What its worker wrote down: `host`, `worker`, `seconds`, `train_seconds`, `pruned`."""
+        """What its worker wrote down: `host`, `worker`, `seconds`, `train_seconds`, `world_size`, `pruned`."""
         return self.trial.user_attrs.get(name)
 
 
@@ -73,6 +76,18 @@ class Claimed:
     number: int
     trial: "Trial"
     values: Mapping[str, Value]
+
+
+def study_facts(study: "Study") -> Mapping[str, Any] | None:
+    """What a study was begun with, `id` included, which no other study has; None for a new one.
+
+    Raises:
+        ConfigError: it holds trials of another program.
+    """
+    first = next((trial for trial in study.get_trials(deepcopy=False) if trial.number == 0), None)
+    if first is not None and "facts" not in first.user_attrs:
+        raise ConfigError(f"--study {study.study_name}: holds trials of something else; expected another name")
+    return None if first is None else {**first.user_attrs["facts"], "id": first.user_attrs["id"]}
 
 
 class Ledger:
@@ -91,24 +106,20 @@ class Ledger:
         self._grid = plan.search.grid() if plan.search.method == "grid" else []
         self._beaten: dict[int, float] = {}
 
-    def facts(self) -> Mapping[str, Any] | None:
-        """What the study was begun with, `id` included, which no other study has; None for a new one.
+    def begin(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Make the first trial, which says what all workers must agree on; of two workers, the first one's counts.
+
+        Returns:
+            What the study was begun with.
 
         Raises:
             ConfigError: it holds trials of another program.
         """
-        trials = self.study.get_trials(deepcopy=False)
-        first = next((trial for trial in trials if trial.number == 0), None)
-        if first is not None and "facts" not in first.user_attrs:
-            raise ConfigError(
-                f"--study {self.study.study_name}: holds trials of something else; expected another name"
-            )
-        return None if first is None else {**first.user_attrs["facts"], "id": first.user_attrs["id"]}
-
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """Make the first trial, which says what all workers must agree on; of two workers, the first one's counts."""
         if not self.study.get_trials(deepcopy=False):
             self._add(1, 0, self._first_values(1), {"facts": dict(facts), "id": uuid.uuid4().hex})
+        known = study_facts(self.study)
+        assert known is not None  # the trial that was made
+        return known
 
     def _first_values(self, number: int) -> Mapping[str, Value]:
         """What a number is to have before it is drawn: a place of a grid, or nothing."""
@@ -161,7 +172,7 @@ class Ledger:
         for entry in sorted(waiting, key=lambda entry: (not first(entry.number), entry.number)):
             if passed_over(entry.number):
                 continue
-            trial_id = self._id(entry)
+            trial_id = self._id(entry.trial.number)
             self._storage.record_heartbeat(trial_id)  # before it runs: one without any is never taken for dead
             if self._take(trial_id):
                 self.study.sampler, self.study.pruner = sampler(entry.number), pruner
@@ -189,13 +200,13 @@ class Ledger:
     def adopt(self, entry: Entry, sampler: "BaseSampler", pruner: "BasePruner") -> Claimed:
         """A trial that runs already, of an earlier start of this worker."""
         self.study.sampler, self.study.pruner = sampler, pruner
-        trial_id = self._id(entry)
+        trial_id = self._id(entry.trial.number)
         self._storage.record_heartbeat(trial_id)
         return self._claimed(entry.number, trial_id)
 
     def beat(self, claimed: Claimed) -> None:
         """Say that a trial is alive, if that was not said just now."""
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, claimed.trial.number)
+        trial_id = self._id(claimed.trial.number)
         if time.monotonic() - self._beaten.get(trial_id, -HEARTBEAT_S) >= HEARTBEAT_S:
             self._storage.record_heartbeat(trial_id)
             self._beaten[trial_id] = time.monotonic()
@@ -204,20 +215,27 @@ class Ledger:
         """What an attempt that has not ended scored after an epoch; of one that has, nothing."""
         import optuna
 
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
+        trial_id = self._id(trial_number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
     def is_hopeless(self, trial_number: int) -> bool:
-        """Whether the pruner gives an attempt up, by what it scored so far and what others did."""
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
-        return self.study.pruner.prune(self.study, self._storage.get_trial(trial_id))
+        """Whether the pruner gives an attempt up, by what it scored so far and what others did.
+
+        One that has ended, as another worker may have had it, is nothing to be given up.
+        """
+        import optuna
+
+        trial_id = self._id(trial_number)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # successive halving writes into the trial
+            return self.study.pruner.prune(self.study, self._storage.get_trial(trial_id))
+        return False
 
     def note(self, trial_number: int, facts: Mapping[str, Any]) -> None:
         """Write down facts of an attempt that has not ended; of one that has, nothing."""
         import optuna
 
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
+        trial_id = self._id(trial_number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             for name, fact in facts.items():
                 self._storage.set_trial_user_attr(trial_id, name, fact)
@@ -243,8 +261,9 @@ class Ledger:
         self.note(trial_number, {"error": error} if error is not None else {"stopped": stopped})
         self.study.tell(trial_number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
-    def _id(self, entry: Entry) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, entry.trial.number)
+    def _id(self, trial_number: int) -> int:
+        """What the database calls a trial that has a number in the study."""
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial_number)
 
 
 def _entry(number: int, trials: "list[FrozenTrial]") -> Entry:

@@ -97,6 +97,7 @@ class Parameter:
         if self.is_fixed:
             return self.choices[0]
         if self.choices:
+            # What is proposed may be equal and of another type, as 16.0 for 16; it becomes a word of a command line.
             return self.choices[self.choices.index(trial.suggest_categorical(self.name, self.choices))]
         if self.whole:
             return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.step or 1))
@@ -224,20 +225,5 @@ def _bound_issues(kind: str, low: float, high: float, q: float, where: str) -> l
 
 def _no_number(value: Any) -> str | None:
     """What is wrong with it, if it is no finite number."""
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return "expected a number"
-        return f"YAML reads a text; expected a number with a point, as in {_with_point(value)}"
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return None if is_number else "expected a number"
-
-
-def _with_point(text: str) -> str:
-    """`1e-5` -> `1.0e-5`, which YAML takes for a number."""
-    mantissa, letter, exponent = text.lower().partition("e")
-    if not letter:
-        return text
-    sign = "" if exponent[:1] in "+-" else "+"
-    return f"{mantissa}{'' if '.' in mantissa else '.0'}e{sign}{exponent}"

@@ -1,23 +1,27 @@
 """A sweep as it is run: the search, the flags that all trials have, and what is wrong with any of them."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorabench.catalog.metrics import metrics_in
 from lorabench.config.changes import FREE_FIELDS
 from lorabench.config.command_line import take_flags
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError, IssueList
-from lorabench.experiments.checking import data_issues, flag_word, parse_words, with_track_group
+from lorabench.experiments.checking import flag_word, load_data, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan import AUTO, find_strategy
 from lorabench.experiments.plan_file import flag_to_words
 from lorabench.experiments.sweep.parameters import Value
 from lorabench.experiments.sweep.search import Search
 from lorabench.wording import listed
+
+if TYPE_CHECKING:
+    from lorabench.data.task import TaskData
 
 RUNS_FOLDER = "runs"
 Values = Mapping[str, Value]
@@ -65,12 +69,13 @@ class SweepPlan:
         """Flags of the launcher, for every trial."""
         return () if self.strategy == AUTO else ("--config_file", str(find_strategy(self.strategy)))
 
-    def facts(self, config: RunConfig) -> dict[str, Any]:
+    def facts(self, trial: "CheckedTrial") -> dict[str, Any]:
         """What must be the same for all workers of a study, and for one that goes on: as plain values, by name.
 
         Args:
-            config: of any trial.
+            trial: any one of the search.
         """
+        config = trial.config
         search = self.search
         searched = {f"{section}.{name}" for section in config.to_json() for name in search.parameters}
         free = (FREE_FIELDS - _OF_A_TRIAL) | searched
@@ -82,7 +87,19 @@ class SweepPlan:
         }
         parameters = {name: parameter.describe() for name, parameter in search.parameters.items()}
         facts = {"method": search.method, "metric": search.metric, "search_seed": self.seed, "strategy": self.strategy}
-        return json.loads(json.dumps({**facts, "parameters": parameters, "settings": settings}))
+        return json.loads(json.dumps({**facts, "parameters": parameters, "settings": settings, "rows": trial.rows}))
+
+
+@dataclass(frozen=True)
+class CheckedTrial:
+    """A trial whose flags and rows are as they should be.
+
+    Attributes:
+        rows: split -> digest of its texts and labels. Files may have other paths elsewhere, but no other rows.
+    """
+
+    config: RunConfig
+    rows: Mapping[str, str]
 
 
 def trial_name(number: int) -> str:
@@ -102,8 +119,8 @@ def run_flags(search: Search, words: Sequence[str]) -> tuple[str, ...]:
     return (*(word for name, value in chosen.items() if value is not None for word in (flag_word(name), value)), *rest)
 
 
-def check_plan(plan: SweepPlan) -> RunConfig:
-    """The configuration of a trial; every extreme value is read as a run reads it, and its rows are loaded.
+def check_plan(plan: SweepPlan) -> CheckedTrial:
+    """The first trial; every extreme value is read as a run reads it, and its rows are loaded.
 
     Raises:
         ConfigError: every problem, each said once with the values that have it; nothing was started.
@@ -131,8 +148,36 @@ def check_plan(plan: SweepPlan) -> RunConfig:
             for issue in error.issues:
                 found.setdefault(issue, []).append(name)
     _raise(found, len(corners))
-    _raise(data_issues(configs), len(corners))
-    return next(iter(configs.values()))
+    first = next(iter(configs.values()))
+    issues.extend(_measure_issues(plan.search, first))
+    issues.raise_if_any()
+    loaded, found = load_data(configs)
+    _raise(found, len(corners))
+    return CheckedTrial(first, _digests(loaded[first.data]))
+
+
+def _measure_issues(search: Search, config: RunConfig) -> list[str]:
+    """Parameters that with the flags of all trials would have those scored on other rows, or by another measure.
+
+    Args:
+        config: of any trial.
+    """
+    searched = {parameter.name for parameter in search.searched}
+    issues = []
+    if "seed" in searched and config.data.max_eval_samples is not None:
+        issues.append("seed: draws the rows of --max-eval-samples; expected it as a flag, or no --max-eval-samples")
+    if "class_weights" in searched and "loss" in (search.metric, config.run.best_metric):
+        issues.append("class_weights: weighs the loss that trials are compared by; expected it as a flag")
+    return issues
+
+
+def _digests(task: "TaskData") -> dict[str, str]:
+    """Of the rows that a trial's score depends on, by split; those of a test are read by no trial's choice."""
+    return {
+        split: hashlib.sha256(json.dumps([task.labels, rows.contents, rows.labels]).encode()).hexdigest()
+        for split, rows in task.splits().items()
+        if split != "test"
+    }
 
 
 def _corners(search: Search) -> dict[str, dict[str, Value]]:
@@ -166,6 +211,8 @@ def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for name in dict.fromkeys((*old, *new)):
             if old.get(name) != new.get(name):
                 issues.append(f"{name}: {old.get(name)} -> {new.get(name)}")
+    old, new = before.get("rows") or {}, now["rows"]
+    issues += [f"{split} rows: other ones than before" for split in new if old.get(split) != new[split]]
     return [f"{issue}, and must not change; expected the same sweep, or another --output-dir" for issue in issues]
 
 

@@ -103,5 +103,7 @@ def _wandb_sampler(plan: SweepPlan, seed: int) -> "BaseSampler":
 
 def _plain(config: Any, names: Sequence[str]) -> dict[str, Value]:
     """W&B's values by flag, those of numpy as Python's own."""
+    import numpy
+
     values = {key.replace("-", "_"): entry["value"] for key, entry in config.items()}
-    return {name: getattr(values[name], "item", lambda name=name: values[name])() for name in names}
+    return {name: value.item() if isinstance(value := values[name], numpy.generic) else value for name in names}

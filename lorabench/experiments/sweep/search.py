@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lorabench.catalog.metrics import METRICS
 from lorabench.config.run_config import flag_types
 from lorabench.errors import ConfigError, IssueList
 from lorabench.experiments.sweep.parameters import Parameter, Value, read_parameter
-from lorabench.files import why_not
+from lorabench.experiments.sweep.sweep_file import UNREAD, read_sweep_file
 
 Method = Literal["bayes", "random", "grid"]
 METHODS: tuple[Method, ...] = ("bayes", "random", "grid")
@@ -117,9 +115,9 @@ def read_search(file: Path) -> Search:
     Raises:
         ConfigError: everything that is wrong with it, unknown parameters with the nearest flag.
     """
-    values = _read_yaml(find_search(file))
     issues = IssueList()
-    for key in map(str, values):
+    values = read_sweep_file(find_search(file), str(file), issues)
+    for key in values:
         if key not in (*_KEYS, *_OF_WANDB):
             issues.add(f"{file}: {key}: no key of a sweep file{_nearest(key, (*_KEYS, *_OF_WANDB))}")
     method: Any = values.get("method")
@@ -143,18 +141,6 @@ def read_search(file: Path) -> Search:
     )  # fmt: skip
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: {why_not(error)}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected keys and values of a sweep: method, metric, parameters")
-    return values
-
-
 def _parameters(given: Any, file: str, issues: IssueList) -> dict[str, Parameter]:
     if not isinstance(given, Mapping) or not given:
         issues.add(f"{file}: parameters {given}: expected flags of a run by name, as in lora_r: {{values: [4, 8]}}")
@@ -167,8 +153,7 @@ def _parameters(given: Any, file: str, issues: IssueList) -> dict[str, Parameter
         if reason is not None:
             issues.add(f"{where}: {reason}")
             refused = True
-        elif name in found:
-            issues.add(f"{where}: stands there already; expected each flag once")
+        elif entry is UNREAD:
             refused = True
         else:
             parameter = read_parameter(name, entry, where, issues)
@@ -183,6 +168,8 @@ def _refusal(name: str) -> str | None:
     """Why a search cannot set a flag, if so."""
     if name not in flag_types():
         return f"no flag of a run{_nearest(name, tuple(flag_types()))}"
+    if name == "weights":
+        return "scores of random weights mean nothing; a search has none to go by"
     if name in _OF_THE_SWEEP:
         return "the sweep says it for each trial"
     if name in _ROWS:

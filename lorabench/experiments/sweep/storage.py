@@ -4,7 +4,6 @@ A worker says with heartbeats that its trials are alive; those of a worker that 
 taken by another.
 """
 
-import importlib
 import random
 import time
 import warnings
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 from lorabench.errors import ConfigError, RunError, first_line
 from lorabench.harmless import printable
@@ -26,6 +26,10 @@ HEARTBEAT_S = 30
 """Seconds between two signs of life."""
 GRACE_S = 300
 """Seconds of silence after which a worker is taken for dead."""
+_EXAMPLE = "postgresql+psycopg://USER@HOST/NAME"
+# What drivers take for passwords in a URL's query.
+_SECRET_WORDS = ("password", "passfile", "sslpassword", "passwd", "pwd")
+_HIDDEN = "***"
 # SQLite has one writer at a time; others wait this long.
 _BUSY_S = 60
 _TRIES = 6
@@ -59,7 +63,9 @@ def quiet_optuna() -> Iterator[None]:
 
 def default_storage(folder: Path) -> str:
     """The URL of a sweep's own SQLite file."""
-    return f"sqlite:///{(folder / STUDY_FILE).resolve()}"
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str((folder / STUDY_FILE).resolve())).render_as_string()
 
 
 def open_storage(url: str) -> "RDBStorage":
@@ -72,6 +78,7 @@ def open_storage(url: str) -> "RDBStorage":
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+    _refuse_no_url(url)
     is_sqlite = url.startswith("sqlite")
     options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_S}} if is_sqlite else {"pool_pre_ping": True}
     for left in reversed(range(_TRIES)):
@@ -81,12 +88,28 @@ def open_storage(url: str) -> "RDBStorage":
                 _lock_at_once(storage)
             return storage
         except (ImportError, ArgumentError) as error:
-            raise ConfigError(f"--storage {shown(url)}: {first_line(error)}; expected one that Optuna takes") from None
+            raise ConfigError(
+                f"--storage {shown(url)}: {_reason(error, url)}; expected one that Optuna takes"
+            ) from None
         except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             if left == 0 or isinstance(error, RuntimeError):
-                raise ConfigError(f"--storage {shown(url)}: {_reason(error)}") from None
+                raise ConfigError(f"--storage {shown(url)}: {_reason(error, url)}") from None
             time.sleep(random.uniform(0.1, 0.5))  # another worker may be making the tables at this moment
     raise AssertionError  # the last try returns or raises
+
+
+def _refuse_no_url(url: str) -> None:
+    """Raises `ConfigError` for what is no URL, or one whose password cannot be told from its host."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        host = make_url(url).host or ""
+    except (ArgumentError, ValueError):
+        # What is wrong is not repeated: a password may be part of it.
+        raise ConfigError(f"--storage: no URL, or one whose port is no number; expected one as {_EXAMPLE}") from None
+    if "@" in host:
+        raise ConfigError("--storage: several @ before its end; expected %40 for each one of a user or password")
 
 
 def _lock_at_once(storage: "RDBStorage") -> None:
@@ -118,9 +141,30 @@ def open_study(storage: "RDBStorage", name: str, maximize: bool) -> "Study":
 
     direction = "maximize" if maximize else "minimize"
     study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    _refuse_other_goal(study, maximize)
+    return study
+
+
+def find_study(storage: "RDBStorage", name: str, maximize: bool) -> "Study | None":
+    """The study of that name, if there is one.
+
+    Raises:
+        ConfigError: it is for the other direction.
+    """
+    import optuna
+
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
+    _refuse_other_goal(study, maximize)
+    return study
+
+
+def _refuse_other_goal(study: "Study", maximize: bool) -> None:
+    name, direction = study.study_name, "maximize" if maximize else "minimize"
     if study.direction.name.lower() != direction:
         raise ConfigError(f"--study {name}: a study that is to {study.direction.name.lower()}; expected another name")
-    return study
 
 
 @contextmanager
@@ -132,18 +176,36 @@ def answering(url: str) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        raise RunError(f"--storage {shown(url)}: {_reason(error)}; the same command goes on") from error
+        raise RunError(f"--storage {shown(url)}: {_reason(error, url)}; the same command goes on") from error
 
 
 def shown(url: str) -> str:
-    """A URL without its password."""
-    make_url = importlib.import_module("sqlalchemy.engine").make_url
+    """A URL without its passwords."""
+    from sqlalchemy.engine import make_url
+
     try:
-        return printable(make_url(url).render_as_string(hide_password=True))
+        parsed = make_url(url)
     except Exception as error:  # of many kinds, for what is no URL
         return f"(no URL: {type(error).__name__})"
+    hidden = {name: _HIDDEN for name in parsed.query if name.lower() in _SECRET_WORDS}
+    text = parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+    return printable(text.replace(quote_plus(_HIDDEN), _HIDDEN))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, url: str) -> str:
+    """What a driver says, which may repeat the URL."""
     cause = error.__cause__ or error
-    return printable(first_line(Exception(getattr(cause, "orig", None) or cause)))
+    text = first_line(Exception(getattr(cause, "orig", None) or cause))
+    for secret in _secrets(url):
+        text = text.replace(secret, _HIDDEN)
+    return printable(text)
+
+
+def _secrets(url: str) -> list[str]:
+    """The passwords of a URL, as they are and as they are written there."""
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    found = [str(value) for name, value in parsed.query.items() if name.lower() in _SECRET_WORDS]
+    found += [] if parsed.password is None else [str(parsed.password)]
+    return [text for secret in found if secret for text in (secret, quote(secret), quote_plus(secret))]

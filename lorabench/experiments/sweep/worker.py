@@ -4,6 +4,7 @@ import itertools
 import math
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,13 @@ from lorabench.experiments.sweep.page import SweepResult
 from lorabench.experiments.sweep.plan import RUNS_FOLDER, SweepPlan, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning, make_pruner, make_sampler
 from lorabench.experiments.sweep.storage import answering
+from lorabench.files import write_text_atomic
 from lorabench.results.ownership import Ownership, is_held
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
 
 WORKERS_FOLDER = "workers"
+WORKER_ID_FILE = "worker.id"
+"""In a worker's folder: what its trials name it by. Machines may have the same name, and paths in common."""
 LOOK_S = 2.0
 """Seconds between two looks at the ledger, and at the files of the runs."""
 MOST_FAILURES = 3
@@ -43,15 +47,10 @@ class _Running:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How trials are proposed and given up.
-
-    Attributes:
-        url: of the storage, for messages.
-    """
+    """How trials are proposed and given up."""
 
     backend: Backend = "optuna"
     pruning: Pruning = "auto"
-    url: str = ""
 
 
 def take_worker_folder(folder: Path) -> tuple[Path, Ownership]:
@@ -69,8 +68,18 @@ def take_worker_folder(folder: Path) -> tuple[Path, Ownership]:
         with suppress(ConfigError):  # another worker was quicker
             if not is_held(own):
                 ownership.take(own)
+                if worker_id(own) is None:
+                    write_text_atomic(own / WORKER_ID_FILE, f"{uuid.uuid4().hex}\n")
                 return own, ownership
     raise AssertionError  # there is always a next one
+
+
+def worker_id(own: Path) -> str | None:
+    """What the trials of a worker's folder name it by; None where it has none yet."""
+    try:
+        return (own / WORKER_ID_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 class Worker:
@@ -79,17 +88,20 @@ class Worker:
     Args:
         folder: of the sweep.
         own: of this worker, where its scheduler keeps launches and logs.
+        url: of the storage, for messages.
     """
 
-    def __init__(self, plan: SweepPlan, ledger: Ledger, folder: Path, own: Path, options: SearchOptions) -> None:
+    def __init__(
+        self, plan: SweepPlan, ledger: Ledger, folder: Path, own: Path, options: SearchOptions, url: str
+    ) -> None:
         self._plan = plan
         self._ledger = ledger
         self.folder = folder
         self._own = own
         self._options = options
+        self._url = url
         self._pruner = make_pruner(plan, options.pruning)
         self._running: dict[str, _Running] = {}
-        self._scheduler: Scheduler | None = None
         self._looked = -math.inf
         self.entries: list[Entry] = []
         """All trials of the sweep, as they were at the last look."""
@@ -103,7 +115,7 @@ class Worker:
             anew: ask the database once more.
         """
         if anew:
-            with answering(self._options.url):
+            with answering(self._url):
                 self.entries = self._ledger.entries()
         return SweepResult(plan=self._plan, folder=self.folder, entries=self.entries)
 
@@ -135,10 +147,15 @@ class Worker:
             self.look(scheduler)
             view(scheduler)
 
+        def ended(state: LaunchState) -> None:
+            self.ended(state, scheduler.is_stopping)
+
         # What failed is in the ledger's hands: a launch that it gives is to be started, whatever became of it before.
+        # The study has settled which flags may differ from those of before.
         scheduler = Scheduler(
-            self._own, groups, retry_failed=True, watch=watch, on_end=self.ended, ownership=ownership
-        )
+            self._own, groups, retry_failed=True, same_flags=False, watch=watch, on_end=ended,
+            ownership=ownership,
+        )  # fmt: skip
         scheduler.run(self.launches(scheduler, retry_failed))
 
     def launches(self, scheduler: Scheduler, retry_failed: bool) -> Iterator[Launch | None]:
@@ -150,8 +167,7 @@ class Worker:
         Raises:
             RunError: the database does not answer.
         """
-        self._scheduler = scheduler
-        with answering(self._options.url):
+        with answering(self._url):
             self._adopt(scheduler)
             self._ledger.refill(retry_failed)
             self.entries = self._ledger.entries()
@@ -159,7 +175,7 @@ class Worker:
         while not self.is_at_its_end and not self._is_reached():
             launch = None
             if time.monotonic() - asked >= LOOK_S:
-                with answering(self._options.url):
+                with answering(self._url):
                     launch, may_come = self._next(scheduler)
                 if launch is None and not may_come:
                     return
@@ -187,7 +203,8 @@ class Worker:
             if not _is_complete(launch.folder):
                 return launch, True
             # An earlier worker was killed after the run had ended, and before it could say so.
-            self.ended(LaunchState(launch.name, str(launch.folder), list(launch.flags), state="completed"))
+            state = LaunchState(launch.name, str(launch.folder), list(launch.flags), state="completed")
+            self.ended(state, scheduler.is_stopping)
 
     def _is_busy(self, number: int, scheduler: Scheduler) -> bool:
         """Whether its run goes on here still, of an attempt that was given up."""
@@ -197,24 +214,27 @@ class Worker:
         """Whether a trial that waits, or that a dead worker has left running here, can be taken later."""
         if entry.state == "waiting":
             return True
-        return entry.state == "running" and self._is_left(entry) and is_held(self._run_folder(entry.number))
+        return (
+            entry.state == "running" and is_held(self._run_folder(entry.number)) and self._left_by(entry) is not None
+        )
 
-    def _is_left(self, entry: Entry) -> bool:
-        """Whether it was taken by a worker of this machine and folder that is no more."""
+    def _left_by(self, entry: Entry) -> Path | None:
+        """The folder here of the worker that took a trial, if that worker is no more."""
         worker = entry.fact("worker")
-        if entry.fact("host") != socket.gethostname() or worker is None:
-            return False
-        path = Path(worker)
-        if path == self._own.resolve():
-            return trial_name(entry.number) not in self._running
-        return path.parent == (self.folder / WORKERS_FOLDER).resolve() and not is_held(path)
+        folders = (self.folder / WORKERS_FOLDER).iterdir()
+        own = next((path for path in folders if worker is not None and worker_id(path) == worker), None)
+        if own is None:
+            return None
+        is_mine = own.resolve() == self._own.resolve()
+        is_left = trial_name(entry.number) not in self._running if is_mine else not is_held(own)
+        return own if is_left else None
 
     def _adopt(self, scheduler: Scheduler) -> None:
         """Runs that an earlier start of this worker left, and that still go on."""
         running = {state.name for state in scheduler.running}
         for entry in self._ledger.entries():
             name = trial_name(entry.number)
-            if entry.state == "running" and name in running and self._is_left(entry):
+            if entry.state == "running" and name in running and self._left_by(entry) is not None:
                 sampler = make_sampler(self._plan, self._options.backend, entry.number)
                 claimed = self._ledger.adopt(entry, sampler, self._pruner)
                 launch = self._plan.launch(entry.number, claimed.values, self.folder)
@@ -224,12 +244,12 @@ class Worker:
                 )  # fmt: skip
 
     def _settle_dead(self) -> None:
-        """What workers of this machine left that are no more, and whose runs have ended."""
+        """What workers of this folder left that are no more, and whose runs have ended."""
         for entry in self._ledger.entries():
-            if entry.state != "running" or not self._is_left(entry) or is_held(self._run_folder(entry.number)):
-                continue
             folder = self._run_folder(entry.number)
-            log = Path(entry.fact("worker")) / LOGS_FOLDER / f"{trial_name(entry.number)}.log"
+            if entry.state != "running" or is_held(folder) or (own := self._left_by(entry)) is None:
+                continue
+            log = own / LOGS_FOLDER / f"{trial_name(entry.number)}.log"
             state, error, _ = read_outcome(folder, None, log, asked_to_stop=True)
             for epoch, value in EpochReader(folder, self._plan.search.metric).read().items():
                 self._ledger.report(entry.trial.number, epoch, value)
@@ -240,11 +260,10 @@ class Worker:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
-        with answering(self._options.url):
+        with answering(self._url):
             for name, running in self._running.items():
                 self._ledger.beat(running.claimed)
-                self._report(running)
-                if not running.pruned and running.reported and self._ledger.is_hopeless(running.claimed.trial.number):
+                if self._report(running) and not running.pruned and self._is_hopeless(running):
                     running.pruned = True
                     # Before it stops: were this worker killed now, the trial would be taken for one to go on with.
                     self._ledger.note(running.claimed.trial.number, {"pruned": max(running.reported)})
@@ -253,15 +272,25 @@ class Worker:
                     scheduler.stop(name)
             self.entries = self._ledger.entries()
 
-    def _report(self, running: _Running) -> None:
-        """Tell the study what each epoch came to that it does not know."""
-        for epoch, value in running.epochs.read().items():
-            if epoch not in running.reported:
-                self._ledger.report(running.claimed.trial.number, epoch, value)
-                running.reported.add(epoch)
+    def _is_hopeless(self, running: _Running) -> bool:
+        """Whether a run that has epochs left is given up."""
+        return not running.epochs.is_last(_record(running.launch.folder)) and self._ledger.is_hopeless(
+            running.claimed.trial.number
+        )
 
-    def ended(self, state: LaunchState) -> None:
+    def _report(self, running: _Running) -> bool:
+        """Tell the study what each epoch came to that it does not know. Returns whether there was any."""
+        new = {epoch: value for epoch, value in running.epochs.read().items() if epoch not in running.reported}
+        for epoch, value in new.items():
+            self._ledger.report(running.claimed.trial.number, epoch, value)
+            running.reported.add(epoch)
+        return bool(new)
+
+    def ended(self, state: LaunchState, stopped: bool) -> None:
         """A launch has ended, however it did.
+
+        Args:
+            stopped: this worker was asked to stop.
 
         Raises:
             RunError: the database does not answer.
@@ -269,8 +298,7 @@ class Worker:
         running = self._running.pop(state.name, None)
         if running is None:
             return
-        stopped = self._scheduler is not None and self._scheduler.is_stopping
-        with answering(self._options.url):
+        with answering(self._url):
             self._report(running)
             if state.seconds:
                 self._ledger.note(running.claimed.trial.number, {"seconds": state.seconds})
@@ -286,7 +314,7 @@ class Worker:
         """Put an outcome into the ledger. Returns whether it is a failure."""
         record = _record(folder)
         value = number_at(record, "best", self._plan.search.metric)
-        self._ledger.note(trial_number, {"train_seconds": number_at(record, "train_seconds")})
+        self._ledger.note(trial_number, {name: number_at(record, name) for name in ("train_seconds", "world_size")})
         if state == "completed" and value is not None:
             self._ledger.complete(trial_number, value)
             return False

@@ -93,6 +93,13 @@ def test_runs_begun_without_a_group_of_the_tracker_are_not_repeated(tmp_path: Pa
     assert len(changed_launches(tmp_path, [run_of(tmp_path, "run", "--wait", "1", *group)])) == 1
 
 
+def test_other_flags_are_those_of_a_launch_that_goes_on_where_they_may_be(tmp_path: Path) -> None:
+    Scheduler(tmp_path).run([run_of(tmp_path, "run", "--fail")])
+    scheduler = Scheduler(tmp_path, retry_failed=True, same_flags=False)
+    state = scheduler.run([run_of(tmp_path, "run", "--wait", "0")])["run"]
+    assert (state.state, state.attempts, state.flags) == ("completed", 2, ["--wait", "0"])
+
+
 def test_a_scheduler_that_fails_asks_its_runs_to_stop(tmp_path: Path) -> None:
     def launches() -> Any:
         yield run_of(tmp_path, "first", "--wait", "60")
@@ -181,6 +188,18 @@ def test_ctrl_c_goes_to_the_runs_and_no_other_is_begun(tmp_path: Path) -> None:
     assert record_of(tmp_path / "first")["error"] == f"stopped by {signal.SIGINT:d}"
     assert not (tmp_path / "second").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_comes_while_a_launch_is_decided_on_reaches_it(tmp_path: Path) -> None:
+    def launches() -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        yield run_of(tmp_path, "first", "--wait", "60")
+
+    scheduler = Scheduler(tmp_path)
+    with pytest.raises(RunInterrupted):
+        scheduler.run(launches())
+    state = scheduler.states["first"]
+    assert (state.state, state.attempts) == ("interrupted", 1) and state.seconds < 30
 
 
 def start_and_kill(tmp_path: Path, *waits: str) -> None:

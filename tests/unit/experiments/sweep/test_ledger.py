@@ -1,5 +1,6 @@
 """The ledger: every trial is run by one worker, the total holds, and what a worker leaves another takes up."""
 
+import re
 import subprocess
 import sys
 import uuid
@@ -12,17 +13,19 @@ import pytest
 import yaml
 from launching import offline_environment
 from limits import HANG_S
-from optuna.pruners import NopPruner
+from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import RandomSampler
+from sqlalchemy.exc import OperationalError
 
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, RunError
 from lorabench.experiments.sweep import storage
-from lorabench.experiments.sweep.ledger import MOST_DEATHS, Claimed, Ledger
+from lorabench.experiments.sweep.ledger import MOST_DEATHS, Claimed, Ledger, study_facts
 from lorabench.experiments.sweep.plan import SweepPlan
 from lorabench.experiments.sweep.search import read_search
-from lorabench.experiments.sweep.storage import open_storage, open_study, quiet_optuna
+from lorabench.experiments.sweep.storage import find_study, open_storage, open_study, quiet_optuna
 
 TOTAL = 12
+EXAMPLE = "postgresql+psycopg://USER@HOST/NAME"
 # A worker of a process of its own: begins the study, takes trials until there are none, and says which.
 WORKER = """
 import sys
@@ -187,6 +190,30 @@ def test_a_grid_is_run_in_its_order(tmp_path: Path) -> None:
     assert values[:4] == [{"lora_r": r, "epochs": e, "seed": 7} for r, e in ((4, 1), (4, 2), (4, 3), (8, 1))]
 
 
+def test_a_grids_place_is_kept_where_a_worker_died_between_two_of_its_values(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    ledger = begun(tmp_path, url, method="grid", total=1)
+    (entry,) = ledger.entries()
+    connected = open_storage(url)
+    trial_id = entry.trial._trial_id
+    assert connected.set_trial_state_values(trial_id, optuna.trial.TrialState.RUNNING)
+    optuna.trial.Trial(ledger.study, trial_id).suggest_categorical("lora_r", [4, 8, 16, 32])
+    ledger.fail(entry.trial.number, None)
+    ledger.refill()
+    assert taken(ledger).values == {"lora_r": 4, "epochs": 1, "seed": 7}
+    again = ledger.entries()[0].trial.system_attrs["fixed_params"]
+    assert again == {"lora_r": 4, "epochs": 1}, "both are said, and none is drawn"
+
+
+def test_an_attempt_that_has_ended_is_not_given_up(tmp_path: Path) -> None:
+    ledger = begun(tmp_path, f"sqlite:///{tmp_path}/study.db", total=1)
+    number = taken(ledger).trial.number
+    ledger.report(number, 1, 0.25)
+    ledger.study.pruner = SuccessiveHalvingPruner(min_resource=1)
+    ledger.fail(number, None)
+    assert not ledger.is_hopeless(number)
+
+
 def test_pruned_trials_keep_their_last_score(tmp_path: Path) -> None:
     ledger = begun(tmp_path, f"sqlite:///{tmp_path}/study.db", total=1)
     claimed = taken(ledger)
@@ -199,15 +226,14 @@ def test_pruned_trials_keep_their_last_score(tmp_path: Path) -> None:
 def test_a_study_says_what_it_was_begun_with_and_one_of_others_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     ledger = begun(tmp_path, url)
-    known = ledger.facts()
+    known = study_facts(ledger.study)
     assert known is not None and known["search"] == 1
-    ledger.begin({"search": 2})
-    assert ledger.facts() == known
+    assert ledger.begin({"search": 2}) == known
     foreign = ledger_of(tmp_path, url, "foreign")
-    assert foreign.facts() is None
+    assert study_facts(foreign.study) is None
     foreign.study.add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(ConfigError, match="--study foreign: holds trials of something else"):
-        foreign.facts()
+        foreign.begin({"search": 1})
     with pytest.raises(ConfigError, match="--study foreign: a study that is to maximize"):
         open_study(open_storage(url), "foreign", maximize=False)
 
@@ -215,7 +241,13 @@ def test_a_study_says_what_it_was_begun_with_and_one_of_others_is_refused(tmp_pa
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("nonsense", "--storage .*: Could not parse SQLAlchemy URL"),
+        ("nonsense secret", f"--storage: no URL, or one .*; expected one as {re.escape(EXAMPLE)}"),
+        ("postgresql+psycopg://me:secret@host:port/x", "--storage: no URL, or one whose port is no number"),
+        ("postgresql+psycopg://me:my@secret@host/x", "--storage: several @ before its end; expected %40"),
+        (
+            "nosuchthing://host/x?user=me&password=secret",
+            r"--storage nosuchthing://host/x\?password=[*]{3}&user=me: .*expected one that Optuna takes",
+        ),
         ("sqlite:////nowhere/at/all/study.db", "--storage sqlite:.*unable to open database file"),
         (
             "nosuchthing://me:secret@host/x",
@@ -230,3 +262,32 @@ def test_a_storage_that_cannot_be_had_is_said_without_its_password(
     with pytest.raises(ConfigError, match=said) as raised:
         open_storage(url)
     assert "secret" not in str(raised.value)
+
+
+def test_what_a_driver_says_is_repeated_without_passwords() -> None:
+    url = "postgresql+psycopg://me:top%20secret@127.0.0.1:1/x?sslpassword=other"
+    assert storage.shown(url) == "postgresql+psycopg://me:***@127.0.0.1:1/x?sslpassword=***"
+    error = OperationalError("SELECT 1", {}, Exception("no host 'top secret', top%20secret, top+secret, other"))
+    with (
+        pytest.raises(RunError, match=r"no host '\*\*\*', \*\*\*, \*\*\*, \*\*\*; the same") as raised,
+        storage.answering(url),
+    ):
+        raise error
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["what?now", "a%20b", "a b#{c}@d:e"])
+def test_the_study_is_in_the_folder_whatever_its_name_is(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    open_storage(storage.default_storage(folder))
+    assert [path.name for path in folder.iterdir()] == ["study.db"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_study_is_found_and_not_made(tmp_path: Path) -> None:
+    connected = open_storage(f"sqlite:///{tmp_path}/study.db")
+    assert find_study(connected, "mine", maximize=True) is None and connected.get_all_studies() == []
+    open_study(connected, "mine", maximize=True)
+    assert find_study(connected, "mine", maximize=True) is not None
+    with pytest.raises(ConfigError, match="--study mine: a study that is to maximize"):
+        find_study(connected, "mine", maximize=False)

@@ -88,7 +88,7 @@ NO_VALUES = "expected value, values, or min and max"
 WRONG: list[tuple[Any, str]] = [
     (3, f" 3: {NO_VALUES}"),
     ({"min": 3}, f": {NO_VALUES}"),
-    ({"min": 1e-5, "max": "2e-4"}, ".max 2e-4: YAML reads a text; expected a number with a point, as in 2.0e-4"),
+    ({"min": 1e-5, "max": "2e-4"}, ".max 2e-4: expected a number"),
     ({"min": 1.0, "max": "much"}, ".max much: expected a number"),
     ({"min": 1.0, "max": math.inf}, ".max inf: expected a number"),
     ({"min": 2.0, "max": 1.0}, ": min 2.0, max 1.0: expected a max above min, or value"),

@@ -33,7 +33,7 @@ def written(folder: Path, **changes: Any) -> Path:
 def issues_of(file: Path) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as raised:
         read_search(file)
-    return tuple(issue.removeprefix(f"{file}: ") for issue in raised.value.issues)
+    return tuple(issue.removeprefix(f"{file}: ").removeprefix(f"{file}, ") for issue in raised.value.issues)
 
 
 def test_the_shipped_search_is_that_of_the_original_experiment() -> None:
@@ -93,6 +93,48 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     )
 
 
+def written_text(folder: Path, parameters: str, head: str = "") -> Path:
+    file = folder / "search.yaml"
+    text = f"method: random\n{head}metric: {{name: loss, target: 2e-1}}\nparameters:\n"
+    file.write_text(text + "".join(f"  {line}\n" for line in parameters.splitlines()), encoding="utf-8")
+    return file
+
+
+def test_values_are_those_of_their_flags_and_not_what_yaml_makes_of_them(tmp_path: Path) -> None:
+    search = read_search(
+        written_text(
+            tmp_path,
+            "gradient_checkpointing: {values: [auto, off]}\nlearning_rate: {min: 1e-5, max: 2e-4}\n"
+            "lora_dropout: {values: [0, 1e-1]}\nlora_r: {values: [010, 16]}\ntrust_remote_code: {value: off}",
+        )
+    )
+    choices = {name: parameter.choices for name, parameter in search.parameters.items()}
+    assert choices["gradient_checkpointing"] == ("auto", "off")
+    assert choices["trust_remote_code"] == (False,)
+    assert choices["lora_dropout"] == (0.0, 0.1) and choices["lora_r"] == (10, 16)
+    assert search.parameters["learning_rate"].extremes() == (1e-5, 2e-4)
+    assert search.raw["parameters"]["gradient_checkpointing"] == {"values": ["auto", "off"]}
+    assert search.target == 0.2
+
+
+def test_values_that_a_flag_does_not_take_are_said(tmp_path: Path) -> None:
+    parameters = "lora_r: {values: [4, few, ~]}\ngradient_checkpointing: {value: sometimes}\ntemplate: {value: None}"
+    assert issues_of(written_text(tmp_path, parameters)) == (
+        "lora_r: 'few': expected a whole number",
+        "lora_r: nothing: expected texts, numbers, true or false",
+        "gradient_checkpointing: 'sometimes': expected 'auto' or 'on' or 'off'",
+        "template: 'None': expected another text: a command line takes None for no value",
+    )
+
+
+def test_names_that_come_again_are_refused(tmp_path: Path) -> None:
+    file = written_text(tmp_path, "lora_r: {values: [4, 8], values: [16, 32]}", head="method: grid\n")
+    assert [issue.removeprefix(f"{file}, ") for issue in issues_of(file)] == [
+        "line 2: method: stands in line 1 already; expected each name once",
+        "line 5: lora_r.values: stands in line 5 already; expected each name once",
+    ]
+
+
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     file = written(
         tmp_path, method="bayesian", runcap=3, run_cap=0, project=3, metric={"name": "eval/acuracy", "goul": "x"},
@@ -118,7 +160,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         "early_terminate.eta 1.5: expected a whole number of at least 2, as Optuna's successive halving takes",
     ):
         assert issue in found
-    assert len(found) == 12
+    assert len(found) == 13
 
 
 @pytest.mark.parametrize(
@@ -134,7 +176,11 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         ({"parameters": {"lora_r": {"value": 3}}}, "every parameter has one value; expected one that is searched"),
         (
             {"parameters": {"lora_r": {"values": [1, 2]}, "lora-r": {"value": 2}}},
-            "lora-r: stands there already; expected each flag once",
+            "line 11: parameters.lora-r: stands in line 7 already; expected each name once",
+        ),
+        (
+            {"parameters": {"weights": {"value": "random"}, "lora_r": {"values": [4, 8]}}},
+            "weights: scores of random weights mean nothing; a search has none to go by",
         ),
         (
             {"early_terminate": {"type": "hyperband"}},

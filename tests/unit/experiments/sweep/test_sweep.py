@@ -15,15 +15,17 @@ from typing import Any
 import psutil
 import pytest
 import swept
+import tiny
 import yaml
 from launching import offline_environment
 from limits import HANG_S
 
 from lorabench import cli
 from lorabench.config.command_line import parse_run_config
-from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED
-from lorabench.experiments.sweep import storage
+from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED, RunError, RunInterrupted
+from lorabench.experiments.sweep import command, storage, worker
 from lorabench.experiments.sweep.epochs import EpochReader
+from lorabench.experiments.sweep.storage import open_storage
 from lorabench.results.ownership import is_held
 
 SCRIPT = """
@@ -36,6 +38,7 @@ Launch.command = swept.command
 worker.LOOK_S = 0.1
 sys.exit(cli.main(sys.argv[1:]))
 """
+_WEIGHTS = {"class_weights": {"values": ["none", "balanced"]}}
 
 
 def starts(tmp_path: Path) -> list[list[str]]:
@@ -80,7 +83,9 @@ def test_a_sweep_is_run_and_shown_and_goes_on(
     assert best["value"] == swept.score(rank, swept.EPOCHS) and best["epochs"]["1"] == swept.score(rank, 1)
     # What is best is a file and a command of the run itself.
     config = parse_run_config(["--config", str(out / "best.yaml")])
-    assert config == parse_run_config(page["best"]["command"][page["best"]["command"].index("lorabench.train") + 1 :])
+    again = page["best"]["command"]
+    assert again[:5] == ["python", "-m", "lorabench.launch", "--num_processes", "1"]
+    assert config == parse_run_config(again[5:])
     assert (config.lora.lora_r, config.optim.learning_rate) == (rank, best["values"]["learning_rate"])
     assert (config.optim.epochs, config.run.best_metric) == (3, "f1")
     with (out / "sweep.csv").open(newline="", encoding="utf-8") as file:
@@ -125,6 +130,16 @@ def test_hopeless_trials_are_stopped_after_an_epoch(
         record = json.loads((tmp_path / "out" / "runs" / trial["trial"] / "run.json").read_text(encoding="utf-8"))
         assert record["error"] == f"stopped by {signal.SIGINT:d}", "as Ctrl-C does"
     assert cli.main(words) == 0 and len(starts(tmp_path)) == 3, "what was pruned is over"
+
+
+def test_a_run_that_is_through_its_epochs_is_not_pruned(
+    words: list[str], search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEPT_SAVE_S", "1.5")  # its last epoch is read before it ends
+    early = {"type": "hyperband", "min_iter": 3, "eta": 2}
+    changed(search, method="grid", parameters={"lora_r": {"values": [8, 32]}}, early_terminate=early)
+    assert cli.main(words) == 0
+    assert [trial["state"] for trial in page_of(tmp_path / "out")["trials"]] == ["completed", "completed"]
 
 
 def test_failures_are_recorded_and_retried_when_asked(
@@ -273,6 +288,53 @@ def test_nothing_is_started_where_anything_is_wrong(
     assert not (tmp_path / "out").exists() and starts(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("parameters", "metric", "flags", "issue"),
+    [
+        ({"seed": {"min": 1, "max": 9}}, "f1", ["--max-eval-samples", "9"], "seed: draws the rows of"),
+        ({"class_weights": {"values": ["none", "balanced"]}}, "loss", [], "class_weights: weighs the loss"),
+        (
+            {"class_weights": {"values": ["none", "balanced"]}},
+            "f1",
+            ["--best-metric", "loss"],
+            "class_weights: weighs",
+        ),
+    ],
+)
+def test_trials_are_scored_on_the_same_rows_by_the_same_measure(
+    parameters: Any, metric: str, flags: list[str], issue: str,
+    words: list[str], search: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    goal = "minimize" if metric == "loss" else "maximize"
+    changed(search, parameters=parameters, metric={"name": metric, "goal": goal})
+    assert cli.main([*words, "--dry-run"]) == (EXIT_BAD_INPUT if metric == "loss" else 0)
+    said = capsys.readouterr().err
+    if metric != "loss":
+        assert cli.main([*words, *flags, "--dry-run"]) == EXIT_BAD_INPUT
+        said = capsys.readouterr().err
+    assert f"error: {issue}" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RunError("no answer"), EXIT_RUN_FAILED), (RunInterrupted(2, ""), EXIT_INTERRUPTED)]
+)
+@pytest.mark.parametrize("is_full", [False, True])
+def test_the_page_is_written_however_a_worker_ends_and_does_not_hide_how(
+    error: Exception, code: int, is_full: bool, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: Any) -> None:
+        raise error
+
+    def no_space(_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(worker.Worker, "run", end)
+    if is_full:
+        monkeypatch.setattr(command, "write_page", no_space)
+    assert cli.main([*words, "--trials", "2"]) == code
+    assert (tmp_path / "out" / "sweep.md").exists() is not is_full
+
+
 def test_a_sweep_that_has_changed_is_refused(
     words: list[str], search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +347,38 @@ def test_a_sweep_that_has_changed_is_refused(
     (tmp_path / "out" / "study.db").unlink()
     assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
     assert "has the runs of another study; expected its --storage and --study" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "study.db").exists(), "what is refused has written nothing"
+    shared = f"sqlite:///{tmp_path}/shared.db"
+    assert cli.main([*words, "--trials", "2", "--storage", shared, "--study", "mistyped"]) == EXIT_BAD_INPUT
+    assert open_storage(shared).get_all_studies() == []
+
+
+def test_a_trial_that_is_left_goes_on_with_other_free_flags(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEPT_FAIL", "4,8,16,32")
+    assert cli.main([*words, "--trials", "1"]) == EXIT_RUN_FAILED
+    monkeypatch.delenv("SWEPT_FAIL")
+    words[words.index("--output-dir") + 1] = os.path.relpath(tmp_path / "out")
+    assert cli.main([*words, "--trials", "1", "--retry-failed", "--logging-steps", "5"]) == 0
+    _, (name, how, *flags) = starts(tmp_path)
+    assert (name, how) == ("trial-001", "resumed") and "--logging-steps" in flags
+
+
+def test_rows_may_move_and_must_not_change(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--trials", "1"]) == 0
+    moved = (tmp_path / "rows.csv").rename(tmp_path / "moved.csv")
+    words[words.index("--train-file") + 1] = str(moved)
+    assert cli.main([*words, "--trials", "1"]) == 0
+    tiny.write_rows(moved, 41)
+    capsys.readouterr()
+    assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
+    said = capsys.readouterr().err
+    rest = "other ones than before, and must not change; expected the same sweep, or another --output-dir"
+    assert f"--study out: train rows: {rest}" in said and f"--study out: validation rows: {rest}" in said
+    assert len(starts(tmp_path)) == 1
 
 
 def test_a_dry_run_says_what_is_searched_and_starts_nothing(
@@ -310,3 +404,15 @@ def test_epochs_are_read_as_they_come(tmp_path: Path) -> None:
     assert reader.read() == {1: 0.5, 2: 0.75}
     file.write_text('{"event": "eval", "epoch": 1.0, "f1": 0.25}\n', encoding="utf-8")
     assert reader.read()[1] == 0.25, "a run that goes on has cut its file"
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_last"), [({"epochs": 2}, True), ({"epochs": 3}, False), ({"epochs": 3, "max_steps": 15}, True)]
+)
+def test_the_last_epoch_of_a_run_is_known(asked: dict[str, int], is_last: bool, tmp_path: Path) -> None:
+    line = '{"event": "eval", "epoch": 2.0, "step": 15, "f1": 0.1}\n'
+    (tmp_path / "metrics.jsonl").write_text(line, encoding="utf-8")
+    reader = EpochReader(tmp_path, "f1")
+    assert not reader.is_last({"config": {"optim": asked}}), "nothing was read"
+    reader.read()
+    assert reader.is_last({"config": {"optim": asked}}) is is_last
