@@ -246,7 +246,12 @@ def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[str]:
     groups: dict[Hashable, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
-    return [" and ".join(map(quoted, group)) for group in groups.values() if len(group) > 1]
+    return [" and ".join(map(_seen, group)) for group in groups.values() if len(group) > 1]
+
+
+def _seen(name: str) -> str:
+    """A name in quotes, in which several spaces are told from one."""
+    return re.sub(r" {2,}", lambda spaces: "\N{OPEN BOX}" * len(spaces[0]), quoted(name))
 
 
 def _parts(name: str) -> Hashable:

@@ -17,6 +17,8 @@ from lorabench.wording import counted, listed, quoted
 
 # Unicode's separators, controls, and characters that only format others, as the zero-width space.
 _INVISIBLE = ("Z", "Cc", "Cf")
+# They choose how the character before them is drawn, as phones put them behind symbols; of Unicode's category Mn.
+_VARIATION_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 _ODD_CHARACTERS = {"\0": "a NUL character", "\ufeff": "a byte order mark"}
 _NUMBER, _TRUTH = "a number or a date", "true or false"
 
@@ -142,7 +144,7 @@ def is_blank(text: str) -> bool:
 
 def is_invisible(character: str) -> bool:
     """Whether a character is a space, a control or a mark that no one sees."""
-    return unicodedata.category(character).startswith(_INVISIBLE)
+    return unicodedata.category(character).startswith(_INVISIBLE) or character in _VARIATION_SELECTORS
 
 
 def odd_characters(origin: str, texts: Texts) -> list[str]:

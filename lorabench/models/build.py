@@ -129,6 +129,8 @@ def load_adapted(
     try:
         # Its files are data: nothing in an adapter's folder is run, unless that was asked for.
         tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code)
+        if tokenizer.pad_token_id is None:
+            raise ValueError("its tokenizer names no pad token; expected the tokenizer_config.json that the run wrote")
         base = _base_of(folder, trust_remote_code)
         quantization = None
         if quantized_from is not None:

@@ -161,6 +161,19 @@ def test_names_with_dashes_of_another_kind_are_said(dash: str) -> None:
         assert remark.endswith("are classes of their own, though they look alike")
 
 
+def test_several_spaces_are_told_from_one_where_names_are_said_to_look_alike() -> None:
+    assert label_remarks("f", "y", ["good  mood", "good mood"], 9) == [
+        "f: column 'y': 'good\u2423\u2423mood' and 'good mood' are classes of their own, though they look alike"
+    ]
+
+
+@pytest.mark.parametrize("selector", "\ufe0e\ufe0f\U000e0100")
+def test_how_a_symbol_is_drawn_makes_no_class(selector: str) -> None:
+    assert label_text(f"\u2714{selector}") == label_text("\u2714") == "\u2714"
+    (remark,) = label_remarks("f", "y", [f"a{selector}b", "ab"], 9)
+    assert remark.endswith("are classes of their own, though they look alike")
+
+
 def test_truth_values_beside_the_numbers_that_stand_for_them_are_said() -> None:
     assert label_remarks("f", "y", ["0", "1", "True"], 9) == [
         "f: column 'y': '1' and 'True' are classes of their own, though they may say the same"

@@ -206,7 +206,7 @@ def read_words(words: list[str]) -> dict[str, Any]:
         ("epochs: null", "epochs: nothing: expected a value; without the line, the option has its default"),
         ("drop_duplicates: maybe", "drop_duplicates: 'maybe': expected True or False"),
         ("optim: {epochs: 1}", "optim: no flag of a run"),
-        ("lora_r: {a: 1}", "lora_r: a mapping: expected one value, or a list of them"),
+        ("lora_r: {a: 1}", "lora_r: a mapping: expected plain values, one or a list of them"),
         ("template: !!python/name:os.system x", "template: 'x': expected a plain value without a tag of YAML"),
         ("positive_label: None", "positive_label: 'None': expected another text, or null: a command line takes None"),
     ],

@@ -71,6 +71,17 @@ def test_an_adapter_without_its_tokenizer_is_refused(run: Path) -> None:
         lorabench.load(run)
 
 
+@pytest.mark.parametrize("left", [None, "{}"])
+def test_an_adapter_whose_tokenizer_has_lost_its_settings_is_refused(left: str | None, run: Path) -> None:
+    settings = run / "adapter" / "tokenizer_config.json"
+    settings.unlink()
+    if left is not None:
+        settings.write_text(left)
+    for use in (lorabench.load, lambda folder: lorabench.predict(folder, ["a storm"])):
+        with pytest.raises(ConfigError, match="its tokenizer names no pad token"):
+            use(run)
+
+
 def test_a_base_model_with_other_weights_is_refused(run: Path) -> None:
     model = run.parent / "tiny-bert"
     size = (model / "model.safetensors").stat().st_size
