@@ -146,9 +146,12 @@ def test_an_unlabelled_test_file_is_predicted(models: dict[str, Path], files: di
     )
     assert tiny.train_in_process(flags) == 0
     lines = (run / "test_predictions.csv").read_text().splitlines()
-    assert lines[0] == "id,label,probability_0,probability_1"
+    record = read_json(run / "run.json")
+    fitted = {"threshold": ["label_at_threshold"], "temperature": ["calibrated_0", "calibrated_1"]}
+    added = [name for key, names in fitted.items() for name in names if record["calibration"][key] is not None]
+    assert lines[0].split(",") == ["id", "label", "probability_0", "probability_1", *added] and added
     assert [line.split(",")[0] for line in lines[1:]] == [f"row-{i}" for i in range(7)]
-    assert read_json(run / "run.json")["test"] is None
+    assert record["test"] is None
 
 
 def test_distilbert_trains_and_saves_both_heads(
