@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorabench.checkpoint.card import CARD_FILE
-from lorabench.config.saved_adapter import CLASSES_FILE
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS, CLASSES_FILE
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError, first_line
 from lorabench.files import full_disk, share_mode, swap_in, sync_path
 from lorabench.models.reload import load_with_peft
-from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_STAGING, ADAPTER_WEIGHTS, PREVIOUS_ADAPTER
+from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_STAGING, PREVIOUS_ADAPTER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
-from lorabench.config.values import many_of, parse_text, takes_none
+from lorabench.config.values import flag_word, many_of, parse_text, takes_none
 from lorabench.errors import IssueList
 
 NO_VALUE = "None"
@@ -76,15 +76,15 @@ def find_flag_issues(
         elif flag is None and _switched_off(name, flags) is None:
             if not others:
                 nearest = difflib.get_close_matches(name, flags, n=1)
-                hint = f"; did you mean {_dashed(nearest[0])}?" if nearest else ""
+                hint = f"; did you mean {flag_word(nearest[0])}?" if nearest else ""
                 issues.add(f"{written}: no such flag{hint}")
         elif flag is None or flag.hint is bool:
             alone = "=" not in written and (not given or strays or others)
-            ways = f"{_dashed(name)} or {_dashed(f'no_{name}')}" if flag else _dashed(name)
+            ways = f"{flag_word(name)} or {flag_word(f'no_{name}')}" if flag else flag_word(name)
             issues.check(alone, f"{' '.join([written, *given])}: expected {ways}, alone")
         else:
             once = many_of(flag.hint) is None or flag.repeats or flag.name not in seen
-            issues.check(once, f"{_dashed(flag.name)}: given twice; expected once, with all of its values after it")
+            issues.check(once, f"{flag_word(flag.name)}: given twice; expected once, with all of its values after it")
             seen.add(flag.name)
             _check_values(written, given, flag, strays or others, issues)
     return list(issues)
@@ -140,10 +140,6 @@ def _add_strays(words: Sequence[str], allowed: bool, issues: IssueList) -> None:
 
 def _name(written: str) -> str:
     return written.partition("=")[0].removeprefix("--").replace("-", "_")
-
-
-def _dashed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _switched_off(name: str, flags: Mapping[str, Flag]) -> Flag | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import RunConfig, RunOptions
+from lorabench.config.values import flag_word
 
 _ESCAPE = re.compile(r"\\[nrt]")
 
@@ -20,7 +21,7 @@ def _idle_flags(config: RunConfig) -> Iterator[str]:
         for name in ("track_project", "track_name", "track_tags", "track_group"):
             value = getattr(run, name)
             if value != getattr(usual, name):
-                yield f"--{name.replace('_', '-')} {value}: without effect: no tracker is named (--track)"
+                yield f"{flag_word(name)} {value}: without effect: no tracker is named (--track)"
     optim = config.optim
     preset = resolve_defaults(config.model.model, config.data.task, recipe=optim.recipe).optim
     if optim.lr_scheduler == "constant" and optim.warmup_ratio != preset.warmup_ratio:

@@ -12,7 +12,7 @@ from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError, IssueList
 
 ADAPTER_SETTINGS = "adapter_config.json"
-ADAPTER_TENSORS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Beside an adapter of this package: its classes, in the order of the head's rows.
 CLASSES_FILE = "classes.json"
 # Of the head to be, and of adapters that were trained without one: LoRA fits below another head.
@@ -83,8 +83,8 @@ def read_saved_adapter(folder: str | Path | None) -> SavedAdapter | None:
     issues = IssueList()
     for issue in _kind_issues(settings):
         issues.add(f"--adapter {folder}: {issue}")
-    if not (path / ADAPTER_TENSORS).is_file():
-        issues.add(f"--adapter {folder}: no {ADAPTER_TENSORS} there")
+    if not (path / ADAPTER_WEIGHTS).is_file():
+        issues.add(f"--adapter {folder}: no {ADAPTER_WEIGHTS} there")
     issues.raise_if_any()
     names = _read_json(path, CLASSES_FILE).get("id2label") if (path / CLASSES_FILE).is_file() else {}
     return SavedAdapter(

@@ -11,6 +11,11 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
 
 
+def flag_word(name: str) -> str:
+    """`lora_r` -> `--lora-r`."""
+    return f"--{name.replace('_', '-')}"
+
+
 def convert(value: Any, hint: Any) -> Any:
     """The value as the configuration holds it, numbers of other libraries (numpy) as Python's.
 

@@ -1,13 +1,15 @@
 """The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import ConfigError
 from lorabench.results.run_folder import RUN_FILE
+from lorabench.wording import listed
 
 if TYPE_CHECKING:
     from lorabench.data.task import TaskData
@@ -27,31 +29,57 @@ def parse_words(words: Sequence[str]) -> RunConfig:
     return parse_run_config(words, launching=True)
 
 
-def data_issues(configs: Mapping[Key, RunConfig]) -> dict[str, list[Key]]:
-    """What is wrong with the rows that runs would read, each file read once, and with what this machine has.
+class SharedIssues(Generic[Key]):
+    """What is wrong with planned runs: each issue once, with the runs that have it."""
 
-    Returns:
-        For each issue the runs that have it.
+    def __init__(self) -> None:
+        self._found: dict[str, list[Key]] = {}
+
+    def add(self, issue: str, keys: Iterable[Key]) -> None:
+        """An issue of these runs."""
+        self._found.setdefault(issue, []).extend(keys)
+
+    @contextmanager
+    def of(self, key: Key) -> Iterator[None]:
+        """Takes the issues of a `ConfigError` inside as those of a run; what follows it inside is left out."""
+        try:
+            yield
+        except ConfigError as error:
+            for issue in error.issues:
+                self.add(issue, [key])
+
+    def raise_if_any(self, every: int, name: Callable[[Key], str] = str) -> None:
+        """One `ConfigError` of all issues; what concerns some runs only names them.
+
+        Args:
+            every: how many runs there are.
+            name: what a run is called.
+        """
+        issues = []
+        for issue, keys in self._found.items():
+            unique = list(dict.fromkeys(keys))
+            some = "" if len(unique) == every else f"{listed([name(key) for key in unique], most=3)}: "
+            issues.append(f"{some}{issue}")
+        if issues:
+            raise ConfigError(issues)
+
+
+def load_data(configs: Mapping[Key, RunConfig], issues: SharedIssues[Key]) -> "dict[DataConfig, TaskData]":
+    """The rows that runs would read, each file read once, with the seed of the first run that reads it.
+
+    Args:
+        issues: gets what is wrong with these rows, and with what this machine has.
     """
-    return load_data(configs)[1]
-
-
-def load_data(configs: Mapping[Key, RunConfig]) -> tuple["dict[DataConfig, TaskData]", dict[str, list[Key]]]:
-    """The rows that runs would read, with the seed of the first run that reads them; and what `data_issues` says."""
     from lorabench.data.task import load_task
     from lorabench.training.refusals import refuse_early
 
-    found: dict[str, list[Key]] = {}
     loaded: dict[DataConfig, TaskData] = {}
     for key, config in configs.items():
-        try:
+        with issues.of(key):
             if config.data not in loaded:
                 loaded[config.data] = load_task(config.data, config.optim.seed)
             refuse_early(config, loaded[config.data])
-        except ConfigError as error:
-            for issue in error.issues:
-                found.setdefault(issue, []).append(key)
-    return loaded, found
+    return loaded
 
 
 def folder_issues(folder: Path, noun: str) -> list[str]:
@@ -65,11 +93,6 @@ def folder_issues(folder: Path, noun: str) -> list[str]:
     if folder.exists() and not folder.is_dir():
         return [f"--output-dir {folder}: expected a folder, found a file"]
     return []
-
-
-def flag_word(name: str) -> str:
-    """`lora_r` -> `--lora-r`."""
-    return f"--{name.replace('_', '-')}"
 
 
 def with_track_group(words: Sequence[str], group: str) -> tuple[str, ...]:

@@ -29,11 +29,10 @@ from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_names
 from lorabench.config.given_flags import find_flag_issues, flags_of
 from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, flag_types
 from lorabench.errors import ConfigError, IssueList
-from lorabench.experiments.checking import data_issues, parse_words, with_track_group
+from lorabench.experiments.checking import SharedIssues, load_data, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan_file import AXES, flag_to_words, no_axis, no_flag, read_plan_file, split_words
 from lorabench.launch.options import find_config
-from lorabench.wording import listed
 
 AUTO = "auto"
 DEFAULT_SETTING = "default"
@@ -251,22 +250,21 @@ def check_plan(plan: Plan) -> dict[Cell, RunConfig]:
     Raises:
         ConfigError: every problem of every cell, each said once with the cells that have it.
     """
-    found: dict[str, list[Cell]] = {}
+    cells, issues = plan.cells(), SharedIssues[Cell]()
     configs: dict[Cell, RunConfig] = {}
     unread = _unread_words(plan)
-    for issue in (*_own_flags(plan), *(issue for issues in unread.values() for issue in issues)):
-        found.setdefault(issue, []).extend(plan.cells())
-    found |= _strategy_issues(plan)
-    for cell in plan.cells():
+    for issue in (*_own_flags(plan), *(issue for said in unread.values() for issue in said)):
+        issues.add(issue, cells)
+    for issue, of_cells in _strategy_issues(plan).items():
+        issues.add(issue, of_cells)
+    for cell in cells:
         words = plan.words(cell, plan.seeds[0])
-        try:
+        with issues.of(cell):
             # Words that cannot be read hide what is wrong with model and task.
             configs[cell] = parse_words(words[:_NAMED] if {None, cell.setting} & unread.keys() else words)
-        except ConfigError as error:
-            for issue in error.issues:
-                found.setdefault(issue, []).append(cell)
-    _raise(found, plan)
-    _raise(data_issues(configs), plan)
+    issues.raise_if_any(len(cells), lambda cell: describe(cell, plan))
+    load_data(configs, issues)
+    issues.raise_if_any(len(cells), lambda cell: describe(cell, plan))
     return configs
 
 
@@ -306,21 +304,6 @@ def _strategy_issues(plan: Plan) -> dict[str, list[Cell]]:
         if first != strategy:
             found[f"--strategies {first} {strategy}: the same launch file twice; expected each once"] = plan.cells()
     return found
-
-
-def _raise(found: Mapping[str, Sequence[Cell]], plan: Plan) -> None:
-    """One `ConfigError` of all issues; what concerns some cells only names them."""
-    every = len(plan.cells())
-    issues = [
-        issue if len(set(cells)) == every else f"{_names(list(dict.fromkeys(cells)), plan)}: {issue}"
-        for issue, cells in found.items()
-    ]
-    if issues:
-        raise ConfigError(issues)
-
-
-def _names(cells: Sequence[Cell], plan: Plan) -> str:
-    return listed([describe(cell, plan) for cell in cells], most=3)
 
 
 def describe(cell: Cell, plan: Plan) -> str:

@@ -15,9 +15,8 @@ import yaml
 from lorabench.config.config_file import Entry, entries, is_null, read_mapping, read_texts, read_value, shown
 from lorabench.config.given_flags import NO_VALUE
 from lorabench.config.run_config import flag_types
-from lorabench.config.values import takes_none
+from lorabench.config.values import flag_word, takes_none
 from lorabench.errors import IssueList
-from lorabench.experiments.checking import flag_word
 
 AXES = ("models", "tasks", "strategies", "settings", "seeds", "flags")
 _HINTS = {"seeds": tuple[int, ...], **dict.fromkeys(("models", "tasks", "strategies"), tuple[str, ...])}

@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lorabench.config.saved_adapter import ADAPTER_TENSORS
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS
 from lorabench.errors import ConfigError
 from lorabench.models.head import HeadOrigin, HeadPlan, output_layer
 
@@ -30,9 +30,9 @@ def put_saved_adapter(adapted: PeftModel, folder: Path, plan: HeadPlan, without:
     """
     subject = f"--adapter {folder}"
     try:
-        saved = load_file(folder / ADAPTER_TENSORS)
+        saved = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{subject}: {ADAPTER_TENSORS} cannot be read ({error})") from None
+        raise ConfigError(f"{subject}: {ADAPTER_WEIGHTS} cannot be read ({error})") from None
     current = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     name, _ = output_layer(adapted.get_base_model())
     outputs = [f"{_PREFIX}{_as_saved(name)}.{part}" for part in ("weight", "bias")]

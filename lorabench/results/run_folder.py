@@ -13,6 +13,7 @@ from typing import Any
 
 from lorabench import __version__
 from lorabench.catalog.trackers import TRACKERS
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS
 from lorabench.errors import ConfigError
 from lorabench.files import write_text_atomic
 from lorabench.results.record_types import wrong_types
@@ -27,7 +28,6 @@ TEST_PREDICTIONS_FILE = "test_predictions.csv"
 VALIDATION_PREDICTIONS_FILE = "validation_predictions.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
 """Where the adapter is while a better one takes its place."""
 ADAPTER_STAGING = f".{ADAPTER_FOLDER}.writing"

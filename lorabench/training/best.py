@@ -10,6 +10,7 @@ from lorabench.catalog.metrics import metrics_in
 from lorabench.checkpoint import adapter as checkpoint
 from lorabench.checkpoint.card import CARD_FILE, Reading, model_card
 from lorabench.config.defaults import is_synthetic
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS
 from lorabench.config.template import parse_template
 from lorabench.data.batching import Batch, MicroBatch, PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
@@ -20,7 +21,7 @@ from lorabench.models.reload import reload_arguments
 from lorabench.models.source import published_source
 from lorabench.results.calibration import temperature_words, threshold_words
 from lorabench.results.class_table import name_cells
-from lorabench.results.run_folder import ADAPTER_FOLDER, ADAPTER_WEIGHTS, VALIDATION_PREDICTIONS_FILE
+from lorabench.results.run_folder import ADAPTER_FOLDER, VALIDATION_PREDICTIONS_FILE
 from lorabench.results.tracking import Record
 from lorabench.step.evaluation import predict_logits
 from lorabench.training.assembly import Built, Inputs

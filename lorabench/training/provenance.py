@@ -6,7 +6,7 @@ from typing import Any
 
 from lorabench.catalog.models import preset_of
 from lorabench.config.run_config import ModelConfig
-from lorabench.config.saved_adapter import ADAPTER_SETTINGS, ADAPTER_TENSORS
+from lorabench.config.saved_adapter import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from lorabench.errors import ConfigError
 from lorabench.files import file_hash
 from lorabench.models.source import changed_files, local_source, model_source
@@ -30,8 +30,8 @@ def adapter_issues(record: Mapping[str, Any], adapter: Path, base: str, revision
         issues.append(f"no {TOKENIZER_FILE} in {adapter}, without which no text can be read; expected it there")
     recorded = lookup(record, "adapter", "sha256")
     # An unfinished run replaces its adapter, and its record is written at the end.
-    if isinstance(recorded, str) and file_hash(adapter / ADAPTER_TENSORS) != recorded:
-        issues.append(f"{ADAPTER_TENSORS} in {adapter} is not the file that the run wrote; expected its own adapter")
+    if isinstance(recorded, str) and file_hash(adapter / ADAPTER_WEIGHTS) != recorded:
+        issues.append(f"{ADAPTER_WEIGHTS} in {adapter} is not the file that the run wrote; expected its own adapter")
         return issues
     issue = _base_issue(record, adapter, base, revision)
     return issues if issue is None else [*issues, issue]

@@ -11,14 +11,14 @@ from lorabench.catalog.metrics import metrics_in
 from lorabench.config.changes import FREE_FIELDS
 from lorabench.config.command_line import take_flags
 from lorabench.config.run_config import RunConfig
+from lorabench.config.values import flag_word
 from lorabench.errors import ConfigError, IssueList
-from lorabench.experiments.checking import flag_word, load_data, parse_words, with_track_group
+from lorabench.experiments.checking import SharedIssues, load_data, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan import AUTO, find_strategy
 from lorabench.experiments.plan_file import flag_to_words
 from lorabench.experiments.sweep.parameters import Value
 from lorabench.experiments.sweep.search import Search
-from lorabench.wording import listed
 
 if TYPE_CHECKING:
     from lorabench.data.task import TaskData
@@ -140,19 +140,16 @@ def check_plan(plan: SweepPlan) -> CheckedTrial:
     issues.raise_if_any()
     corners = _corners(plan.search)
     configs: dict[str, RunConfig] = {}
-    found: dict[str, list[str]] = {}
+    of_corners: SharedIssues[str] = SharedIssues()
     for name, values in corners.items():
-        try:
+        with of_corners.of(name):
             configs[name] = parse_words(plan.words(values))
-        except ConfigError as error:
-            for issue in error.issues:
-                found.setdefault(issue, []).append(name)
-    _raise(found, len(corners))
+    of_corners.raise_if_any(len(corners))
     first = next(iter(configs.values()))
     issues.extend(_measure_issues(plan.search, first))
     issues.raise_if_any()
-    loaded, found = load_data(configs)
-    _raise(found, len(corners))
+    loaded = load_data(configs, of_corners)
+    of_corners.raise_if_any(len(corners))
     return CheckedTrial(first, _digests(loaded[first.data]))
 
 
@@ -189,15 +186,6 @@ def _corners(search: Search) -> dict[str, dict[str, Value]]:
         for value in parameter.extremes()[1:]:
             corners[f"{parameter.name} {value}"] = first | {parameter.name: value}
     return {**corners, "the last values": last}
-
-
-def _raise(found: Mapping[str, Sequence[str]], every: int) -> None:
-    """One `ConfigError` of all issues; what concerns some values only names them."""
-    issues = [
-        issue if len(names) == every else f"{listed(list(names), most=3)}: {issue}" for issue, names in found.items()
-    ]
-    if issues:
-        raise ConfigError(issues)
 
 
 def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
