@@ -111,6 +111,7 @@ class CapturedExecution(EagerExecution):
         self._longest_text = max(data.data.lengths)
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
+        self._must_recompute = False
 
     @property
     def recomputes(self) -> bool:
@@ -167,10 +168,18 @@ class CapturedExecution(EagerExecution):
                 self._complain(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
+        """Recompute the activations of all blocks, which costs a third of a step, before halving, which costs more."""
         if self._graphs is not None:
             self._graphs.release()
         self._packer = None
-        super()._shrink(problem)
+        if self._checkpointing != "auto" or self._must_recompute:
+            super()._shrink(problem)
+            return
+        self._must_recompute = True
+        self._give_up_passes()
+        self._say(
+            f"memory ran out: all {len(self._passes.packed.blocks)} blocks recompute their activations from now on"
+        )
 
     def _prepare(self) -> Packer:
         """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
@@ -186,7 +195,7 @@ class CapturedExecution(EagerExecution):
 
     def _take_over(self, plan: PackPlan) -> list[int]:
         if self._checkpointing == "auto":
-            self._passes.checkpointed = plan.recomputed_blocks
+            self._passes.checkpointed = self._least_recomputed(plan.recomputed_blocks)
         self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
         if self._passes.compiled and self._graphs is not None:
             # Code is made with the first length in mind, so it is the same one as before.
@@ -205,11 +214,12 @@ class CapturedExecution(EagerExecution):
         passes.compiled = False
         chosen = self._choose_lengths(totals)
         if self._graphs is None:
+            passes.checkpointed = self._least_recomputed(passes.checkpointed)
             return chosen
         self._graphs.release()
         if self._checkpointing == "auto":
             passes.checkpointed = 0  # to measure what all blocks would hold
-            passes.checkpointed = self._blocks_to_checkpoint(chosen[0], chosen[-1])
+            passes.checkpointed = self._least_recomputed(self._blocks_to_checkpoint(chosen[0], chosen[-1]))
         estimate = "not timed"
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
@@ -218,6 +228,9 @@ class CapturedExecution(EagerExecution):
         how = "compiled" if passes.compiled else "not compiled"
         self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen
+
+    def _least_recomputed(self, blocks: int) -> int:
+        return len(self._passes.packed.blocks) if self._must_recompute else blocks
 
     def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
         longest_pack = self._passes.packed.longest_pack(self._longest_text)
