@@ -195,7 +195,8 @@ class CapturedExecution(EagerExecution):
 
     def _take_over(self, plan: PackPlan) -> list[int]:
         if self._checkpointing == "auto":
-            self._passes.checkpointed = self._least_recomputed(plan.recomputed_blocks)
+            blocks = len(self._passes.packed.blocks)
+            self._passes.checkpointed = blocks if self._must_recompute else plan.recomputed_blocks
         self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
         if self._passes.compiled and self._graphs is not None:
             # Code is made with the first length in mind, so it is the same one as before.
@@ -213,13 +214,14 @@ class CapturedExecution(EagerExecution):
         passes = self._passes
         passes.compiled = False
         chosen = self._choose_lengths(totals)
+        if self._must_recompute:
+            passes.checkpointed = len(passes.packed.blocks)
         if self._graphs is None:
-            passes.checkpointed = self._least_recomputed(passes.checkpointed)
             return chosen
         self._graphs.release()
-        if self._checkpointing == "auto":
+        if self._checkpointing == "auto" and not self._must_recompute:
             passes.checkpointed = 0  # to measure what all blocks would hold
-            passes.checkpointed = self._least_recomputed(self._blocks_to_checkpoint(chosen[0], chosen[-1]))
+            passes.checkpointed = self._blocks_to_checkpoint(chosen[0], chosen[-1])
         estimate = "not timed"
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
@@ -228,9 +230,6 @@ class CapturedExecution(EagerExecution):
         how = "compiled" if passes.compiled else "not compiled"
         self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen
-
-    def _least_recomputed(self, blocks: int) -> int:
-        return len(self._passes.packed.blocks) if self._must_recompute else blocks
 
     def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
         longest_pack = self._passes.packed.longest_pack(self._longest_text)
