@@ -13,6 +13,7 @@ from lorabench.machine.gpus import check_driver
 from lorabench.results.class_table import name_cells
 from lorabench.training.data_facts import data_facts
 from lorabench.training.data_notes import data_lines, source_lines
+from lorabench.training.provenance import adapter_notes
 from lorabench.training.refusals import refuse_early
 from lorabench.wording import listed
 
@@ -31,7 +32,8 @@ def show_dry_run(config: RunConfig) -> None:
     refuse_early(config, data, model_too=False)
     if is_first_on_host():
         record = {"config": config.to_json(), "data": data_facts(config.data, data)}
-        lines = (*dry_run_lines(record), *(printable(f"note: {note}") for note in config_notes(config)))
+        notes = [*config_notes(config), *adapter_notes(config.model)]
+        lines = (*dry_run_lines(record), *(printable(f"note: {note}") for note in notes))
         print(config_text(config, ("Nothing was trained: --dry-run", *lines)), end="", flush=True)
 
 
