@@ -48,11 +48,16 @@ def dry_run_lines(record: Mapping[str, Any]) -> list[str]:
     for split, rows in data["rows"].items():
         counts = data["class_counts"][split]
         classes = "not labelled" if counts is None else listed(
-            [f"{name_cells(label)} {count}" for label, count in zip(data["labels"], counts, strict=True)], MOST_CLASSES
+            [f"{_name(label)} {count}" for label, count in zip(data["labels"], counts, strict=True)], MOST_CLASSES
         )  # fmt: skip
         lines.append(f"{split}: {rows} rows ({classes})")
-    lines.append(f"labels: {listed([name_cells(label) for label in data['labels']], MOST_CLASSES)}")
+    lines.append(f"labels: {listed([_name(label) for label in data['labels']], MOST_CLASSES)}")
     if data["positive_label"] is not None:
         lines.append(f"positive label: {name_cells(data['positive_label'])}")
     lines += [*data_lines(record), *(f"note: {remark}" for remark in data["remarks"])]
     return [printable(" ".join(line.split())) for line in lines]
+
+
+def _name(label: str) -> str:
+    """A class in a list of classes, in quotes where it has the list's commas itself."""
+    return repr(name_cells(label)) if "," in label else name_cells(label)
