@@ -7,6 +7,7 @@ that was asked to stop and has left a checkpoint.
 import inspect
 import operator
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ class Predictor:
         predictor.predict(["Smoke over the harbour."])
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or its `run.json`. A warning says so where the run was not completed.
         threshold: of two classes, the least probability of the positive one for `Prediction.label_at_threshold`:
             "tuned", the run's own; "auto", that if there is one; a number from 0 to 1; "none".
         temperature: what logits are divided by for `Prediction.calibrated`: the same words, or a number above 0.
@@ -121,7 +122,9 @@ class Predictor:
         temperature: str | float = AUTO,
         trust_remote_code: bool = False,
     ) -> None:
-        self._run = _finished(run).tuned(threshold, temperature)
+        finished = _finished(run)
+        _warn(finished)
+        self._run = finished.tuned(threshold, temperature)
         self.labels = self._run.labels
         with as_guest():
             # Heavy imports, only for a run that is known to be good.
@@ -204,6 +207,12 @@ def _finished(run: str | Path) -> FinishedRun:
     return FinishedRun.read_loadable(Path(run))
 
 
+def _warn(run: FinishedRun) -> None:
+    """What the command line prints of the run."""
+    for remark in run.remarks():
+        warnings.warn(remark, stacklevel=3)
+
+
 def _rows(run: FinishedRun, texts: Texts, batch_size: int) -> Rows:
     try:
         size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
@@ -223,6 +232,7 @@ def load(run: str | Path, *, trust_remote_code: bool = False) -> "tuple[PeftMode
         ConfigError: the run has no adapter, or its base model cannot be had.
     """
     finished = _finished(run)
+    _warn(finished)
     with as_guest():
         from lorabench.training.predictor import load_model
 

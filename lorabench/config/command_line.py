@@ -79,7 +79,7 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
         SystemExit: with 0 after `--help`.
     """
     hints = flag_types()
-    file = read_config_file(find_config_file(arguments), hints)
+    file = read_config_file(find_config_file(arguments), hints, ("config", "dry_run"))
     given, _ = take_flags(arguments, (*_CHOOSING, *OWN_DATA_FLAGS))
     taken_back = {name for name, value in given.items() if value == NO_VALUE and takes_none(hints[name])}
     given |= dict.fromkeys(taken_back)
@@ -157,7 +157,7 @@ def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -
     hints = get_type_hints(options, include_extras=True)
     appended = [name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)]
     own = {name: hint for name, hint in get_type_hints(options).items() if name != "config"}
-    file = read_config_file(find_config_file(arguments), own)
+    file = read_config_file(find_config_file(arguments), own, ("config",))
     flags = flags_of(hints)
     issues = [*find_flag_issues(arguments, flags, strays=bool(hints.keys() - flags.keys())), *file.issues]
     if issues:

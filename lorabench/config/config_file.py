@@ -1,15 +1,15 @@
 """Configuration files (`--config run.yaml`): flags by their names, in YAML; and the one that starts a run again."""
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 
+from lorabench.config.nearest import meant
 from lorabench.config.run_config import RunConfig
-from lorabench.config.values import parse_text, takes_none
+from lorabench.config.values import flag_word, parse_text, takes_none
 from lorabench.errors import ConfigError, IssueList
 
 FLAG = "--config"
@@ -35,7 +35,9 @@ class ConfigFile:
     issues: tuple[str, ...] = ()
 
 
-def read_config_file(path: str | Path | None, hints: Mapping[str, Any]) -> ConfigFile:
+def read_config_file(
+    path: str | Path | None, hints: Mapping[str, Any], not_in_files: Collection[str] = ()
+) -> ConfigFile:
     """Read a file of `name: value`; None is no file.
 
     Values are taken by the options' types, as on the command line, and not by YAML's rules: `1e-4` is a number where
@@ -43,6 +45,7 @@ def read_config_file(path: str | Path | None, hints: Mapping[str, Any]) -> Confi
 
     Args:
         hints: the type of each option that the file may set.
+        not_in_files: flags of the command line that it may not.
 
     Raises:
         ConfigError: no such file, or no YAML of keys and values.
@@ -55,9 +58,9 @@ def read_config_file(path: str | Path | None, hints: Mapping[str, Any]) -> Confi
     for entry in entries(read_mapping(path, "options by name, as in `batch_size: 16`"), source, issues):
         name = entry.name.replace("-", "_")
         if name not in hints:
-            nearest = difflib.get_close_matches(name, hints, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            issues.add(f"{entry.place}: {entry.name}: no such option{hint}")
+            beside = f"a flag of the command line alone; expected {flag_word(name)} there"
+            said = beside if name in not_in_files else f"no such option{meant(name, hints)}"
+            issues.add(f"{entry.place}: {entry.name}: {said}")
             continue
         try:
             values[name] = read_value(entry.value, hints[name])

@@ -3,14 +3,15 @@
 Values are read as those of a configuration file are, and what is wrong is said in the same words, all of it at once.
 """
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
+from lorabench.config.nearest import meant
 from lorabench.config.values import flag_word, many_of, parse_text, takes_none
 from lorabench.errors import IssueList
 
@@ -18,6 +19,8 @@ NO_VALUE = "None"
 """What the command line takes for no value, of a flag that may be without one."""
 _POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 _NO_FLAGS = ("inf", "infinity", "nan")  # after a minus
+# What programs for texts make of two hyphens, and signs that look like them.
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,14 @@ def find_flag_issues(
     if {"-h", "--help"} & set(words) or any(word.startswith("--tyro-") for word in words):
         return []
     seen: set[str] = set()
-    for written, given in _grouped(words):
+    for written, given in _grouped(_with_hyphens(words, flags, issues)):
         name = _name(written)
         flag = flags.get(name)
         if written == "":
             _add_strays(given, strays or others, issues)
         elif flag is None and _switched_off(name, flags) is None:
             if not others:
-                nearest = difflib.get_close_matches(name, flags, n=1)
-                hint = f"; did you mean {flag_word(nearest[0])}?" if nearest else ""
-                issues.add(f"{written}: no such flag{hint}")
+                issues.add(f"{written}: no such flag{meant(name, flags, flag_word)}")
         elif flag is None or flag.hint is bool:
             alone = "=" not in written and (not given or strays or others)
             ways = f"{flag_word(name)} or {flag_word(f'no_{name}')}" if flag else flag_word(name)
@@ -90,7 +91,27 @@ def find_flag_issues(
     return list(issues)
 
 
-def _grouped(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _with_hyphens(words: Sequence[str], flags: Mapping[str, Flag], issues: IssueList) -> Iterator[str]:
+    """The words, with hyphens before a flag that begins with a dash, and an issue for each; a value may have one."""
+    for word in words:
+        bare = word.lstrip(f"-{_DASHES}")
+        dash = next((character for character in word[: len(word) - len(bare)] if character in _DASHES), None)
+        name = _name(bare)
+        if dash is None or not (name in flags or _switched_off(name, flags)):
+            yield word
+            continue
+        flag = f"--{bare}"
+        issues.add(
+            f"{word}: begins with {_with_article(unicodedata.name(dash).lower())}; expected {flag}, two hyphens"
+        )
+        yield flag
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _grouped(words: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Each flag as it is written, with the words after it up to the next; those before any come by an empty name."""
     name, values = "", []
     for word in words:

@@ -22,6 +22,11 @@ def _idle_flags(config: RunConfig) -> Iterator[str]:
             value = getattr(run, name)
             if value != getattr(usual, name):
                 yield f"{flag_word(name)} {value}: without effect: no tracker is named (--track)"
+    if config.model.weights == "random":
+        for name in ("test_file", "test_split"):
+            value = getattr(config.data, name)
+            if value is not None:
+                yield f"{flag_word(name)} {value}: without effect: random weights have no predictions to score"
     optim = config.optim
     preset = resolve_defaults(config.model.model, config.data.task, recipe=optim.recipe).optim
     if optim.lr_scheduler == "constant" and optim.warmup_ratio != preset.warmup_ratio:

@@ -1,6 +1,5 @@
 """Keyword arguments -> `RunConfig`: what `command_line` does for words, for Python."""
 
-import difflib
 import numbers
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TypedDict
 from lorabench.config.command_line import check_run_config, resolve_with_file
 from lorabench.config.config_file import read_config_file
 from lorabench.config.defaults import apply_settings
+from lorabench.config.nearest import meant
 from lorabench.config.run_config import (
     AttentionImplementation,
     BestMetric,
@@ -118,8 +118,7 @@ def build_run_config(flags: Mapping[str, Any], config: str | Path | None = None)
     values: dict[str, Any] = {}
     for name, value in flags.items():
         if name not in hints:
-            nearest = difflib.get_close_matches(name, hints, n=1)
-            issues.add(f"{name}: no such flag{f'; did you mean {nearest[0]}?' if nearest else ''}")
+            issues.add(f"{name}: no such flag{meant(name, hints)}")
             continue
         if name == "positive_label" and isinstance(value, numbers.Real):
             value = str(value)  # the name of a class may be a number

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorabench.catalog.models import MODELS, preset_of
 from lorabench.config.run_config import RunConfig
-from lorabench.errors import ConfigError, IssueList
+from lorabench.errors import ConfigError, IssueList, first_line
 
 ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,7 +86,6 @@ def read_saved_adapter(folder: str | Path | None) -> SavedAdapter | None:
     if not (path / ADAPTER_WEIGHTS).is_file():
         issues.add(f"--adapter {folder}: no {ADAPTER_WEIGHTS} there")
     issues.raise_if_any()
-    names = _read_json(path, CLASSES_FILE).get("id2label") if (path / CLASSES_FILE).is_file() else {}
     return SavedAdapter(
         folder=path,
         base=settings["base_model_name_or_path"],
@@ -96,21 +95,34 @@ def read_saved_adapter(folder: str | Path | None) -> SavedAdapter | None:
         alpha=settings["lora_alpha"],
         bias=settings.get("bias", "none"),
         targets=tuple(sorted(settings["target_modules"])),
-        labels=_ordered(names),
+        labels=_read_classes(path) if (path / CLASSES_FILE).is_file() else (),
     )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+    except OSError as error:
         raise ConfigError(
-            f"--adapter {folder}: expected the folder of a saved adapter, with a readable {name} ({reason})"
+            f"--adapter {folder}: expected the folder of a saved adapter, with a readable {name} ({error.strerror})"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"--adapter {folder}: {name} is damaged ({first_line(error)}); expected the JSON that was saved"
         ) from None
     if not isinstance(found, dict):
-        raise ConfigError(f"--adapter {folder}: {name} is not one of PEFT")
+        raise ConfigError(f"--adapter {folder}: {name} is damaged (no JSON object); expected the JSON that was saved")
     return found
+
+
+def _read_classes(folder: Path) -> tuple[str, ...]:
+    labels = _ordered(_read_json(folder, CLASSES_FILE).get("id2label"))
+    if len(set(labels)) < max(len(labels), 1):
+        raise ConfigError(
+            f'--adapter {folder}: {CLASSES_FILE} does not name the classes; expected id2label, as in {{"0": "no", '
+            '"1": "yes"}, each name once'
+        )
+    return labels
 
 
 def _ordered(names: Any) -> tuple[str, ...]:

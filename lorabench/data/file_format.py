@@ -1,6 +1,7 @@
 """What the readers of all kinds of files share: how a file is written, and what a first pass over it found."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ Columns = dict[str, list[Any]]
 # Names of columns are shorter than most texts, and have fewer words.
 _SHOWN_CHARACTERS = 60
 _SPACES = 1
+# 3,14 or 1.234,5 or 1 234 or 1'234.5; between thousands any space of Unicode.
+_LOCAL_NUMBER = re.compile(r"[+\-\u2212]?([0-9]+|[0-9]{1,3}([.,'\u2019\s][0-9]{3})+)([.,][0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ def is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def is_written_number(text: str) -> bool:
+    """Whether a text is a number to a reader: also one with a decimal comma, or with its thousands apart."""
+    return is_number(text) or _LOCAL_NUMBER.fullmatch(text.strip()) is not None
 
 
 def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,16 @@ from lorabench.data.file_format import Columns
 from lorabench.data.parquet_files import name_classes
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error, prefer_cache_if_unreachable
-from lorabench.wording import named
+from lorabench.wording import counted, named
 
+# What the library makes of folders without a table: its reader -> what it reads.
+_NO_TABLES = {
+    "text": "plain text",
+    "imagefolder": "images",
+    "audiofolder": "audio",
+    "videofolder": "video",
+    "pdffolder": "PDF",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -105,8 +113,11 @@ def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None
         raise ConfigError(_explain(str(folder), error)) from None
     listed: Any = builder.config.data_files
     _refuse_outside(folder, (file for files in (listed or {}).values() for file in files))
+    form = type(builder).__module__.rpartition(".")[2]
+    if form in _NO_TABLES:
+        raise ConfigError(_explain_files(folder, form, [Path(file) for files in listed.values() for file in files]))
     plain = builder.info.features is None and getattr(builder.config, "field", None) is None
-    if not plain or not listed or type(builder).__module__.rpartition(".")[2] not in ("csv", "json", "parquet"):
+    if not plain or not listed or form not in ("csv", "json", "parquet"):
         return None
     return {str(split): [Path(file) for file in files] for split, files in listed.items()}
 
@@ -121,6 +132,16 @@ def _explain(name: str, error: Exception) -> str:
     return (
         f"--task {name}: {explain_hub_error(error, '--dataset-revision')}. Expected a data set on the Hub, the folder "
         "of one, or --train-file with a local copy"
+    )
+
+
+def _explain_files(folder: Path, form: str, files: Sequence[Path]) -> str:
+    """What is said of a folder whose files are no tables."""
+    within = sorted({str(file.parent.relative_to(os.path.abspath(folder))) for file in files} - {"."})
+    where = f" in {named(within)}; the names of folders are read as no labels" if within else ""
+    return (
+        f"--task {folder}: {counted(len(files), 'file')} of {_NO_TABLES[form]}{where}; expected tables (CSV, TSV, "
+        "JSON lines, JSON, Parquet) with a column of texts and one of labels"
     )
 
 

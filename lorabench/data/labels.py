@@ -221,6 +221,10 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
         groups = _groups(names, key)
         if groups:
             remarks.append(f"{where} {listed(groups)} are classes of their own, though they {likeness}")
+    several = _joined(names)
+    if several:
+        said = "looks like several labels; it" if len(several) == 1 else "look like several labels; each"
+        remarks.append(f"{where} {listed(several)} {said} is the name of one class")
     lists = [quoted(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
     if lists:
         remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
@@ -257,6 +261,13 @@ def _seen(name: str) -> str:
 def _parts(name: str) -> Hashable:
     """The same for texts that list the same labels in another order."""
     return frozenset(part.strip() for part in _SEPARATOR.split(name))
+
+
+def _joined(names: Sequence[str]) -> list[str]:
+    """Names that are others with a separator between them, in quotes."""
+    known = set(names)
+    split = {name: [part.strip() for part in _SEPARATOR.split(name)] for name in names if _SEPARATOR.search(name)}
+    return [quoted(name) for name, parts in split.items() if not _is_value(name) and known.intersection(parts)]
 
 
 def _appearance(name: str) -> Hashable:

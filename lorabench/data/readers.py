@@ -129,6 +129,11 @@ def data_suffix(path: Path) -> str | None:
     return path.name[-len(kind + packed) :] if kind in _SCANNERS else None
 
 
+def is_near_data(path: Path) -> bool:
+    """Whether a file is of a kind that often holds rows, and is not read as it is."""
+    return _suffix_of_kind(path) in _SUFFIX_HINTS
+
+
 def _suffix_of_kind(path: Path) -> str:
     """The suffix in small letters, that of a compression left out."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

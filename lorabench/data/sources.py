@@ -9,6 +9,7 @@ from typing import Any
 from lorabench.catalog.tasks import TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.file_format import Columns, FileFormat
+from lorabench.data.folder import check_parts, part_remarks, plain_files, unread_files
 from lorabench.data.hub_data import (
     class_names,
     dataset_columns,
@@ -19,8 +20,8 @@ from lorabench.data.hub_data import (
     local_files,
     resolved_commit,
 )
-from lorabench.data.readers import TableStream, data_suffix, stream_table
-from lorabench.data.split_names import Part, choose_parts, split_in_name
+from lorabench.data.readers import TableStream, stream_table
+from lorabench.data.split_names import Part, choose_parts
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import file_hash, is_address, why_not
 from lorabench.wording import named
@@ -83,6 +84,7 @@ def load_tables(config: DataConfig, preset: TaskPreset) -> tuple[dict[str, Table
         except ConfigError as error:
             issues.extend(error.issues)
     issues.raise_if_any()
+    remarks += part_remarks({f"--{split}-file": path for split, path in files.items() if path is not None})
     forms = [str(table.source.get("form", "")) for table in tables.values()]
     remarks += [f"{flag}: without effect: {reason}" for flag, reason in idle_format_flags(file_format(config), forms)]
     return {split: tables[split] for split in _SPLITS if split in tables}, remarks
@@ -126,17 +128,27 @@ def _read_sample(split: str) -> Table:
 
 @dataclass(frozen=True)
 class _Split:
-    """A split that can be read: how many rows it has, and a function of first and last row that reads them."""
+    """A split that can be read.
+
+    Attributes:
+        rows: how many it has.
+        read: a function of first and last row that reads them.
+        files: those on this machine that hold them; empty where they came from the Hub, or where nobody says.
+    """
 
     rows: int
     read: Callable[[Part], Table]
+    files: Sequence[Path]
 
 
 def _load_data_set(name: str, config: DataConfig, wanted: Sequence[str]) -> tuple[dict[str, Table], list[str]]:
     """The wanted splits of a data set on the Hub or in a folder, and what the user is told of them."""
     origin, folder = f"--task {name}", Path(name)
     splits = _find_splits(origin, name, folder, config)
-    parts, remarks = choose_parts(origin, {key: split.rows for key, split in splits.items()}, config, wanted)
+    read = [file for split in splits.values() for file in split.files]
+    # One of several configurations is read without the files of the others.
+    unread = unread_files(folder, read) if folder.is_dir() and read and config.dataset_config is None else []
+    parts, remarks = choose_parts(origin, {key: split.rows for key, split in splits.items()}, config, wanted, unread)
     tables = {split: _join([splits[part.name].read(part) for part in chosen]) for split, chosen in parts.items()}
     return tables, remarks
 
@@ -164,10 +176,11 @@ def _find_local_splits(origin: str, folder: Path, config: DataConfig) -> dict[st
         if config.dataset_config is not None:
             raise ConfigError(f"--dataset-config {config.dataset_config}: save_to_disk wrote {folder} without any")
         return _loaded_splits(origin, str(folder), load_saved(folder))
-    files = _plain_files(origin, folder) if config.dataset_config is None else {}
+    files = plain_files(origin, folder) if config.dataset_config is None else {}
     files = files or find_files(folder, config)
     if files is None:
         return _loaded_splits(origin, str(folder), load_splits(str(folder), config))
+    check_parts(origin, [path for paths in files.values() for path in paths])
     return {
         split: _file_split(origin, {path: stream_table("--task", path, file_format(config)) for path in paths})
         for split, paths in files.items()
@@ -175,44 +188,14 @@ def _find_local_splits(origin: str, folder: Path, config: DataConfig) -> dict[st
 
 
 def _loaded_splits(origin: str, name: str, loaded: Mapping[str, Any]) -> dict[str, _Split]:
-    return {key: _Split(len(rows), partial(_read_split, origin, name, rows)) for key, rows in loaded.items()}
+    return {
+        key: _Split(len(rows), partial(_read_split, origin, name, rows), local_files(rows))
+        for key, rows in loaded.items()
+    }
 
 
 def _file_split(origin: str, streams: Mapping[Path, TableStream]) -> _Split:
-    return _Split(sum(stream.rows for stream in streams.values()), partial(_read_files, origin, streams))
-
-
-def _plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
-    """Split -> its file, of a folder that has one file for each, as `train.csv`; empty where it is laid out otherwise.
-
-    Raises:
-        ConfigError: a split has two files.
-    """
-    if any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()) or _says_its_layout(folder):
-        return {}
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = data_suffix(path)
-        if suffix is None or path.name.startswith(".") or path.name == "dataset_infos.json":
-            continue
-        stem = path.name[: -len(suffix)]
-        if stem in files:
-            raise ConfigError(f"{origin}: {files[stem].name} and {path.name} could both be the split {stem}")
-        files[stem] = path
-    if len(files) == 1:
-        ((stem, path),) = files.items()
-        return {split_in_name(stem) or "train": [path]}
-    named = any(stem.lower() in ("train", "training") for stem in files)
-    return {stem: [path] for stem, path in files.items()} if named else {}
-
-
-def _says_its_layout(folder: Path) -> bool:
-    """Whether the folder's card, as on the Hub, says which files belong to which split."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return False
-    text = card.read_text(encoding="utf-8", errors="replace")
-    return text.startswith("---") and "configs:" in text.split("\n---", 1)[0]
+    return _Split(sum(stream.rows for stream in streams.values()), partial(_read_files, origin, streams), [*streams])
 
 
 def _read_files(origin: str, streams: Mapping[Path, TableStream], part: Part) -> Table:

@@ -49,7 +49,7 @@ class Part:
 
 
 def choose_parts(
-    origin: str, rows: Mapping[str, int], config: DataConfig, wanted: Sequence[str]
+    origin: str, rows: Mapping[str, int], config: DataConfig, wanted: Sequence[str], unread: Sequence[str] = ()
 ) -> tuple[dict[str, list[Part]], list[str]]:
     """The parts that make up each of the wanted splits, and what the user is told of the choice.
 
@@ -57,6 +57,7 @@ def choose_parts(
         origin: the flag and value that named the data set, for messages.
         rows: how many rows each of the data set's splits has.
         wanted: of `train`, `validation` and `test`; the others come from files or are not wanted.
+        unread: files that could hold rows and belong to no split.
 
     Raises:
         ConfigError: a split that is named is not there, there is no training split, several could be the validation
@@ -73,7 +74,9 @@ def choose_parts(
         try:
             chosen, remark = _choose(origin, split, asked[split], rows if asked[split] else left)
         except ConfigError as error:
-            issues.extend(error.issues)
+            files = unread if split == "train" and not asked[split] else ()
+            other = f", or --{split}-file with a file that is not read: {named(files)}" if files else ""
+            issues.extend(f"{issue}{other}" for issue in error.issues)
             continue
         if chosen:
             parts[split] = chosen
@@ -81,9 +84,9 @@ def choose_parts(
     issues.raise_if_any()
     _refuse_overlap(origin, parts)
     read = {part.name for chosen in parts.values() for part in chosen}
-    unread = [name for name in rows if name not in read]
-    if unread:
-        remarks.append(f"{origin}: not read: {named(unread)}")
+    left_out = [*(name for name in rows if name not in read), *unread]
+    if left_out:
+        remarks.append(f"{origin}: not read: {named(left_out)}")
     return parts, remarks
 
 

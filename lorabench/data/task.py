@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorabench.catalog.tasks import CUSTOM_TASK, TaskPreset, task_preset
+from lorabench.catalog.tasks import CUSTOM_TASK, TASKS, TaskPreset, task_preset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.division import check_split_flags, divide
 from lorabench.data.file_format import is_number, list_columns
@@ -234,7 +234,9 @@ def _raw_labels(split: str, table: Table, config: DataConfig, issues: IssueList)
     if name not in table.columns:
         if split == "test":
             return None
-        hint = "" if config.task == CUSTOM_TASK else " (your own data set? add --task custom)"
+        hint = (
+            "" if config.task == CUSTOM_TASK or config.task not in TASKS else " (your own data set? add --task custom)"
+        )
         issues.add(f"{table.origin}: no column {name!r} (--label-column); {list_columns(table.columns)}{hint}")
         return []
     labels = read_labels(table.origin, name, table.columns[name], issues)

@@ -11,7 +11,7 @@ from typing import Any
 from lorabench.catalog.tasks import CuttableText, TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.config.template import parse_template
-from lorabench.data.file_format import is_number, list_columns
+from lorabench.data.file_format import is_written_number, list_columns
 from lorabench.errors import IssueList
 from lorabench.wording import counted, listed, quoted
 
@@ -104,7 +104,7 @@ def check_training_texts(
         return
     for name in text_columns(config.text_column, columns):
         texts = [value for value in columns.get(name, ()) if isinstance(value, str) and not is_blank(value)]
-        if texts and all(map(is_number, texts)):
+        if texts and all(map(is_written_number, texts)):
             issues.add(
                 f"{origin}: column {name!r} holds numbers alone; expected texts; --template '{{{name}}}' reads "
                 "them as texts"

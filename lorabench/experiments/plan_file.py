@@ -14,6 +14,7 @@ import yaml
 
 from lorabench.config.config_file import Entry, entries, is_null, read_mapping, read_texts, read_value, shown
 from lorabench.config.given_flags import NO_VALUE
+from lorabench.config.nearest import meant
 from lorabench.config.run_config import flag_types
 from lorabench.config.values import flag_word, takes_none
 from lorabench.errors import IssueList
@@ -60,8 +61,7 @@ def no_axis(name: str) -> str:
 
 def no_flag(name: str) -> str:
     """What is said of a name that is no flag of a run."""
-    nearest = difflib.get_close_matches(name, flag_types(), n=1)
-    return f"no flag of a run{f'; did you mean {nearest[0]}?' if nearest else ''}"
+    return f"no flag of a run{meant(name, flag_types())}"
 
 
 def split_words(text: str) -> list[str]:

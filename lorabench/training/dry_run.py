@@ -13,6 +13,7 @@ from lorabench.machine.gpus import check_driver
 from lorabench.results.class_table import name_cells
 from lorabench.training.data_facts import data_facts
 from lorabench.training.data_notes import data_lines, source_lines
+from lorabench.training.provenance import adapter_notes
 from lorabench.training.refusals import refuse_early
 from lorabench.wording import listed
 
@@ -31,7 +32,8 @@ def show_dry_run(config: RunConfig) -> None:
     refuse_early(config, data, model_too=False)
     if is_first_on_host():
         record = {"config": config.to_json(), "data": data_facts(config.data, data)}
-        lines = (*dry_run_lines(record), *(printable(f"note: {note}") for note in config_notes(config)))
+        notes = [*config_notes(config), *adapter_notes(config.model)]
+        lines = (*dry_run_lines(record), *(printable(f"note: {note}") for note in notes))
         print(config_text(config, ("Nothing was trained: --dry-run", *lines)), end="", flush=True)
 
 
@@ -46,11 +48,16 @@ def dry_run_lines(record: Mapping[str, Any]) -> list[str]:
     for split, rows in data["rows"].items():
         counts = data["class_counts"][split]
         classes = "not labelled" if counts is None else listed(
-            [f"{name_cells(label)} {count}" for label, count in zip(data["labels"], counts, strict=True)], MOST_CLASSES
+            [f"{_name(label)} {count}" for label, count in zip(data["labels"], counts, strict=True)], MOST_CLASSES
         )  # fmt: skip
         lines.append(f"{split}: {rows} rows ({classes})")
-    lines.append(f"labels: {listed([name_cells(label) for label in data['labels']], MOST_CLASSES)}")
+    lines.append(f"labels: {listed([_name(label) for label in data['labels']], MOST_CLASSES)}")
     if data["positive_label"] is not None:
         lines.append(f"positive label: {name_cells(data['positive_label'])}")
     lines += [*data_lines(record), *(f"note: {remark}" for remark in data["remarks"])]
     return [printable(" ".join(line.split())) for line in lines]
+
+
+def _name(label: str) -> str:
+    """A class in a list of classes, in quotes where it has the list's commas itself."""
+    return repr(name_cells(label)) if "," in label else name_cells(label)

@@ -21,7 +21,7 @@ class MergeOptions(ConfigOption):
     """A finished run as a plain model: base, best adapter and head in one folder that loads without PEFT."""
 
     run: Path
-    """Folder of the run, with run.json and adapter/."""
+    """Folder of the run, with run.json and adapter/; or that run.json."""
     output: Path
     """Folder to write: weights, configuration with the names of the classes, tokenizer, model card."""
     overwrite: bool = False
@@ -50,7 +50,8 @@ def merge(options: MergeOptions) -> list[str]:
     from lorabench.training.merged_model import write_merged
 
     with writing_folder(options.output, options.overwrite, MERGE_FILE) as staging:
-        lines = write_merged(run, staging, options.dtype, options.trust_remote_code)
+        lines = [f"note       {remark}" for remark in run.remarks()]
+        lines += write_merged(run, staging, options.dtype, options.trust_remote_code)
     lines.append(f"wrote      {options.output}")
     if options.push_to_hub is not None:
         lines.append(f"uploaded   {push(options.output, options.push_to_hub)}")

@@ -99,9 +99,10 @@ class PredictInput:
         issues.extend(f"{flag}: {self.origin} is {self._table.form}; expected no such flag" for flag, _ in flags)
         texts = read_texts(self.origin, {name: [] for name in columns}, self._data, self._preset, issues)
         if texts is not None and (texts.pairs is not None) != run.pairs:
-            expected = "two columns, NAME,NAME" if run.pairs else "one column, or --template with several"
-            reads = "pairs of texts" if run.pairs else "one text in each row"
-            issues.add(f"--text-column {self._data.text_column}: the run reads {reads}; expected {expected}")
+            given = f"--text-column {self._data.text_column}" if options.template is None else "--template"
+            pair, one = "--text-column with two columns, NAME,NAME", "one column, or --template with several"
+            reads, expected = ("pairs of texts", pair) if run.pairs else ("one text in each row", one)
+            issues.add(f"{given}: the run reads {reads}; expected {expected}")
         self._id_column = options.id_column or next((name for name in ID_COLUMNS if name in columns), None)
         if options.id_column is not None and options.id_column not in columns:
             issues.add(f"{self.origin}: no column {options.id_column!r} (--id-column); {list_columns(columns)}")

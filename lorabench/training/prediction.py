@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, get_args
 from lorabench.catalog.settings import ComputeDtype
 from lorabench.config.command_line import ConfigOption
 from lorabench.config.run_config import RunConfig
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS
 from lorabench.errors import ConfigError
 from lorabench.files import replacing
+from lorabench.results.ownership import present_status
 from lorabench.results.row_files import Kind, row_suffix, row_writer
-from lorabench.results.run_folder import find_adapter, read_run
-from lorabench.training.provenance import adapter_issues
+from lorabench.results.run_folder import ADAPTER_FOLDER, RUN_FILE, find_adapter, read_run
+from lorabench.training.provenance import adapter_issues, unfinished_remarks
 from lorabench.training.tuning import AUTO, PLAIN, Choice, Tuning, recorded_tuning
+from lorabench.wording import counted, listed
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +38,7 @@ class PredictOptions(ConfigOption):
     """Labels and probabilities for new texts, by the best adapter of a finished run."""
 
     run: Path
-    """Folder of the run, with run.json and adapter/."""
+    """Folder of the run, with run.json and adapter/; or that run.json."""
     input: Path
     """CSV, TSV, JSON lines, JSON array or Parquet with the run's text column; read in pieces, whatever its size."""
     output: Path
@@ -183,6 +186,7 @@ class FinishedRun:
         labels: class names, in the order of the logits.
         precision: that it was trained in (fp32, fp16 or bf16).
         packs: its steps, and so its evaluations, ran over packs.
+        status: as it is now, see `present_status`.
         label_kind: what the labels of its training rows were.
         pairs: its rows have two texts.
         tuning: threshold and temperature that its rows are told by, beside class and probabilities.
@@ -202,11 +206,13 @@ class FinishedRun:
     def read(cls, folder: Path) -> "FinishedRun":
         """Read `run.json`.
 
+        Args:
+            folder: the run's, or its `run.json`.
+
         Raises:
             ConfigError: there is none, or another version's, or one that contradicts itself.
         """
-        if folder.is_file():
-            raise ConfigError(f"--run {folder}: a file; expected the run's folder, as {folder.parent}")
+        folder = _run_folder(folder)
         record = read_run(folder)
         try:
             run = cls(
@@ -215,7 +221,7 @@ class FinishedRun:
                 tuple(record["data"]["labels"]),
                 record["precision"],
                 record.get("execution") == "captured",
-                record.get("status"),
+                present_status(folder, record),
                 record["data"].get("label_kind", "text"),
                 record["data"].get("pairs", False),
                 recorded_tuning(record),
@@ -290,10 +296,36 @@ class FinishedRun:
         """
         adapter = find_adapter(self.folder)
         if adapter is None:
-            raise ConfigError(
-                f"--run {self.folder}: no adapter there (status {self.status}; random weights save none)"
-            )
+            is_random = self.config.model.weights == "random"
+            reason = "random weights save none" if is_random else f"status {self.status}"
+            raise ConfigError(f"--run {self.folder}: no {ADAPTER_FOLDER}/{ADAPTER_WEIGHTS} there ({reason})")
         return adapter
+
+    def remarks(self) -> list[str]:
+        """What the user is told of the run, a sentence each."""
+        return unfinished_remarks(f"--run {self.folder}", self.status)
+
+
+def _run_folder(path: Path) -> Path:
+    """The folder of a run that is named by it, or by the record in it.
+
+    Raises:
+        ConfigError: it is another file, a folder inside that of a run, or one of several runs.
+    """
+    if path.name == RUN_FILE and path.is_file():
+        return path.parent
+    if (path / RUN_FILE).exists():
+        return path
+    if not path.exists():
+        raise ConfigError(f"--run {path}: no such folder; expected that of a run, with {RUN_FILE}")
+    above = next((folder for folder in path.absolute().parents if (folder / RUN_FILE).is_file()), None)
+    if above is not None:
+        raise ConfigError(f"--run {path}: inside the folder of a run; expected that, {above}")
+    below = sorted(path.glob(f"*/{RUN_FILE}"))
+    if below:
+        runs = listed([str(file.parent) for file in below])
+        raise ConfigError(f"--run {path}: the folder of {counted(len(below), 'run')}; expected one of them: {runs}")
+    raise ConfigError(f"--run {path}: no {RUN_FILE} there; expected the folder of a run")
 
 
 def base_of(adapter: Path) -> tuple[str, str | None]:

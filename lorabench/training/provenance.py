@@ -10,6 +10,7 @@ from lorabench.config.saved_adapter import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from lorabench.errors import ConfigError
 from lorabench.files import file_hash
 from lorabench.models.source import changed_files, local_source, model_source
+from lorabench.results.ownership import present_status
 from lorabench.results.run_folder import ADAPTER_FOLDER, PREVIOUS_ADAPTER, RUN_FILE, lookup, read_run
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -70,14 +71,39 @@ def check_start(config: ModelConfig) -> None:
     Raises:
         ConfigError: names the file that has changed.
     """
-    if config.adapter is None:
+    run = _run_of_adapter(config)
+    if run is None:
         return
-    adapter = Path(config.adapter).resolve()
-    if adapter.name not in (ADAPTER_FOLDER, PREVIOUS_ADAPTER) or not (adapter.parent / RUN_FILE).is_file():
-        return
-    files, source = lookup(read_run(adapter.parent), "model", "files"), Path(model_source(config))
+    files, source = lookup(read_run(run), "model", "files"), Path(model_source(config))
     changed = changed_files(source, files) if isinstance(files, Mapping) and source.is_dir() else []
     if changed:
         raise ConfigError(
             f"--adapter {config.adapter}: {changed[0]} in {source} is not the file that its run began with"
         )
+
+
+def adapter_notes(config: ModelConfig) -> list[str]:
+    """What the user is told of the run whose adapter is gone on from, where its record is beside it."""
+    run = _run_of_adapter(config)
+    return [] if run is None else unfinished_remarks(f"--adapter {config.adapter}", present_status(run, read_run(run)))
+
+
+def unfinished_remarks(origin: str, status: str | None) -> list[str]:
+    """A sentence where a run that is used was not completed.
+
+    Args:
+        origin: flag and value that named it.
+        status: see `present_status`.
+    """
+    if status == "completed":
+        return []
+    return [f"{origin}: the run was not completed ({status or 'no status'}); its best adapter up to there is used"]
+
+
+def _run_of_adapter(config: ModelConfig) -> Path | None:
+    """The folder of the run that the adapter to go on from lies in."""
+    if config.adapter is None:
+        return None
+    adapter = Path(config.adapter).resolve()
+    is_there = adapter.name in (ADAPTER_FOLDER, PREVIOUS_ADAPTER) and (adapter.parent / RUN_FILE).is_file()
+    return adapter.parent if is_there else None

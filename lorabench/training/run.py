@@ -41,6 +41,7 @@ from lorabench.training.failures import recorded
 from lorabench.training.job import Job, Progress
 from lorabench.training.loop import predict, score_split, score_split_classes, train
 from lorabench.training.prediction import write_predictions
+from lorabench.training.provenance import adapter_notes
 from lorabench.training.record import (
     RecordKeeper,
     execution_facts,
@@ -95,7 +96,8 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
     if ranks.is_main:
         device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
         with recorded(setting, keeper, loading=True):
-            print("\n".join(opening_lines(keeper, device, config_notes(config))), flush=True)
+            notes = [*config_notes(config), *adapter_notes(config.model)]
+            print("\n".join(opening_lines(keeper, device, notes)), flush=True)
     memory, progress = MemoryMonitor(ranks.device), Progress(Stopwatch(ranks.device))
     built = load(setting, inputs, keeper, memory)
     with open_sinks(setting, keeper, built.total_steps) as sink, recorded(setting, keeper):

@@ -359,8 +359,8 @@ def test_arguments_of_another_type_are_refused(run: lorabench.Result) -> None:
     for anything in ("8", 8.5, None, True):
         with pytest.raises(lorabench.ConfigError, match=r"batch_size=.*: expected a whole number of at least 1"):
             lorabench.predict(run.folder, ["text"], batch_size=anything)
-    with pytest.raises(lorabench.ConfigError, match=r"run\.json: a file; expected the run's folder"):
-        lorabench.load(run.folder / "run.json")
+    with pytest.raises(lorabench.ConfigError, match=r"metrics\.jsonl: inside the folder of a run; expected that, "):
+        lorabench.load(run.folder / "metrics.jsonl")
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorabench.catalog.metrics import METRICS
+from lorabench.config.nearest import meant
 from lorabench.config.run_config import flag_types
 from lorabench.errors import ConfigError, IssueList
 from lorabench.experiments.sweep.parameters import Parameter, Value, read_parameter
@@ -119,7 +120,7 @@ def read_search(file: Path) -> Search:
     values = read_sweep_file(find_search(file), str(file), issues)
     for key in values:
         if key not in (*_KEYS, *_OF_WANDB):
-            issues.add(f"{file}: {key}: no key of a sweep file{_nearest(key, (*_KEYS, *_OF_WANDB))}")
+            issues.add(f"{file}: {key}: no key of a sweep file{meant(key, (*_KEYS, *_OF_WANDB))}")
     method: Any = values.get("method")
     issues.check(method in METHODS, f"{file}: method {method}: expected one of {', '.join(METHODS)}")
     run_cap = values.get("run_cap")
@@ -167,7 +168,7 @@ def _parameters(given: Any, file: str, issues: IssueList) -> dict[str, Parameter
 def _refusal(name: str) -> str | None:
     """Why a search cannot set a flag, if so."""
     if name not in flag_types():
-        return f"no flag of a run{_nearest(name, tuple(flag_types()))}"
+        return f"no flag of a run{meant(name, flag_types())}"
     if name == "weights":
         return "scores of random weights mean nothing; a search has none to go by"
     if name in _OF_THE_SWEEP:
@@ -184,7 +185,7 @@ def _metric(given: Any, file: str, issues: IssueList) -> tuple[str, bool, float 
         issues.add(f"{file}: metric {given}: expected a name and a goal, as in {{name: eval/f1, goal: maximize}}")
         return "f1", True, None
     for key in map(str, given):
-        issues.check(key in _METRIC_KEYS, f"{file}: metric.{key}: no such key{_nearest(key, _METRIC_KEYS)}")
+        issues.check(key in _METRIC_KEYS, f"{file}: metric.{key}: no such key{meant(key, _METRIC_KEYS)}")
     name = given["name"].removeprefix("eval/")
     metric = METRICS.get(name)
     if metric is None:
@@ -207,7 +208,7 @@ def _halving(given: Any, file: str, issues: IssueList) -> Halving | None:
         issues.add(f"{where} {given}: expected type: hyperband, with min_iter, or max_iter and s")
         return None
     for key in map(str, given):
-        issues.check(key in _EARLY_KEYS, f"{where}.{key}: no such key{_nearest(key, _EARLY_KEYS)}")
+        issues.check(key in _EARLY_KEYS, f"{where}.{key}: no such key{meant(key, _EARLY_KEYS)}")
     eta = given.get("eta", 3)
     if not _is_count(eta) or eta < 2:
         issues.add(f"{where}.eta {eta}: expected a whole number of at least 2, as Optuna's successive halving takes")
@@ -227,8 +228,3 @@ def _halving(given: Any, file: str, issues: IssueList) -> Halving | None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -213,6 +213,24 @@ def test_what_a_flag_expects_is_said_in_plain_words(words: list[str], issue: str
     assert issues_of(words) == (issue,)
 
 
+@pytest.mark.parametrize(
+    ("word", "issue"),
+    [
+        ("\u2013seed", "\u2013seed: begins with an en dash; expected --seed, two hyphens"),
+        ("\u2014lora-r", "\u2014lora-r: begins with an em dash; expected --lora-r, two hyphens"),
+        ("\u2212\u2212epochs", "\u2212\u2212epochs: begins with a minus sign; expected --epochs, two hyphens"),
+        ("-\u2010batch_size", "-\u2010batch_size: begins with a hyphen; expected --batch_size, two hyphens"),
+    ],
+)
+def test_dashes_of_a_text_program_are_no_hyphens(word: str, issue: str) -> None:
+    assert issues_of(["--resume", "--output-dir", "x", word, "4"])[0] == issue
+    assert issues_of([f"{word}=4"]) == (issue.replace(":", "=4:", 1).replace(", two", "=4, two"),)
+
+
+def test_a_value_may_begin_with_a_dash() -> None:
+    assert parse_run_config(["--positive-label", "\u2013seeds"]).data.positive_label == "\u2013seeds"
+
+
 def test_all_that_cannot_be_read_is_said_at_once_with_unknown_names() -> None:
     said = issues_of(["--seed", "x", "--model", "zzz", "--lora-r", "y"])
     assert said[:2] == ("--seed x: expected a whole number", "--lora-r y: expected a whole number")

@@ -94,6 +94,23 @@ def test_two_files_are_one_too_many(command: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == f"lorabench {command}: error: --config a.yaml, b.yaml: 2 files; expected one\n"
 
 
+def test_flags_of_the_command_line_alone_are_no_options_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, "dry-run: true\nconfig: other.yaml\n")
+    start = f"--config {path}, line"
+    config = "config: a flag of the command line alone; expected --config there"
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(["--config", str(path)])
+    assert raised.value.issues == (
+        f"{start} 1: dry-run: a flag of the command line alone; expected --dry-run there",
+        f"{start} 2: {config}",
+    )
+    assert cli.main(["predict", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{start} 1: dry-run: no such option" in said and f"{start} 2: {config}\n" in said
+
+
 def test_everything_wrong_with_a_file_is_said_at_once_with_its_line(tmp_path: Path) -> None:
     text = "modle: minilm\nepochs: 1.5\nlearning-rate: 1e-4\nbatch_size: 0\nlearning_rate: 3\nsplit: no\nzzz: 1\n"
     nested = "class_weights: [[1, 2]]\nlora_targets: !!set [a]\n"
@@ -271,5 +288,5 @@ def test_a_runs_file_names_the_versions_that_were_read_and_goes_on_with_the_run(
 def test_dry_run_is_no_part_of_a_configuration(tmp_path: Path) -> None:
     words = ["--model", "minilm", "--task", "sample"]
     assert parse_train_command([*words, "--dry-run"]).dry_run and not parse_train_command(words).dry_run
-    with pytest.raises(ConfigError, match="dry_run: no such option"):
+    with pytest.raises(ConfigError, match="dry_run: a flag of the command line alone"):
         parse_run_config(["--config", str(write(tmp_path, "dry_run: true\n"))])

@@ -17,6 +17,11 @@ def notes(*words: str) -> list[str]:
         (["--track-project", "p"], "--track-project p: without effect"),
         (["--track-group", "g"], "--track-group g: without effect"),
         (["--track-name", "n"], "--track-name n: without effect"),
+        (
+            ["--task", "owner/name", "--weights", "random", "--test-split", "t"],
+            "--test-split t: without effect: random",
+        ),
+        (["--weights", "random", "--test-file", __file__], f"--test-file {__file__}: without effect: random"),
         (["--warmup-ratio", "0.3"], "--warmup-ratio 0.3: without effect: --lr-scheduler constant has no warm-up"),
     ],
 )

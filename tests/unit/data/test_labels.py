@@ -210,8 +210,25 @@ def test_what_cannot_be_seen_is_no_label(text: str) -> None:
 def test_texts_that_list_several_labels_are_said_to_be_one_class_each() -> None:
     assert label_remarks("f", "y", ["price, staff", "staff,price", "price", "['price']"], 100) == [
         "f: column 'y': 'price, staff' and 'staff,price' are classes of their own, though they have the same parts",
+        "f: column 'y': 'price, staff', 'staff,price' look like several labels; each is the name of one class",
         "f: column 'y': \"['price']\" looks like a list; it is the name of one class",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a", "a;b"), "'a;b' looks like several labels; it"),
+        (("a", "a | b", "c"), "'a | b' looks like several labels; it"),
+        (("a", "a, b", "b;a;c", "x;y"), "'a, b', 'b;a;c' look like several labels; each"),
+        (("a;b", "c"), None),
+        (("1", "1,5"), None),
+    ],
+)
+def test_a_class_that_joins_others_is_said_to_be_one(names: tuple[str, ...], said: str | None) -> None:
+    found = [remark for remark in label_remarks("f", "y", names, 100) if "several labels" in remark]
+    expected = f"f: column 'y': {said} is the name of one class"
+    assert found == ([] if said is None else [expected])
 
 
 @pytest.mark.parametrize("choice", ["1", "1.0", " 1", "+1"])

@@ -1,6 +1,7 @@
 """Folders and data sets are read by the rules of single files, in the order and by the names that they give."""
 
 import errno
+import gzip
 import hashlib
 import os
 from pathlib import Path
@@ -384,3 +385,86 @@ def test_flags_that_no_file_has_a_use_for_are_said() -> None:
     assert [flag for flag, _ in idle_format_flags(given, ["Parquet", ""])] == ["--delimiter ';'", "--encoding cp1252"]
     assert [flag for flag, _ in idle_format_flags(given, ["JSON lines"])] == ["--delimiter ';'"]
     assert idle_format_flags(given, ["Parquet", "CSV, ';', cp1252"]) == idle_format_flags(FileFormat(), []) == []
+
+
+def remarks(folder: Path, **flags: Any) -> str:
+    return "\n".join(load(folder, **flags).remarks)
+
+
+@pytest.mark.parametrize(
+    ("read", "others", "said"),
+    [
+        ("my_train.csv", ["other.csv"], "other.csv"),
+        ("train.csv", ["other.csv"], "other"),  # a split of that name
+        ("train.csv", ["rows.xlsx", "more.txt"], "more.txt, rows.xlsx"),
+        ("data/train-00000-of-00001.csv", ["all.csv", "old/x.jsonl"], "all.csv, old/x.jsonl"),
+    ],
+)
+def test_files_of_a_folder_that_are_not_read_are_named(
+    read: str, others: list[str], said: str, tmp_path: Path
+) -> None:
+    write_csv(tmp_path / read, ["a", "b"] * 5)
+    for name in ("README.txt", "LICENSE.txt", ".cache/x.csv"):
+        write_csv(tmp_path / name, ["c"])
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert "not read" not in remarks(tmp_path)
+    for other in others:
+        write_csv(tmp_path / other, ["c", "d"])
+    assert f"--task {tmp_path}: not read: {said}" in load(tmp_path).remarks
+    assert load(tmp_path).labels == ("a", "b")
+
+
+def test_where_no_file_is_named_for_training_those_that_are_not_read_are_offered(tmp_path: Path) -> None:
+    write_csv(tmp_path / "trainval.csv", ["a", "b"] * 5)
+    write_csv(tmp_path / "test.csv", ["a", "b"])
+    said = refused(tmp_path)
+    assert "found test; expected --train-split with one of them, or --train-file with a file that is" in said
+    assert said.endswith("not read: trainval.csv")
+
+
+@pytest.mark.parametrize(
+    ("names", "missing", "count"),
+    [
+        (["train-00000-of-00002.csv"], "train-00001-of-00002.csv", 2),
+        (["data/train-00001-of-00003.csv"], "train-00000-of-00003.csv, train-00002-of-00003.csv", 3),
+        (["train-1-of-3.csv", "train-3-of-3.csv"], "train-2-of-3.csv", 3),
+        (["train.csv", "test-00001-of-00002.csv.gz"], "test-00000-of-00002.csv.gz", 2),
+    ],
+)
+def test_a_table_without_some_of_its_parts_is_refused(
+    names: list[str], missing: str, count: int, tmp_path: Path
+) -> None:
+    for name in names:
+        write_csv(tmp_path / name, ["a", "b"] * 5)
+        if name.endswith(".gz"):
+            (tmp_path / name).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    said = f"no {missing} beside the other parts; expected all {count} of them"
+    assert said in refused(tmp_path)
+
+
+def test_one_part_as_a_file_of_its_own_is_said_to_be_one(tmp_path: Path) -> None:
+    for name, said in (
+        ("train-00000-of-00002.csv", True),
+        ("x_1_of_2.csv.gz", True),
+        ("train-00000-of-00001.csv", False),
+        ("best of 3.csv", False),
+    ):
+        write_csv(tmp_path / "a.csv", ["a", "b"] * 5)
+        content = (tmp_path / "a.csv").read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        found = load_task(DataConfig(task="custom", train_file=tmp_path / name), 42).remarks
+        remark = f"--train-file {tmp_path / name}: one of 2 parts by its name; no other is read"
+        assert (remark in found) == said
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [(("neg", "pos"), "2 files of plain text in neg, pos; the names of folders are read as no labels"), ((".",), "")],
+)
+def test_folders_of_texts_are_no_table(folders: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "1.txt").write_text("a text")
+    message = refused(tmp_path)
+    assert said in message and "of plain text" in message
+    assert message.endswith("with a column of texts and one of labels") and "--task custom" not in message

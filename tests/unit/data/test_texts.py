@@ -183,7 +183,9 @@ def test_a_row_without_one_of_its_two_texts_is_named(tmp_path: Path) -> None:
     assert str(raised.value).endswith("2 rows (2, 3) without a text; expected a text in each of columns 'a' and 'b'")
 
 
-@pytest.mark.parametrize("text", ["{0}", "{0}.5", "-{0}e3"])
+@pytest.mark.parametrize(
+    "text", ["{0}", "{0}.5", "-{0}e3", "{0},14", "1.{0}34,5", "1 {0}34", "1\u202f{0}34,5", "1'{0}34.50", "\u2212{0},1"]
+)
 def test_a_column_of_numbers_is_no_text_of_training_rows(tmp_path: Path, text: str) -> None:
     numbers = {"n": [text.format(i) for i in range(8)], "label": ["a", "b"] * 4}
     lines = [json.dumps({"n": n, "label": label}) for n, label in zip(*numbers.values(), strict=True)]
@@ -199,6 +201,12 @@ def test_a_column_of_numbers_is_no_text_of_training_rows(tmp_path: Path, text: s
         assert set(data.train.texts) < set(numbers["n"])
     some = {**numbers, "n": ["word", *numbers["n"][1:]]}
     assert load_task(custom(tmp_path, some, text_column="n"), 42).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ["3,14 m", "1,2,{0}", "v1.2.{0}", "12:0{0}", "3 or {0}", "{0},", "1 2 {0}"])
+def test_numbers_with_something_beside_them_are_texts(tmp_path: Path, text: str) -> None:
+    rows = {"n": [text.format(i) for i in range(8)], "label": ["a", "b"] * 4}
+    assert load_task(custom(tmp_path, rows, text_column="n"), 42).labels == ("a", "b")
 
 
 def test_a_header_within_the_rows_is_refused(tmp_path: Path) -> None:

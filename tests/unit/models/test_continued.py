@@ -169,8 +169,31 @@ def test_a_folder_that_is_no_adapter_is_refused(made: dict[str, Path], tmp_path:
             train(made, tmp_path / "run", adapter=adapter)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "adapter_config.json").write_text("[" * 99999)
-    with pytest.raises(ConfigError, match="expected the folder of a saved adapter, with a readable adapter_config"):
+    with pytest.raises(ConfigError, match=r"adapter_config\.json is damaged \(maximum recursion"):
         train(made, tmp_path / "run", adapter=tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"id2label": {"0":', "is damaged (Expecting value"),
+        (b"\xff\xfe\x00", "is damaged ('utf-8' codec"),
+        (b"[]", "is damaged (no JSON object)"),
+        (b"{}", "does not name the classes"),
+        (b'{"id2label": ["no", "yes"]}', "does not name the classes"),
+        (b'{"id2label": 2}', "does not name the classes"),
+        (b'{"id2label": {"0": "no", "2": "yes"}}', "does not name the classes"),
+        (b'{"id2label": {"0": "no", "1": "no"}}', "does not name the classes"),
+    ],
+)
+def test_damaged_names_of_an_adapters_classes_are_refused_by_their_file(
+    content: bytes, said: str, made: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = change(made["adapter"], tmp_path / "adapter")
+    (adapter / "classes.json").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        train(made, tmp_path / "run", adapter=adapter)
+    assert str(caught.value).startswith(f"--adapter {adapter}: classes.json {said}")
 
 
 def test_an_adapter_as_the_model_is_refused_with_the_flag_that_takes_it(made: dict[str, Path], tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_counts_and_labels_are_comments_of_a_file_that_starts_the_run(
     assert parse_run_config(["--config", "again.yaml"]) == parse_run_config(words)
 
 
+def test_names_of_classes_with_commas_are_told_apart(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    columns = {"text": [f"text {i}" for i in range(12)], "label": ["a", "a, b", "b"] * 4}
+    tiny.write_csv(Path("t.csv"), columns)
+    tiny.write_csv(Path("v.csv"), {**columns, "text": [f"other {i}" for i in range(12)]})
+    assert cli.train(words) == 0
+    shown = capsys.readouterr().out
+    assert "# train: 12 rows (a 4, 'a, b' 4, b 4)\n" in shown and "# labels: a, 'a, b', b\n" in shown
+
+
 def test_rows_without_labels_and_those_that_the_seed_draws_are_shown_as_the_run_would_have_them(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

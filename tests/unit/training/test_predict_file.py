@@ -340,12 +340,16 @@ def test_pairs_and_templates_are_those_of_the_run(pair_run: Path, tmp_path: Path
 def test_one_text_in_the_place_of_two_is_refused(pair_run: Path, run: Path, tmp_path: Path, no_model: None) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"one": ["storm"], "two": ["wind"]})
     for of, column, said in (
-        (pair_run, "one", "pairs of texts; expected two columns, NAME,NAME"),
+        (pair_run, "one", "pairs of texts; expected --text-column with two columns, NAME,NAME"),
         (run, "one,two", "one text in each row; expected one column, or --template with several"),
     ):
         with pytest.raises(ConfigError) as caught:
             predict(of, source, tmp_path / "out.csv", text_column=column)
         assert str(caught.value) == f"--text-column {column}: the run reads {said}"
+    with pytest.raises(ConfigError) as caught:
+        predict(pair_run, source, tmp_path / "out.csv", template="{one}")
+    expected = "expected --text-column with two columns, NAME,NAME"
+    assert str(caught.value) == f"--template: the run reads pairs of texts; {expected}"
     texts: Any = ["storm"]
     with pytest.raises(ConfigError, match=r"1 row .* without a pair"):
         lorabench.predict(pair_run, texts)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import lorabench
 from lorabench import cli
+from lorabench.config.run_config import ModelConfig
 from lorabench.errors import ConfigError
+from lorabench.training.merge import MergeOptions, merge
 from lorabench.training.predict_file import PredictSummary, predict_file
-from lorabench.training.prediction import PredictOptions, classes_and_probabilities, write_predictions
+from lorabench.training.prediction import FinishedRun, PredictOptions, classes_and_probabilities, write_predictions
+from lorabench.training.provenance import adapter_notes
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert tiny.train_in_process(flags) == 0
     return base / "run"
+
+
+def change_record(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    change(record)
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def predict(run: Path, source: Path, output: Path, **options: Any) -> PredictSummary:
@@ -146,8 +157,50 @@ def test_a_run_without_an_adapter_is_refused_with_its_status(run_dir: Path, tmp_
     (tmp_path / "run").mkdir()
     shutil.copy(run_dir / "run.json", tmp_path / "run")
     source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
-    with pytest.raises(ConfigError, match=r"no adapter there \(status completed; random weights save none\)"):
+    file = "adapter/adapter_model.safetensors"
+    with pytest.raises(ConfigError, match=rf"--run \S*: no {file} there \(status completed\)"):
         predict(tmp_path / "run", source, tmp_path / "out.csv")
+    change_record(tmp_path / "run", lambda record: record["config"]["model"].update(weights="random"))
+    with pytest.raises(ConfigError, match=rf"no {file} there \(random weights save none\)"):
+        predict(tmp_path / "run", source, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed", "running", None])
+def test_a_run_that_was_not_completed_is_said(
+    status: str | None, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": ["a"]})
+    predict(run, source, tmp_path / "before.csv")
+    assert "not completed" not in capsys.readouterr().out
+    change_record(run, lambda record: record.update(status=status))
+    shown = {"running": "died", None: "no status"}.get(status, status)
+    remark = f"--run {run}: the run was not completed ({shown}); its best adapter up to there is used"
+    predict(run, source, tmp_path / "out.csv")
+    assert f"note       {remark}\n" in capsys.readouterr().out
+    assert merge(MergeOptions(run=run, output=tmp_path / "merged"))[0] == f"note       {remark}"
+    for use in (lorabench.load, lorabench.Predictor):
+        with pytest.warns(UserWarning, match=re.escape(remark)) as warned:
+            use(run)
+        assert warned[0].filename == __file__
+    assert adapter_notes(ModelConfig(adapter=run / "adapter")) == [remark.replace("--run", "--adapter").replace(
+        f"{run}:", f"{run}/adapter:")]  # fmt: skip
+
+
+def test_the_folder_of_a_run_is_found_or_said_where_it_is(run_dir: Path, tmp_path: Path) -> None:
+    assert FinishedRun.read(run_dir / "run.json").folder == run_dir
+    for path, said in (
+        (run_dir / "adapter", f"inside the folder of a run; expected that, {run_dir}"),
+        (run_dir / "adapter" / "adapter_model.safetensors", f"inside the folder of a run; expected that, {run_dir}"),
+        (run_dir / "metrics.jsonl", f"inside the folder of a run; expected that, {run_dir}"),
+        (run_dir.parent, f"the folder of 1 run; expected one of them: {run_dir}"),
+        (tmp_path, "no run.json there; expected the folder of a run"),
+        (tmp_path / "gone", "no such folder; expected that of a run, with run.json"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            FinishedRun.read(path)
+        assert str(caught.value) == f"--run {path}: {said}"
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(run_dir: Path, tmp_path: Path) -> None:
