@@ -6,7 +6,7 @@ check:
 
 # The same checks, and the unit tests: before every commit.
 fast:
-	tests/run.sh tests/unit -n auto --dist loadgroup
+	tests/run.sh tests/unit -n auto --dist loadscope --no-loadscope-reorder
 
 # Some tests: make test ARGS="tests/unit/launch/test_launcher.py -k script"
 test:

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_WORKERS = 4
+# The modules that take longest, the longest first; that the others follow costs nothing.
+LONGEST_FIRST = ("launch/test_resume.py",)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: each worker has a core to itself, and threads that wait for one another would take it.
@@ -56,12 +59,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker gets a module's tests, with the launches that they share; not those marked `apart`."""
-    for item in items:
-        if item.config.pluginmanager.hasplugin("xdist") and item.get_closest_marker("apart") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each worker gets whole modules, in this order: first those that take long, then those with many tests.
+
+    The last modules are then short ones, and all workers end at the same time.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    modules = [item.nodeid.partition("::")[0].removeprefix("tests/") for item in items]
+    sizes = Counter(modules)
+    turns = {module: turn for turn, module in enumerate(LONGEST_FIRST)}
+    order = sorted(
+        range(len(items)), key=lambda i: (turns.get(modules[i], len(turns)), -sizes[modules[i]], modules[i])
+    )
+    items[:] = [items[i] for i in order]
 
 
 def pytest_collection_finish() -> None:

@@ -20,7 +20,7 @@ unset PYTHONDONTWRITEBYTECODE
 "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
 "$(dirname "$VENV_PYTHON")/lint-imports" --no-cache --no-logo
 if [ "$#" -eq 0 ]; then
-    # Large modules first, each on one worker, with its fixtures; then the tests that stand apart, wherever is room.
-    set -- -n auto --dist loadgroup
+    # Whole modules, each on one worker with its fixtures, in the order that tests/conftest.py gives.
+    set -- -n auto --dist loadscope --no-loadscope-reorder
 fi
 exec "$VENV_PYTHON" -m pytest "$@"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forking
 import pytest
 import several_runs
 import tiny
@@ -82,6 +83,12 @@ def launch_on_cpu(config: str, program: Sequence[str]) -> None:
     assert result.returncode == 0, explain(result)
 
 
+def fork_on_cpu(config: str, program: Sequence[str]) -> None:
+    """The ranks of `launch_on_cpu`, without a process's imports, and started by no launcher."""
+    ended = forking.run(several_runs.train_each, program[1:], RANKS, config)
+    assert ended.code == 0, ended
+
+
 def runs_of_one_process(models: Sequence[Path], base: Path, **changes: object) -> Path:
     """Train each model in this process. Returns the folder with a run per model, to compare others with."""
 
@@ -95,15 +102,18 @@ def runs_of_one_process(models: Sequence[Path], base: Path, **changes: object) -
 
 
 def assert_run_of_one_process_on_cpu(
-    config: str, models: Sequence[Path], one_process: Path, base: Path, **changes: object
+    launch: Launch, config: str, models: Sequence[Path], one_process: Path, base: Path, **changes: object
 ) -> list[dict[str, Any]]:
     """One launch of two gloo ranks that trains each model as it was trained in `one_process`; prints the table.
 
     The adapters are reloaded by their cards' code in this process. Returns the records of the runs.
+
+    Args:
+        launch: `launch_on_cpu` or `fork_on_cpu`.
     """
     if MISSING_COMPILER and config.startswith("zero"):
         pytest.skip("DeepSpeed on the CPU builds an operator: needs g++")
-    train_models(launch_on_cpu, config, models, base, RANKS, **changes)
+    train_models(launch, config, models, base, RANKS, **changes)
     found = [compare_with(config, base / config / model.name, one_process) for model in models]
     print(f"\n\n{markdown_table(found, reload_tolerance=TOLERANCE)}\n")
     return [assert_run_of_one_process(item) for item in found]

@@ -1,10 +1,6 @@
-"""Worker: losses, gradients and evaluations of many cases through the package's own functions, on this launch's ranks.
-
-Run as `accelerate launch ... exactness.py OUTPUT MODEL_FOLDER...`; the first rank writes OUTPUT (torch.save).
-"""
+"""Losses, gradients and evaluations of many cases through the package's own functions, on this launch's ranks."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +156,11 @@ def run_cases(folders: list[str]) -> dict[tuple[Any, ...], Any]:
     return results
 
 
-def main() -> None:
-    output, *folders = sys.argv[1:]
-    torch.set_num_threads(1)
+def write_cases(output: str, folders: list[str]) -> None:
+    """Every rank has the same numbers; the first one writes them (torch.save)."""
     results = run_cases(folders)
-    # Every rank has the same numbers; the first one writes them.
     from accelerate import PartialState
 
     if PartialState().is_main_process:
         torch.save(results, output)
     PartialState().wait_for_everyone()
-
-
-if __name__ == "__main__":
-    main()

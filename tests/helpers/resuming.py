@@ -2,33 +2,27 @@
 
 The process of rank RANK sends itself SIGNAL at the COUNT-th time that it comes to MOMENT, a key of `MOMENTS`; if it is
 0, the process waits there for one that asks it to stop. With the moment `out-of-memory`, forward passes of more than
-COUNT rows do not fit there. Beside the worker: what the tests need to start such runs from one process that has done
-its imports, and to compare them.
+COUNT rows do not fit there. Beside the worker: what the tests need to start such runs without a process's imports, and
+to compare them.
 """
 
 import functools
 import importlib
-import importlib.util
 import json
-import multiprocessing
 import os
-import resource
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
+import forking
 import pytest
 import torch
+from forking import Ended, Running
 from limits import HANG_S
-from ports import held_port
 
 from lorabench import cli
 from lorabench.training.signals import StopSignal
@@ -49,11 +43,6 @@ MOMENTS = {
 }
 # Figures that differ from run to run, whatever happens.
 MEASURED = ("examples_per_second", "seconds_per_step", "memory_gb")
-# Matplotlib is imported late in a run, and takes long; DeepSpeed, too.
-PRELOADED = ["resuming", "lorabench.training.run", "matplotlib.figure", "matplotlib.backends.backend_agg"]
-if importlib.util.find_spec("deepspeed") is not None:
-    PRELOADED.append("deepspeed")
-PROJECT = Path(__file__).parents[2]
 
 
 class At(NamedTuple):
@@ -137,32 +126,6 @@ def await_stop_signal() -> Callable[[], None]:
     return wait
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A run that ended: exit code (negative: the signal that killed it) and what it printed."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    def __str__(self) -> str:
-        return f"exit {self.code}\n{self.stdout[-3000:]}\n{self.stderr[-6000:]}"
-
-
-def strategy_variables(strategy: str) -> dict[str, str]:
-    """What `accelerate launch` tells the processes of a strategy: zero1, zero2, zero3, fsdp2; nothing for DDP."""
-    if strategy.startswith("zero"):
-        return {
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(PROJECT / "ds_configs" / f"{strategy}.json"),
-            "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-            "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file,zero3_init_flag",
-        }
-    if strategy == "fsdp2":
-        return {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
-    return {}
-
-
 def start(
     flags: Sequence[str],
     at: At | None = None,
@@ -170,75 +133,17 @@ def start(
     ranks: int = 1,
     strategy: str = "ddp",
     fault: "Fault | None" = None,
-) -> "Running":
-    """Training processes of their own, forked from one that has the libraries imported and nothing computed.
+) -> Running:
+    """A training run in processes of its own.
 
     Args:
         file_limit: bytes that no file of the run may grow beyond, as on a full disk.
-        ranks: so many processes form one run, as under torchrun.
-        strategy: how the ranks share the work.
+        ranks: so many processes form one run.
+        strategy: how the ranks share the work: ddp, or the name of another launch file.
         fault: what else goes wrong.
     """
-    # As in a launch, and before the server imports torch: other thread counts add in another order.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    held = ExitStack()
-    port = held.enter_context(held_port())
-    # Not beside the run, whose disk may be full on purpose.
-    printed = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lorabench-tests-")))
-    processes = []
-    for rank in range(ranks):
-        named = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": ranks,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        world = {} if ranks == 1 else {key: str(value) for key, value in named.items()}
-        world.update(strategy_variables(strategy))
-        arguments = (list(flags), at, file_limit, world, _outputs(printed, rank), fault)
-        process = context.Process(target=_work, args=arguments)
-        process.start()
-        processes.append(process)
-    return Running(list(flags), processes, printed, held)
-
-
-@dataclass(frozen=True)
-class Running:
-    """The processes of one run.
-
-    Attributes:
-        printed: folder with what the ranks print.
-        held: that folder, and the port at which the ranks meet, until the end.
-    """
-
-    flags: list[str]
-    processes: list[BaseProcess]
-    printed: Path
-    held: ExitStack
-
-    def wait_until_stopped(self) -> None:
-        """Until the first process lies still: at its moment, which is SIGSTOP's."""
-        process, until = psutil.Process(self.processes[0].pid), time.monotonic() + HANG_S
-        while process.status() != psutil.STATUS_STOPPED:
-            assert process.status() != psutil.STATUS_ZOMBIE, "it has ended instead"
-            assert time.monotonic() < until, f"still running after {HANG_S:g} s: {' '.join(self.flags)}"
-            time.sleep(0.01)
-
-    def end(self) -> Ended:
-        """Wait for all; says what the first printed, with the first code that is not 0."""
-        with self.held:
-            for process in self.processes:
-                process.join(HANG_S)
-            if any(process.exitcode is None for process in self.processes):
-                for process in self.processes:
-                    process.kill()
-                raise TimeoutError(f"still running after {HANG_S:g} s: {' '.join(self.flags)}")
-            codes = [process.exitcode or 0 for process in self.processes]
-            stdout, stderr = (path.read_text() for path in _outputs(self.printed, 0))
-        return Ended(next(filter(None, codes), 0), stdout, stderr)
+    config = forking.DDP if strategy == "ddp" else strategy
+    return forking.start(_train, [list(flags), at, fault], ranks, config, file_limit)
 
 
 def run(
@@ -253,35 +158,12 @@ def run(
     return start(flags, at, file_limit, ranks, strategy, fault).end()
 
 
-def _work(
-    flags: list[str],
-    at: At | None,
-    file_limit: int | None,
-    world: dict[str, str],
-    outputs: tuple[Path, Path],
-    fault: "Fault | None",
-) -> None:
-    for number, path in zip((1, 2), outputs, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    # Python's own streams, as a process that starts afresh has them.
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # The CPU, whatever the machine has: bit-identical runs are promised there.
-    os.environ.update(world, CUDA_VISIBLE_DEVICES="")
-    torch.set_num_threads(1)
+def _train(flags: list[str], at: At | None, fault: "Fault | None") -> int:
     if at is not None:
         arm(at)
     if fault is not None:
         fault.arm()
-    if file_limit is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
-    sys.exit(cli.train(flags))
-
-
-def _outputs(folder: Path, rank: int) -> tuple[Path, Path]:
-    """Files for what a rank prints."""
-    return folder / f"{rank}.out", folder / f"{rank}.err"
+    return cli.train(flags)
 
 
 def resumed(flags: Sequence[str]) -> list[str]:

@@ -30,8 +30,9 @@ def keep_logits_with(patch: Callable[[Any, str, Any], None]) -> None:
     patch(lorabench.training.run, "write_predictions", keep_logits)
 
 
-def main() -> int:
-    runs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def train_each(asked: str) -> int:
+    """The runs of a file of flags, in this process. Returns the code of the first that fails, or 0."""
+    runs = json.loads(Path(asked).read_text(encoding="utf-8"))
     keep_logits_with(setattr)
     end_training = Accelerator.end_training
     for i, flags in enumerate(runs):
@@ -45,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train_each(*sys.argv[1:]))

@@ -11,8 +11,6 @@ import tiny
 from accelerate.state import AcceleratorState
 from launching import explain, python
 
-pytestmark = pytest.mark.apart
-
 Changes = dict[str, object]
 Case = Callable[[Path], Changes]
 

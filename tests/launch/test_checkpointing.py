@@ -9,8 +9,6 @@ import resuming
 import tiny
 from resuming import assert_near_run, record
 
-pytestmark = pytest.mark.apart
-
 MakeFlags = Callable[..., list[str]]
 
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import forking
 import pytest
 import tiny
 import torch
 from launching import explain, launch, on_ranks, python, read_json, read_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lorabench import cli
 from lorabench.step.calibration import calibrate
 
 TOP_KEYS = {
@@ -60,8 +62,8 @@ def two_ranks_wandb(models: dict[str, Path], files: dict[str, Path], tmp_path_fa
         models["bert"], files["train"], files["validation"], base / "run", batch_size=8, max_steps=4, track="wandb",
         test_file=files["test"], logging_steps=3,
     )  # fmt: skip
-    result = launch(on_ranks(2), ["-m", "lorabench.train", *flags], base, {"WANDB_SILENT": "true"})
-    assert result.returncode == 0, explain(result)
+    ended = forking.run(cli.train, [flags], ranks=2, WANDB_SILENT="true")
+    assert ended.code == 0, ended
     return base / "run"
 
 

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import exactness
+import forking
 import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState
-from launching import explain, launch, on_ranks
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 from torch import nn
 
 from lorabench.distributed.setting import enter_launch
 from lorabench.training.assembly import prepare_inputs
 
-WORKER = Path(exactness.__file__)
 MODELS = ("tiny-llama", "tiny-bert")
 Results = dict[tuple[Any, ...], Any]
 
@@ -34,8 +33,8 @@ def results(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ite
     collected = {1: exactness.run_cases(folders)}
     for ranks in (2, 3):
         file = out / f"{ranks}.pt"
-        answer = launch(on_ranks(ranks), [WORKER, file, *folders], out)
-        assert answer.returncode == 0, explain(answer)
+        ended = forking.run(exactness.write_cases, [str(file), folders], ranks)
+        assert ended.code == 0, ended
         collected[ranks] = torch.load(file)
     yield collected
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -10,8 +10,6 @@ import resuming
 import tiny
 from resuming import At, Fault, assert_near_run, assert_same_run, events, record, resumed
 
-pytestmark = pytest.mark.apart
-
 MakeFlags = Callable[..., list[str]]
 
 

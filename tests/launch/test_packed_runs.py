@@ -15,8 +15,6 @@ from resuming import At, assert_same_run, events, record, resumed
 
 from lorabench.packed.packs import LENGTH_STEP
 
-pytestmark = pytest.mark.apart
-
 MakeFlags = Callable[..., list[str]]
 
 

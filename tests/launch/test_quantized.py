@@ -9,8 +9,6 @@ import resuming
 import tiny
 from launching import read_json, read_lines
 
-pytestmark = pytest.mark.apart
-
 CONFIGS = ("cpu_2ranks", "zero2", "zero3", "fsdp2")
 NF4 = {"quantize": "nf4", "lora_targets": "all-linear"}
 
@@ -30,7 +28,10 @@ def one_process_each(folders: list[Path], tmp_path_factory: pytest.TempPathFacto
 def test_two_ranks_over_4_bits_give_the_run_of_one_process(
     config: str, folders: list[Path], one_process_each: Path, tmp_path: Path
 ) -> None:
-    for record in comparing.assert_run_of_one_process_on_cpu(config, folders, one_process_each, tmp_path, **NF4):
+    start = comparing.fork_on_cpu
+    for record in comparing.assert_run_of_one_process_on_cpu(
+        start, config, folders, one_process_each, tmp_path, **NF4
+    ):
         assert record["model"]["quantize"] == "nf4"
 
 

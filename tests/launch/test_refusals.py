@@ -6,8 +6,6 @@ import pytest
 import tiny
 from launching import explain, launch
 
-pytestmark = pytest.mark.apart
-
 MULTI_CPU = """\
 compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_CPU

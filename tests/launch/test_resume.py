@@ -21,8 +21,6 @@ from launching import TWO_RANKS, offline_environment, wait_for_lines
 from limits import HANG_S
 from resuming import At, adapter_bytes, assert_near_run, assert_same_run, checkpoints, events, numbers, record, resumed
 
-pytestmark = pytest.mark.apart
-
 MakeFlags = Callable[..., list[str]]
 EPOCH = 19  # steps, at two rows per step
 

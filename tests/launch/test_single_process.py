@@ -15,8 +15,6 @@ from launching import CONFIGS, explain, launch, offline_environment, python, wai
 from limits import HANG_S
 from resuming import assert_same_run, checkpoints, record
 
-pytestmark = pytest.mark.apart
-
 CPU = ["--config_file", CONFIGS / "cpu.yaml"]
 LAUNCHER = ["-m", "lorabench.launch", *CPU]
 MakeFlags = Callable[..., list[str]]

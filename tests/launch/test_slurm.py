@@ -17,8 +17,6 @@ import pytest
 from launching import ROOT, explain, offline_environment, read_json
 from limits import HANG_S
 
-pytestmark = pytest.mark.apart
-
 SCRIPT = ROOT / "scripts" / "slurm_two_nodes.sh"
 JOB = "4711"
 EPOCHS = 25  # of three steps

@@ -11,8 +11,6 @@ import tiny
 from limits import HANG_S
 from resuming import At, assert_near_run, assert_same_run, checkpoints, record, resumed
 
-pytestmark = pytest.mark.apart
-
 MakeFlags = Callable[..., list[str]]
 STRATEGIES = ["zero1", "zero2", "zero3", "fsdp2"]
 NAMES = {
