@@ -11,6 +11,7 @@ from lorabench.config.nearest import meant
 from lorabench.config.run_config import RunConfig
 from lorabench.config.values import flag_word, parse_text, takes_none
 from lorabench.errors import ConfigError, IssueList
+from lorabench.wording import listed
 
 FLAG = "--config"
 EMPTY_NAME = f"{FLAG}: an empty name, or none; expected a YAML file after it"
@@ -19,6 +20,9 @@ _NOT_REPEATED = ("output_dir", "resume")
 _STANDARD_TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_STANDARD_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "value")}
 _NULL = f"{_STANDARD_TAG}null"
+_EXPECTED = "options by name, as in `batch_size: 16`"
+# So many may be misspelt; each is said with the nearest option.
+_FEW_NAMES = 8
 _LONGEST_LINE = 10_000
 
 
@@ -55,7 +59,9 @@ def read_config_file(
     source = f"{FLAG} {path}"
     values: dict[str, Any] = {}
     issues = IssueList()
-    for entry in entries(read_mapping(path, "options by name, as in `batch_size: 16`"), source, issues):
+    node = read_mapping(path, _EXPECTED)
+    _refuse_other_kind(node, hints, source)
+    for entry in entries(node, source, issues):
         name = entry.name.replace("-", "_")
         if name not in hints:
             beside = f"a flag of the command line alone; expected {flag_word(name)} there"
@@ -67,6 +73,20 @@ def read_config_file(
         except TypeError as error:
             issues.add(f"{entry.place}: {entry.name}: {shown(entry.value)}: expected {error}")
     return ConfigFile(values, tuple(issues))
+
+
+def _refuse_other_kind(node: yaml.MappingNode, hints: Mapping[str, Any], source: str) -> None:
+    """Refuse a file of many names that are mostly no options, as a record or a library's settings.
+
+    Raises:
+        ConfigError: names some of them.
+    """
+    names = [str(key.value) for key, _ in node.value]
+    unknown = [name for name in names if name.replace("-", "_") not in hints]
+    if len(unknown) > max(_FEW_NAMES, len(names) / 2):
+        raise ConfigError(
+            f"{source}: {len(unknown)} names that are no options, {listed(unknown)}; expected {_EXPECTED}"
+        )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def find_flag_issues(
         name = _name(written)
         flag = flags.get(name)
         if written == "":
-            _add_strays(given, strays or others, issues)
+            _add_strays(given, strays or others, flags, issues)
         elif flag is None and _switched_off(name, flags) is None:
             if not others:
                 issues.add(f"{written}: no such flag{meant(name, flags, flag_word)}")
@@ -87,7 +87,9 @@ def find_flag_issues(
             once = many_of(flag.hint) is None or flag.repeats or flag.name not in seen
             issues.check(once, f"{flag_word(flag.name)}: given twice; expected once, with all of its values after it")
             seen.add(flag.name)
-            _check_values(written, given, flag, strays or others, issues)
+            texts, left = _values_of(written, given, flag)
+            _check_values(written.partition("=")[0], texts, flag, issues)
+            _add_strays(left, strays or others, flags, issues)
     return list(issues)
 
 
@@ -131,11 +133,17 @@ def _is_value(word: str) -> bool:
     return rest == word or not rest or rest[0].isdigit() or rest[0] == "." or rest.lower() in _NO_FLAGS
 
 
-def _check_values(written: str, given: list[str], flag: Flag, strays: bool, issues: IssueList) -> None:
-    shown, equals, attached = written.partition("=")
+def _values_of(written: str, given: list[str], flag: Flag) -> tuple[list[str], list[str]]:
+    """The flag's own values, and the words after them."""
+    _, equals, attached = written.partition("=")
+    if equals:
+        return [attached], given
+    takes_all = many_of(flag.hint) is not None and not flag.repeats
+    return (given, []) if takes_all else (given[:1], given[1:])
+
+
+def _check_values(shown: str, texts: list[str], flag: Flag, issues: IssueList) -> None:
     kind = many_of(flag.hint)
-    takes_all = kind is not None and not flag.repeats and not equals
-    texts = [attached] if equals else (given if takes_all else given[:1])
     if not texts:
         issues.add(f"{shown}: expected a value after it")
     for text in texts:
@@ -143,8 +151,6 @@ def _check_values(written: str, given: list[str], flag: Flag, strays: bool, issu
             _check_value(text, flag.hint if kind is None else kind)
         except TypeError as error:
             issues.add(f"{shown} {text if text.strip() else repr(text)}: expected {error}")
-    if not takes_all:
-        _add_strays(given[0 if equals else 1 :], strays, issues)
 
 
 def _check_value(text: str, hint: Any) -> None:
@@ -154,9 +160,11 @@ def _check_value(text: str, hint: Any) -> None:
     parse_text(text, hint)
 
 
-def _add_strays(words: Sequence[str], allowed: bool, issues: IssueList) -> None:
+def _add_strays(words: Sequence[str], allowed: bool, flags: Mapping[str, Flag], issues: IssueList) -> None:
     if words and not allowed:
-        issues.add(f"{' '.join(words)}: belongs to no flag; expected flags, as in --epochs 3")
+        first = next((name for name in flags if name != "config"), "config")
+        example = "--epochs 3" if "epochs" in flags else f"{flag_word(first)} VALUE"
+        issues.add(f"{' '.join(words)}: belongs to no flag; expected flags, as in {example}")
 
 
 def _name(written: str) -> str:

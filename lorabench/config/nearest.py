@@ -42,9 +42,9 @@ _ELSEWHERE: Mapping[str, str] = {
     "track": "report_to logger log_with",
     "track_project": "project wandb_project project_name",
     "track_name": "run_name wandb_name",
-    "run": "run_dir",
+    "run": "run_dir run_folder model adapter",
     "input": "input_file test_file predict_file",
-    "output": "output_file output_path out",
+    "output": "output_file output_path output_dir out",
 }
 _NAMES = {name: flag for flag, names in _ELSEWHERE.items() for name in names.split()}
 # Of what is a value here, a matter of course, or somebody else's: (a flag that a command with it has, the sentence).

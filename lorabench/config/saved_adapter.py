@@ -103,6 +103,8 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
+        if (folder / "adapter" / ADAPTER_SETTINGS).is_file():
+            raise ConfigError(f"--adapter {folder}: the folder of a run; expected {folder / 'adapter'}") from None
         raise ConfigError(
             f"--adapter {folder}: expected the folder of a saved adapter, with a readable {name} ({error.strerror})"
         ) from None

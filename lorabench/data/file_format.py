@@ -59,6 +59,8 @@ def list_columns(columns: Iterable[str]) -> str:
     """
     names = list(columns)
     row_like = any(len(name) > _SHOWN_CHARACTERS or name.count(" ") > _SPACES or is_number(name) for name in names)
+    if names and names[0].lstrip().startswith(("{", "[")):
+        return f"the columns are {named(names)} (is the file JSON? expected the suffix .json or .jsonl)"
     return (
         f"the columns are {named(names)}{' (is the first line a row? it has to name the columns)' if row_like else ''}"
     )

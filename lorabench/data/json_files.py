@@ -1,7 +1,7 @@
 """JSON lines and JSON arrays of objects: one object, one row."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,15 @@ def _refuse_one_object(text: str) -> None:
     except (ValueError, RecursionError):
         return
     lines = len(text.strip().splitlines())
-    if isinstance(value, dict) and (lines > 1 or any(map(_holds_rows, value.values()))):
+    if isinstance(value, dict) and (lines > 1 or any(map(_holds_rows, value.values())) or _holds_columns(value)):
         raise ConfigError(
             f"one JSON object with the keys {', '.join(map(repr, list(value)[:5]))}; expected an array of objects, or "
             "one object a line"
         )
+
+
+def _holds_columns(value: Mapping[str, Any]) -> bool:
+    return bool(value) and all(isinstance(column, list) for column in value.values())
 
 
 def _holds_rows(value: Any) -> bool:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.data.file_format import Columns, FileFormat, Scan, named_twice
+from lorabench.data.text_files import foreign_kind
 from lorabench.errors import ConfigError
+
+_HEAD_BYTES = 64
 
 
 def scan_parquet(path: Path, given: FileFormat) -> Scan:
@@ -82,4 +85,7 @@ def _open(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
-        raise ConfigError("not a readable Parquet file") from None
+        with path.open("rb") as raw:
+            kind = foreign_kind(raw.read(_HEAD_BYTES))
+        but = "" if kind is None or "Parquet" in kind else f", but {kind}"
+        raise ConfigError(f"not a readable Parquet file{but}") from None

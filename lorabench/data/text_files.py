@@ -97,11 +97,16 @@ def _refuse_foreign(head: bytes, compression: str | None) -> None:
         raise ConfigError(f"compressed twice, {inner} inside {compression}; expected one of the two")
     if head and not head.strip(b"\0"):
         raise ConfigError("begins with NUL bytes alone, as a file whose content was lost; expected text")
+    kind = foreign_kind(head)
+    if kind is not None:
+        advice = "; save the sheet as CSV (UTF-8)" if "Excel" in kind else ""
+        raise ConfigError(f"{kind}{advice}; expected text, or Parquet with the suffix .parquet")
+
+
+def foreign_kind(head: bytes) -> str | None:
+    """What a file is that begins so, where it is no text with rows; in words."""
     start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    for magic, kind in _FOREIGN.items():
-        if head.startswith(magic) or start.startswith(magic):
-            advice = "; save the sheet as CSV (UTF-8)" if "Excel" in kind else ""
-            raise ConfigError(f"{kind}{advice}; expected text, or Parquet with the suffix .parquet")
+    return next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic) or start.startswith(magic)), None)
 
 
 def _choose_encoding(head: bytes, given: str | None) -> tuple[str, bytes | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import ModelConfig
+from lorabench.config.saved_adapter import ADAPTER_SETTINGS
 from lorabench.files import is_address
 from lorabench.models.source import model_source
 
@@ -55,8 +56,10 @@ def place_issue(config: ModelConfig) -> str | None:
     if Path(source).is_dir():
         if config.revision is not None:
             return f"--revision {config.revision}: {subject} is a folder; expected a Hub model"
-        if (Path(source) / "adapter_config.json").is_file():
+        if (Path(source) / ADAPTER_SETTINGS).is_file():
             return f"{subject}: {IS_ADAPTER}"
+        if not (Path(source) / _CONFIGURATION).is_file() and (Path(source) / "adapter" / ADAPTER_SETTINGS).is_file():
+            return f"{subject}: the folder of a run; --adapter {config.model}/adapter goes on from its adapter"
         if not (Path(source) / _CONFIGURATION).is_file():
             return f"{subject}: no {_CONFIGURATION} there; expected the folder of a model for transformers"
         return None

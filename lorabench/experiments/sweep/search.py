@@ -118,6 +118,8 @@ def read_search(file: Path) -> Search:
     """
     issues = IssueList()
     values = read_sweep_file(find_search(file), str(file), issues)
+    if not values.keys() & set(_KEYS) and values.keys() & flag_types().keys():
+        raise ConfigError(f"{file}: the configuration of a run; expected a sweep's, with method, metric, parameters")
     for key in values:
         if key not in (*_KEYS, *_OF_WANDB):
             issues.add(f"{file}: {key}: no key of a sweep file{meant(key, (*_KEYS, *_OF_WANDB))}")

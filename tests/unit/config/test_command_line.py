@@ -213,6 +213,12 @@ def test_what_a_flag_expects_is_said_in_plain_words(words: list[str], issue: str
     assert issues_of(words) == (issue,)
 
 
+def test_stray_words_are_answered_with_a_flag_of_that_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "runs/first", "new.csv"]) == EXIT_BAD_INPUT
+    said = "runs/first new.csv: belongs to no flag; expected flags, as in --run VALUE"
+    assert capsys.readouterr().err == f"lorabench predict: error: {said}\n"
+
+
 @pytest.mark.parametrize(
     ("word", "issue"),
     [

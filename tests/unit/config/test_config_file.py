@@ -94,6 +94,22 @@ def test_two_files_are_one_too_many(command: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == f"lorabench {command}: error: --config a.yaml, b.yaml: 2 files; expected one\n"
 
 
+def test_a_file_of_another_kind_is_refused_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"key_{i}: {i}" for i in range(9)]
+    path = write(tmp_path, "\n".join([*names, "epochs: 1"]))
+    said = "9 names that are no options, key_0, key_1, key_2, key_3, key_4 and 4 more; expected options by name"
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(["--config", str(path)])
+    assert str(raised.value) == f"--config {path}: {said}, as in `batch_size: 16`"
+    path = write(tmp_path, "\n".join([*names[:8], "epochs: 1"]))
+    with pytest.raises(ConfigError) as raised:
+        parse_run_config(["--config", str(path)])
+    assert len(raised.value.issues) == 8, "a few may be misspelt"
+    run = write(tmp_path, "model: minilm\nepochs: 1\n")
+    assert cli.main(["sweep", str(run)]) == 2
+    assert "the configuration of a run; expected a sweep's" in capsys.readouterr().err
+
+
 def test_flags_of_the_command_line_alone_are_no_options_of_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

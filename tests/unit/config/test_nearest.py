@@ -47,7 +47,7 @@ def test_a_flag_that_the_command_lacks_is_never_advised() -> None:
 def test_each_foreign_name_stands_for_one_thing_and_is_no_flag_of_ours() -> None:
     names = [name for names in nearest._ELSEWHERE.values() for name in names.split()] + list(nearest._SENTENCES)
     assert len(names) == len(set(names))
-    assert set(names) & RUN.keys() == {"test_file"}  # which predict calls --input
+    assert set(names) & RUN.keys() == {"test_file", "model", "adapter", "output_dir"}  # of training
     known = {*RUN, *PREDICT}
     assert {*nearest._ELSEWHERE, *(flag for flag, _ in nearest._SENTENCES.values())} <= known
 

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lorabench.data import delimited
-from lorabench.data.file_format import FileFormat
+from lorabench.data.file_format import FileFormat, list_columns
 from lorabench.data.readers import read_columns, stream_table
 from lorabench.errors import ConfigError
 from lorabench.files import file_hash
@@ -527,3 +527,17 @@ def test_a_field_beyond_the_limit_is_one_message(tmp_path: Path, monkeypatch: py
 def test_a_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_file_is_instead_is_said(tmp_path: Path) -> None:
+    pointer = tmp_path / "rows.parquet"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    with pytest.raises(ConfigError, match="not a readable Parquet file, but the pointer of a Git LFS file"):
+        read_columns("--train-file", pointer)
+    table = tmp_path / "rows.json"
+    table.write_text('{"text": ["a", "b"], "label": ["x", "y"]}')
+    with pytest.raises(ConfigError, match="one JSON object with the keys 'text', 'label'; expected an array"):
+        read_columns("--train-file", table)
+    assert list_columns(['{"text": "a"', ' "label": "x"}']).endswith(
+        "(is the file JSON? expected the suffix .json or .jsonl)"
+    )

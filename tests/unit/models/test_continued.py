@@ -202,6 +202,16 @@ def test_an_adapter_as_the_model_is_refused_with_the_flag_that_takes_it(made: di
     assert not (tmp_path / "run").exists()
 
 
+def test_the_folder_of_a_run_is_answered_with_that_of_its_adapter(made: dict[str, Path], tmp_path: Path) -> None:
+    run = made["adapter"].parent
+    with pytest.raises(ConfigError) as caught:
+        train(made, tmp_path / "run", adapter=run)
+    assert str(caught.value) == f"--adapter {run}: the folder of a run; expected {run}/adapter"
+    with pytest.raises(ConfigError) as caught:
+        train(made, tmp_path / "run", model=str(run))
+    assert str(caught.value) == f"--model {run}: the folder of a run; --adapter {run}/adapter goes on from its adapter"
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"])
 def test_lora_that_changed_the_model_below_is_refused(start: str, made: dict[str, Path], tmp_path: Path) -> None:
     adapter = change(made["adapter"], tmp_path / "adapter", init_lora_weights=start)
