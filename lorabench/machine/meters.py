@@ -163,10 +163,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def numbered(device: torch.device) -> torch.device:
-    """The device with its number, as tensors have it; a launch of one process may have left it out."""
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", torch.cuda.current_device())
+    """The device as its tensors name it: a GPU with its number, which a launch may have left out; the CPU without."""
+    if device.type != "cuda":
+        return torch.device(device.type)
+    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def process_start() -> float:
