@@ -24,6 +24,8 @@ pytestmark = [
 ]
 
 STRATEGIES = ("ddp", "zero2", "zero3", "fsdp2")
+# Tests beside this one have processes of their own on the GPU.
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 # Of a breakdown's sum from the allocator's peak.
 TOLERANCE = 0.02
 
@@ -51,7 +53,7 @@ def captured(small_llama: Path, folder: Path) -> dict[str, Any]:
 def eager(small_llama: Path, folder: Path) -> dict[str, Any]:
     """An eager run with a snapshot."""
     flags = ("--precision", "fp32", "--execution", "eager", "--memory-snapshot")
-    return train(small_llama, folder / "eager", *flags)[0]
+    return train(small_llama, folder / "eager", *flags, steps=60)[0]
 
 
 @pytest.fixture(params=["captured", "eager"])
@@ -68,7 +70,8 @@ def test_energy_is_what_a_gpu_can_draw(run: dict[str, Any]) -> None:
     assert energy["joules"] == drawn["joules"] > 0
     # Short runs: the counter is renewed a few times a second.
     assert 10 < energy["joules"] / run["train_seconds"] < 2000
-    assert energy["rows_per_joule"] == pytest.approx(12 * 16 / energy["joules"])
+    rows = run["examples_per_second"] * run["train_seconds"]
+    assert energy["rows_per_joule"] == pytest.approx(rows / energy["joules"])
 
 
 def test_a_run_has_all_phases_and_capture_lies_in_training(captured: dict[str, Any], eager: dict[str, Any]) -> None:
@@ -78,15 +81,17 @@ def test_a_run_has_all_phases_and_capture_lies_in_training(captured: dict[str, A
     assert set(eager["memory"][0]["phases"]) == {"load", "train", "eval", "save"}
 
 
-def test_this_process_and_the_others_together_are_what_the_device_has_in_use(run: dict[str, Any]) -> None:
+def test_this_process_and_those_that_were_there_before_are_what_the_device_has_in_use(run: dict[str, Any]) -> None:
     (entry,), (start,) = run["memory"], run["gpus_at_start"]
     for figures in entry["phases"].values():
-        # NVML leaves out what the driver keeps for itself.
-        assert 0 < figures["nvml_gb"] <= figures["device_gb"] + 0.1
+        # NVML leaves out what the driver keeps for itself, and is asked a moment later.
+        assert 0 < figures["nvml_gb"] < figures["device_gb"] + 0.5
     figures = entry["phases"]["train"]
     if figures["process_gb"] is None or start["others"] is None:
         pytest.skip("the driver hides the numbers of processes")
-    assert figures["process_gb"] >= entry["phases"]["load"]["reserved_gb"]
+    assert entry["phases"]["load"]["reserved_gb"] <= figures["process_gb"] <= figures["nvml_gb"] + 0.1
+    if PARALLEL:
+        return  # others come and go
     others = sum(other["gb"] or 0.0 for other in start["others"])
     assert figures["process_gb"] + others == pytest.approx(figures["nvml_gb"], rel=0.1, abs=0.3)
 
@@ -153,8 +158,9 @@ def test_two_ranks_count_the_energy_of_one_gpu_once(small_llama: Path, tmp_path:
     by_gpu = {entry["uuid"]: max(e["joules"] for e in ranks if e["uuid"] == entry["uuid"]) for entry in ranks}
     assert run["energy"]["joules"] == pytest.approx(sum(by_gpu.values()))
     assert len(by_gpu) == min(2, torch.cuda.device_count())
-    # Ranks of one launch are nobody else.
-    assert not [entry for entry in run["gpus_at_start"] if entry["others"] and len(entry["others"]) > 1]
+    # Ranks of one launch are nobody else; this process, which has started them, may be.
+    known = [other["pid"] for entry in run["gpus_at_start"] for other in entry["others"] or ()]
+    assert PARALLEL or set(known) <= {os.getpid()}
 
 
 @pytest.mark.multi_gpu
