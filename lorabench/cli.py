@@ -67,6 +67,8 @@ class TableOptions(ConfigOption):
     """Let --output replace a file; never one of a run's own."""
     reported: bool = False
     """Add the figures that were reported for the original experiments."""
+    memory: bool = False
+    """Show each phase of each GPU instead, what the peak of training is made of, and the plan where a run has one."""
     sort: str | None = None
     """Order by a column, as f1, train_seconds, memory_gb, model or run: any of --format csv."""
     descending: bool = False

@@ -14,7 +14,7 @@ FREE_FIELDS = frozenset(
     {
         *("run.resume", "run.output_dir", "run.keep_checkpoints", "run.track", "run.logging_steps"),
         *("run.track_project", "run.track_name", "run.track_tags", "run.track_group"),
-        *("run.on_oom", "run.gpu_memory_limit", "optim.execution"),
+        *("run.on_oom", "run.gpu_memory_limit", "run.memory_snapshot", "optim.execution"),
         *("optim.batch_size", "optim.eval_batch_size", "optim.gradient_accumulation"),
         *("model.gradient_checkpointing", "data.train_file", "data.validation_file", "data.test_file"),
     }

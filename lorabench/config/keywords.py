@@ -95,6 +95,7 @@ class Flags(TypedDict, total=False):
     keep_checkpoints: int
     on_oom: OnOutOfMemory
     gpu_memory_limit: float | None
+    memory_snapshot: bool
     track: Tracker
     track_project: str
     track_name: str | None

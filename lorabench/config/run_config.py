@@ -202,6 +202,9 @@ class RunOptions:
     (one process and data parallel; the effective batch and the loss stay), `stop` ends the run."""
     gpu_memory_limit: float | None = None
     """GB (10^9 bytes) of each GPU that the run may take, to try out a smaller card."""
+    memory_snapshot: bool = False
+    """Record every allocation of GPU memory: per rank a snapshot for pytorch.org/memory_viz and a picture over time,
+    in OUTPUT_DIR/memory. A lack of memory is in them, too."""
     track: Tracker = "none"
     """Experiment tracker; wandb runs offline without an API key."""
     track_project: str = "lorabench"

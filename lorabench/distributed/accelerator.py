@@ -12,6 +12,7 @@ from lorabench.config.run_config import RunConfig
 from lorabench.distributed.strategies import running_engine
 from lorabench.errors import ConfigError
 from lorabench.launch.request import LaunchRequest
+from lorabench.machine.gpus import limit_issues
 from lorabench.machine.network import choose_interface
 from lorabench.machine.precision import resolve_precision
 from lorabench.units import GB
@@ -85,12 +86,12 @@ def _take_device(memory_limit_gb: float | None) -> None:
         )
     # Before the process group exists, or every rank would open a context on the first GPU.
     torch.cuda.set_device(local_rank)
-    if memory_limit_gb is None:
-        return
-    total = torch.cuda.get_device_properties(local_rank).total_memory
-    if memory_limit_gb * GB > total:
-        raise ConfigError(f"--gpu-memory-limit {memory_limit_gb:g}: this GPU has {total / GB:.1f} GB")
-    torch.cuda.set_per_process_memory_fraction(memory_limit_gb * GB / total)
+    issues = limit_issues(memory_limit_gb, asked)
+    if issues:
+        raise ConfigError(issues)
+    if memory_limit_gb is not None:
+        total = torch.cuda.get_device_properties(local_rank).total_memory
+        torch.cuda.set_per_process_memory_fraction(memory_limit_gb * GB / total)
 
 
 def verify_launch(request: LaunchRequest, accelerator: Accelerator, precision: str) -> None:

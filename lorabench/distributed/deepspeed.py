@@ -83,6 +83,11 @@ class DeepSpeed(Strategy):
     ) -> Gradients:
         return DeepSpeedGradients(model, self.accelerator.num_processes, max_grad_norm)
 
+    def held_parts(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        # Beside its part, a rank keeps small parameters whole between their uses.
+        part = getattr(tensor, "ds_tensor", None)
+        return [tensor] if part is None else [part, tensor]
+
     @contextmanager
     def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:
         if not self.splits_weights:

@@ -62,6 +62,9 @@ class FullyShard(Strategy):
     ) -> Gradients:
         return ShardedGradients(self.accelerator, model, optimizer, max_grad_norm)
 
+    def held_parts(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        return [tensor.to_local()] if isinstance(tensor, DTensor) else [tensor]
+
     @contextmanager
     def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:
         """Inside, parameters are split, also where a forward pass has left them whole: what is written into the whole

@@ -129,6 +129,10 @@ class Strategy(ABC):
         """The same over a buffer that others fill, where ranks do not meet in a step."""
         raise TypeError(f"{self.name} keeps gradients of its own")
 
+    def held_parts(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """What this rank holds of a parameter, a gradient or a moment: where it is split, its own part."""
+        return [tensor]
+
     @contextmanager
     def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:
         """Inside, trainable parameters of `model` that this strategy splits are whole, or can be made whole one by one

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorabench.errors import ConfigError
+from lorabench.units import GB
 
 _TRUE = ("1", "t", "true", "y", "yes", "on")
 
@@ -38,6 +39,23 @@ def list_gpus() -> list[Gpu]:
         return []
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [Gpu(item.name, item.total_memory) for item in properties]
+
+
+def limit_issues(limit_gb: float | None, ranks: int) -> list[str]:
+    """What is wrong with `--gpu-memory-limit`: a card cannot behave like a larger one.
+
+    Args:
+        ranks: of this machine; each takes one of the first GPUs, and all hear of every card, so that the one that
+            speaks can say it.
+    """
+    if limit_gb is None:
+        return []
+    small = [(number, gpu) for number, gpu in enumerate(list_gpus()[:ranks]) if limit_gb * GB > gpu.total_bytes]
+    return [
+        f"--gpu-memory-limit {limit_gb:g}: GPU {number} ({gpu.name}) has {gpu.total_bytes / GB:.1f} GB; expected at "
+        "most that"
+        for number, gpu in small[:1]
+    ]
 
 
 def driver_version() -> str | None:

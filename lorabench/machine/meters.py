@@ -1,5 +1,6 @@
 """Memory and time of this process. Local numbers only: what happens across ranks is said in `ranks`."""
 
+import os
 import resource
 import socket
 import sys
@@ -12,42 +13,77 @@ from typing import Any
 import psutil
 import torch
 
+from lorabench.machine.energy import EnergyMeter
 from lorabench.machine.launcher_process import launch_start
+from lorabench.machine.nvml import NvmlGpu
 from lorabench.units import GB
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a phase, in seconds since the epoch."""
+
+    phase: str
+    start: float
+    end: float
 
 
 @dataclass
 class MemoryMonitor:
-    """Peaks of each phase (load, train, eval), from the allocator's own counters; nothing is polled.
+    """Peaks of each phase (load, capture, train, eval, save), from the allocator's own counters; nothing is polled.
 
     Attributes:
         device: the device that this rank computes on.
-        phases: phase -> {allocated_gb, reserved_gb, device_gb, rss_gb}, GB = 1e9 bytes, None where it does not apply.
-            Allocated and reserved are peaks of PyTorch's allocator within the phase; device is what the whole device
-            had in use, other processes included, at the phase's end; rss is the process's high-water mark so far.
+        phases: phase -> {allocated_gb, reserved_gb, device_gb, nvml_gb, process_gb, rss_gb}, GB = 1e9 bytes, None
+            where it does not apply. Allocated and reserved are peaks of PyTorch's allocator within the phase, those of
+            a phase inside it included (capture lies in train). The others are taken where the phase ends: device is
+            what the whole device has in use, as CUDA says; nvml the same by the driver, without what that keeps for
+            itself; process is this process's share of it; rss is the process's high-water mark so far.
+        gpu: the device as its driver sees it, if it does.
+        limit_gb: what the run may take of it; None for all.
+        spans: the stretches that are through.
+        breakdown: what stood at the peak of training; None until it is known.
     """
 
     device: torch.device
     phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    gpu: NvmlGpu | None = None
+    limit_gb: float | None = None
+    spans: list[Span] = field(default_factory=list)
+    breakdown: dict[str, Any] | None = None
+    _open: list[str] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure a stretch of work; stretches of one name add up to one maximum. Also recorded if the work fails."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._take_stock()  # what the phase around this one has had so far is its own
+        self._open.append(name)
+        start = time.time()
         try:
             yield
         finally:
-            self.merge({name: self.read()})
+            self._take_stock()
+            self._open.pop()
+            self.spans.append(Span(name, start, time.time()))
+
+    def _take_stock(self) -> None:
+        """Give the figures since the last time to all phases that are open, and count anew."""
+        if self._open:
+            figures = {**self.read(), **self.read_driver()}
+            self.merge(dict.fromkeys(self._open, figures))
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def merge(self, phases: Mapping[str, Mapping[str, float | None]]) -> None:
         """Keep the larger of what is known and `phases`, figure by figure."""
         for name, figures in phases.items():
             known = self.phases.get(name, {})
-            self.phases[name] = {key: _largest(known.get(key), value) for key, value in figures.items()}
+            self.phases[name] = {
+                key: _largest(known.get(key), figures.get(key)) for key in dict.fromkeys((*known, *figures))
+            }
 
     def read(self) -> dict[str, float | None]:
-        """The figures now."""
+        """The figures now, but for those that the driver has to be asked for."""
         reading: dict[str, float | None] = dict.fromkeys(("allocated_gb", "reserved_gb", "device_gb"))
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
@@ -58,6 +94,24 @@ class MemoryMonitor:
             }
         return {**reading, "rss_gb": peak_rss_bytes() / GB}
 
+    def read_driver(self) -> dict[str, float | None]:
+        """What the driver says now; it takes milliseconds, so phases ask once, at their end."""
+        used = None if self.gpu is None else self.gpu.used_bytes()
+        return {
+            "nvml_gb": None if used is None else used / GB,
+            "process_gb": None if (own := self.process_bytes()) is None else own / GB,
+        }
+
+    def process_bytes(self) -> int | None:
+        """This process's share of the device, its CUDA context included; None where the driver does not know it.
+
+        In a container the driver may number processes as the host does, or hide them: a share that is smaller than
+        what this process's allocator holds is another one's.
+        """
+        processes = None if self.gpu is None else self.gpu.processes()
+        own = next((process.used_bytes for process in processes or () if process.pid == os.getpid()), None)
+        return None if own is None or own < torch.cuda.memory_reserved(self.device) else own
+
     def to_json(self, rank: int) -> dict[str, Any]:
         """This rank's entry of the record's `memory` list."""
         is_cuda = self.device.type == "cuda"
@@ -66,8 +120,11 @@ class MemoryMonitor:
             "host": socket.gethostname(),
             "device": str(self.device) if is_cuda else "cpu",
             "device_name": torch.cuda.get_device_name(self.device) if is_cuda else None,
+            "uuid": None if self.gpu is None else self.gpu.uuid,
             "capacity_gb": torch.cuda.mem_get_info(self.device)[1] / GB if is_cuda else None,
+            "limit_gb": self.limit_gb,
             "phases": self.phases,
+            "breakdown": self.breakdown,
         }
 
 
@@ -101,9 +158,15 @@ def free_bytes(device: torch.device) -> int | None:
     allocated = torch.cuda.memory_allocated(device)
     unused = torch.cuda.memory_reserved(device) - allocated
     # Unlike the others, this one takes no device without a number.
-    number = torch.cuda.current_device() if device.index is None else device.index
-    allowed = int(torch.cuda.get_per_process_memory_fraction(number) * total)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(numbered(device).index) * total)
     return max(0, min(free + unused, allowed - allocated))
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The device as its tensors name it: a GPU with its number, which a launch may have left out; the CPU without."""
+    if device.type != "cuda":
+        return torch.device(device.type)
+    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def process_start() -> float:
@@ -126,14 +189,19 @@ class Stopwatch:
     not count; or of the model's construction.
 
     The device is synchronised at both edges, and nowhere between.
+
+    Attributes:
+        energy: what the device draws meanwhile.
     """
 
     device: torch.device
     seconds: float = 0.0
+    energy: EnergyMeter = field(default_factory=lambda: EnergyMeter(None))
     _started: float | None = None
 
     def start(self) -> None:
         synchronize(self.device)
+        self.energy.start()
         self._started = time.perf_counter()
 
     def stop(self) -> None:
@@ -143,6 +211,7 @@ class Stopwatch:
         synchronize(self.device)
         self.seconds += time.perf_counter() - self._started
         self._started = None
+        self.energy.stop()
 
     def read(self) -> float:
         """Seconds so far, without a synchronisation: a running watch may be ahead of the device."""

@@ -179,6 +179,17 @@ def hold_plainly(base: nn.Module) -> None:
             layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
 
 
+def packed_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """The 4-bit weight that a layer holds itself, and its scales; empty for other layers."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    state: Any = getattr(weight, "quant_state", None) or module.__dict__.get("quant_state")
+    if weight is None or state is None:
+        return []
+    # The scales are quantised once more, with a mean and scales of their own.
+    scales = [tensor for part in (state, state.state2) if part is not None for tensor in (part.absmax, part.code)]
+    return [weight, *scales, *([] if state.offset is None else [state.offset])]
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether a layer holds its own weight in 4 bits; PEFT's wrapper of such a layer only refers to it."""
     own = dict(module.named_parameters(recurse=False))

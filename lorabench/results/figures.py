@@ -15,7 +15,11 @@ from lorabench.harmless import csv_cell, printable
 from lorabench.results.calibration import FITTED
 from lorabench.results.run_folder import calibration_of, lookup, number_at
 
-PHASES = ("load", "train", "eval")
+PHASES = ("load", "capture", "train", "eval", "save")
+"""Of a run, as its record may have them; capture is a part of train."""
+USUAL_PHASES = ("load", "train", "eval")
+"""Those that a whole run has had since there are records."""
+JOULES_PER_WH = 3600
 Figures = dict[str, Any]
 
 # Where a column stands in the record: texts, and numbers with their unit in the name.
@@ -76,6 +80,9 @@ def run_figures(record: Mapping[str, Any], run: str, status: str | None) -> Figu
     entries = rank_memory(record)
     known = [gigabytes for _, gigabytes in entries if gigabytes is not None]
     figures["memory_gb"] = max(known) if known and len(known) == len(entries) else None
+    joules = number_at(record, "energy", "joules")
+    figures["energy_wh"] = None if joules is None else joules / JOULES_PER_WH
+    figures["rows_per_joule"] = number_at(record, "energy", "rows_per_joule")
     figures |= {f"memory_gb_{label.lower()}": gigabytes for label, gigabytes in entries}
     rest = [name for name in figures if name not in _ORDER and name not in ("started_at", "error")]
     return {name: figures[name] for name in (*_ORDER, *rest, "started_at", "error")}
@@ -116,6 +123,18 @@ def device_of(index: int, entry: Mapping[str, Any]) -> tuple[str, str]:
     rank = number_at(entry, "rank")
     number = int(index if rank is None else rank) + 1
     return (f"CPU{number}", "rss_gb") if on_cpu else (f"GPU{number}", "reserved_gb")
+
+
+def usable_gb(entry: Mapping[str, Any]) -> float | None:
+    """What a run may take of a rank's GPU: its capacity, or less where it was limited."""
+    known = [value for key in ("capacity_gb", "limit_gb") if (value := number_at(entry, key)) is not None]
+    return min(known, default=None)
+
+
+def phases_of(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The phases to show of some ranks: the usual ones, and others that one of them has."""
+    found = {name for entry in entries for name in lookup(entry, "phases") or ()}
+    return [phase for phase in PHASES if phase in USUAL_PHASES or phase in found]
 
 
 def select(runs: Iterable[Figures], where: Sequence[str]) -> list[bool]:

@@ -60,10 +60,21 @@ _MEMORY = _Object(
         "host": _text,
         "device": _text,
         "device_name": _text,
+        "uuid": _text,
         "capacity_gb": _number,
+        "limit_gb": _number,
         "phases": _Object(others=_Object(others=_number)),
+        "breakdown": _Object({"phase": _text, "frozen_gb": _Object(others=_number)}, others=_number),
     }
 )
+_PROCESS = _Object({"pid": _count, "name": _text, "gb": _number})
+_GPU_AT_START = _Object(
+    {"rank": _count, "host": _text, "uuid": _text, "in_use_gb": _number, "others": _List(_PROCESS)}
+)
+_DRAWN = _Object({"rank": _count, "host": _text, "uuid": _text, "joules": _number, "source": _text})
+_ENERGY = _Object({"joules": _number, "rows_per_joule": _number, "ranks": _List(_DRAWN)})
+_PLANNED = _Object(dict.fromkeys(("low_gb", "expected_gb", "high_gb"), _number))
+_PLAN = _Object({"per_gpu": _List(_Object({"rank": _count, "phases": _Object(others=_PLANNED)}))})
 RECORD = _Object(
     {
         "schema_version": _count,
@@ -106,7 +117,10 @@ RECORD = _Object(
             }
         ),
         "history": _List(_SCORES),
+        "gpus_at_start": _List(_GPU_AT_START),
         "memory": _List(_MEMORY),
+        "energy": _ENERGY,
+        "plan": _PLAN,
         "resumed": _List(_Object()),
         **dict.fromkeys((*_NUMBERS, *_RATES), _number),
     }

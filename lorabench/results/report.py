@@ -16,6 +16,7 @@ from rich.console import Console
 
 from lorabench.errors import ConfigError, IssueList
 from lorabench.harmless import printable
+from lorabench.results import sheets
 from lorabench.results.amounts import format_count, format_gb, format_score, format_seconds, three_digits
 from lorabench.results.figures import (
     Figures,
@@ -28,6 +29,7 @@ from lorabench.results.figures import (
     to_csv,
     to_json,
 )
+from lorabench.results.memory_table import memory_figures, memory_sheets
 from lorabench.results.outputs import output_issues, writing_output
 from lorabench.results.ownership import present_status
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
@@ -145,6 +147,7 @@ class TableForm:
         reported: also list the figures published for the original experiments.
         sort: a column of `run_figures`; None leaves runs as they were found.
         where: conditions, see `figures.select`.
+        memory: show each phase of each GPU instead, see `memory_table`.
     """
 
     format: TableFormat = "auto"
@@ -154,10 +157,13 @@ class TableForm:
     sort: str | None = None
     descending: bool = False
     where: tuple[str, ...] = ()
+    memory: bool = False
 
     def issues(self) -> list[str]:
         """What keeps it from being written, one sentence each."""
         issues = order_issues(self.sort, self.descending)
+        if self.memory and self.reported:
+            issues.append("--reported: no phases were reported for the original experiments; expected no --memory")
         if self.output is None:
             return [*issues, "--overwrite: expected --output with a file to write"] if self.overwrite else issues
         if self.format == "auto" and self.output.suffix.lower() not in (*FORM_BY_SUFFIX, ".txt"):
@@ -195,11 +201,19 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
     if issues:
         raise ConfigError(issues)
     runs = choose_runs(read_runs(paths, "lorabench table"), form.where, form.sort, form.descending)
-    rows, figures = rows_and_figures(runs, form.reported)
-    if form.chosen == "terminal" and form.output is None:
-        render_terminal(rows, Console())
-        return
-    text = table_text(form.chosen, rows, figures)
+    on_terminal = form.chosen == "terminal" and form.output is None
+    if form.memory:
+        phases = [(run.name, run.record) for run in runs]
+        if on_terminal:
+            sheets.print_sheets(memory_sheets(phases), Console())
+            return
+        text = memory_text(form.chosen, phases)
+    else:
+        rows, figures = rows_and_figures(runs, form.reported)
+        if on_terminal:
+            render_terminal(rows, Console())
+            return
+        text = table_text(form.chosen, rows, figures)
     if form.output is None:
         sys.stdout.write(text)
         return
@@ -230,6 +244,24 @@ def table_text(form: OutputFormat, rows: Sequence[TableRow], figures: Sequence[F
     if form == "csv":
         return to_csv(figures)
     return to_json(figures) if form == "json" else _FORMS[form](rows)
+
+
+def memory_text(form: OutputFormat, runs: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The memory of each phase in one of the table's forms, `terminal` without colours.
+
+    Args:
+        runs: name and record.
+    """
+    if form in ("csv", "json"):
+        figures = memory_figures(runs)
+        return to_csv(figures) if form == "csv" else to_json(figures)
+    found = memory_sheets(runs)
+    if form == "latex":
+        return sheets.to_latex(found)
+    title = "Memory of each phase"
+    if form == "markdown":
+        return sheets.to_markdown(title, found)
+    return sheets.to_html(title, found) if form == "html" else sheets.to_text(found)
 
 
 @dataclass(frozen=True, kw_only=True)

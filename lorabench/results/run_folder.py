@@ -28,12 +28,17 @@ TEST_PREDICTIONS_FILE = "test_predictions.csv"
 VALIDATION_PREDICTIONS_FILE = "validation_predictions.csv"
 CHECKPOINTS_FOLDER = "checkpoints"
 ADAPTER_FOLDER = "adapter"
+MEMORY_FOLDER = "memory"
+"""What `--memory-snapshot` writes: `snapshot_rank0.pickle` and `timeline_rank0.png`, ..."""
 PREVIOUS_ADAPTER = f".{ADAPTER_FOLDER}.previous"
 """Where the adapter is while a better one takes its place."""
 ADAPTER_STAGING = f".{ADAPTER_FOLDER}.writing"
 _PREDICTIONS = (VALIDATION_PREDICTIONS_FILE, TEST_PREDICTIONS_FILE)
 OWN_NAMES = frozenset(
-    {RUN_FILE, CONFIG_FILE, METRICS_FILE, CURVES_FILE, *_PREDICTIONS, CHECKPOINTS_FOLDER, ADAPTER_FOLDER, *TRACKERS}
+    {
+        *(RUN_FILE, CONFIG_FILE, METRICS_FILE, CURVES_FILE, *_PREDICTIONS),
+        *(CHECKPOINTS_FOLDER, ADAPTER_FOLDER, MEMORY_FOLDER, *TRACKERS),
+    }
 )
 """Files and folders that a run writes into its folder, beside some whose names begin with a dot."""
 

@@ -8,7 +8,7 @@ from lorabench.harmless import printable
 from lorabench.results.amounts import format_count, format_gb, format_rate, format_score, format_seconds, three_digits
 from lorabench.results.calibration import calibration_lines
 from lorabench.results.class_table import class_lines, meaning_line
-from lorabench.results.figures import PHASES, device_of, ranks_of
+from lorabench.results.figures import JOULES_PER_WH, device_of, phases_of, ranks_of
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import UNKNOWN
 
@@ -35,6 +35,7 @@ def summary_lines(run: Mapping[str, Any]) -> list[str]:
         f" {format_rate(number_at(run, 'tokens_per_second'))} tokens/s without padding;"
         f" padding {UNKNOWN if padding is None else f'{padding:.1f} %'}",
     ]
+    lines += _energy_line(run)
     lines += [_memory_line(index, entry) for index, entry in enumerate(ranks_of(run))]
     return [printable(line) for line in lines]
 
@@ -63,9 +64,20 @@ def _best_epoch_line(run: Mapping[str, Any]) -> str:
     return line if None in (ran, asked) or ran == asked else f"{line} ({format_count(asked)} asked for)"
 
 
+def _energy_line(run: Mapping[str, Any]) -> list[str]:
+    """What the GPUs drew; nothing where that is not known, as on the CPU."""
+    joules, rate = (number_at(run, "energy", name) for name in ("joules", "rows_per_joule"))
+    if joules is None:
+        return []
+    rows = UNKNOWN if rate is None else three_digits(rate)
+    return [f"energy     {three_digits(joules / JOULES_PER_WH)} Wh for training, by all GPUs together; {rows} rows/J"]
+
+
 def _memory_line(index: int, entry: Mapping[str, Any]) -> str:
     label, figure = device_of(index, entry)
     kind = "resident" if figure == "rss_gb" else "reserved"
-    phases = ", ".join(f"{phase} {format_gb(number_at(entry, 'phases', phase, figure))}" for phase in PHASES)
+    phases = ", ".join(
+        f"{phase} {format_gb(number_at(entry, 'phases', phase, figure))}" for phase in phases_of([entry])
+    )
     where = ", ".join(str(entry[key]) for key in ("host", "device_name") if entry.get(key))
     return f"memory     {label}: {phases} ({kind}{', ' if where else ''}{where})"

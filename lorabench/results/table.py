@@ -130,8 +130,7 @@ def footnotes(rows: Sequence[TableRow]) -> list[str]:
     entries = [entry for row in rows for entry in row.memory]
     if any(entry.startswith("GPU") for entry in entries):
         notes.append(
-            "Memory: peak memory reserved by PyTorch's allocator, per GPU; the largest of load, train and eval."
-            " GB = 10^9 bytes."
+            "Memory: peak memory reserved by PyTorch's allocator, per GPU; the largest of all phases. GB = 10^9 bytes."
         )
     if any(entry.startswith("CPU") for entry in entries):
         notes.append("CPU memory: largest resident memory of the process. GB = 10^9 bytes.")

@@ -10,7 +10,14 @@ from lorabench.harmless import printable
 from lorabench.results.class_table import name_cells
 from lorabench.results.curves import draw_curves
 from lorabench.results.report import table_row
-from lorabench.results.run_folder import CONFIG_FILE, CURVES_FILE, METRICS_FILE, TEST_PREDICTIONS_FILE, read_metrics
+from lorabench.results.run_folder import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    MEMORY_FOLDER,
+    METRICS_FILE,
+    TEST_PREDICTIONS_FILE,
+    read_metrics,
+)
 from lorabench.results.summary import summary_lines
 from lorabench.results.table import render_terminal
 from lorabench.training.data_notes import data_lines, source_lines
@@ -108,5 +115,5 @@ def show_results(keeper: RecordKeeper) -> None:
     print()
     if record["model"]["weights"] == "random":
         print("random weights: no adapter was saved, since it would fit no real model")
-    names = ("run.json", CONFIG_FILE, METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE)
+    names = ("run.json", CONFIG_FILE, METRICS_FILE, CURVES_FILE, "adapter", TEST_PREDICTIONS_FILE, MEMORY_FOLDER)
     print("\n".join(printable(f"wrote {folder / name}") for name in names if (folder / name).exists()), flush=True)

@@ -211,6 +211,7 @@ class Continuation:
             "random": {"cpu": random.cpu, "cuda": random.cuda},
             "throughput": asdict(self._progress.throughput),
             "seconds": self._progress.watch.seconds,
+            "joules": self._progress.watch.energy.joules,
             "memory": self._memory.phases,
             "packs": self._built.execution.state(),
         }
@@ -221,6 +222,8 @@ class Continuation:
         # Time is the slowest rank's whoever reports it; counts add up over ranks, so each goes to one rank only.
         progress.watch.seconds = max(rank["seconds"] for rank in ranks)
         own = [rank for i, rank in enumerate(ranks) if i % self._setting.ranks.world_size == mine]
+        for rank in own:
+            progress.watch.energy.add(rank.get("joules"))
         totals = {name: sum(rank["throughput"][name] for rank in own) for name in asdict(progress.throughput)}
         progress.throughput = Throughput(**totals)
         if len(ranks) != self._setting.ranks.world_size:

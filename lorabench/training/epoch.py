@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,8 @@ def train_epoch(job: Job, progress: Progress) -> bool:
     for window in job.built.plan.epoch(epoch, first):
         learning_rate = job.built.schedule.get_last_lr()[0]
         try:
-            outcome = job.built.execution.step(window)
+            with job.memory.phase("capture") if captures(job, progress) else nullcontext():
+                outcome = job.built.execution.step(window)
         except RunError as error:
             if not isinstance(error, RankError | PeerLostError):
                 drain(job, progress, pending)  # every rank is here
@@ -76,6 +78,11 @@ def train_epoch(job: Job, progress: Progress) -> bool:
     drain(job, progress, pending)
     progress.watch.stop()
     return stopping
+
+
+def captures(job: Job, progress: Progress) -> bool:
+    """Whether the next step is the one in which packs are laid out, compiled and captured: a launch's first."""
+    return job.built.execution.name == "captured" and progress.first_step_seconds is None
 
 
 def drain(job: Job, progress: Progress, pending: list[Pending]) -> None:

@@ -89,8 +89,15 @@ def finish_epoch(job: Job, progress: Progress) -> None:
     if is_better(record, progress.best, metric):
         by_class = score_split_classes(job, logits, job.inputs.collators["validation"].data.labels)
         progress.best = {**record, "metric": metric, "value": record_value(record, metric), **by_class}
-        job.best.save(record, logits)
-    job.checkpoints.save()
+        with job.memory.phase("save"):
+            job.best.save(record, logits)
+    save(job)
+
+
+def save(job: Job) -> None:
+    """Write a checkpoint. A collective call."""
+    with job.memory.phase("save"):
+        job.checkpoints.save()
 
 
 def is_out_of_patience(job: Job, progress: Progress) -> bool:
@@ -113,7 +120,7 @@ def stop_if_asked(job: Job) -> None:
 
 def save_and_stop(job: Job) -> NoReturn:
     """Save a checkpoint and raise `RunInterrupted`. A collective call."""
-    job.checkpoints.save()
+    save(job)
     raise RunInterrupted(job.stop_signal() or signal.SIGTERM)
 
 

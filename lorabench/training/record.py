@@ -1,9 +1,10 @@
 """The record of a run: what `run.json` says, and when it is written."""
 
 import shlex
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -164,7 +165,9 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "calibration": None,
         "history": [],
         "test": None,
+        "gpus_at_start": [],
         "memory": [],
+        "energy": None,
     }
 
 
@@ -219,8 +222,17 @@ def execution_facts(model: Mapping[str, Any], ranks: Ranks, built: Built) -> dic
 
 
 def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) -> dict[str, Any]:
-    """What was measured: the slowest rank's time, the sum of counts, every rank's memory. A collective call."""
+    """What was measured: the slowest rank's time, the sum of counts, every rank's memory and energy. A collective
+    call."""
     ranks = setting.ranks
+    meter = progress.watch.energy
+    drawn = {
+        "rank": ranks.rank,
+        "host": socket.gethostname(),
+        "uuid": memory.gpu and memory.gpu.uuid,
+        "joules": meter.joules,
+        "source": meter.source,
+    }
     counted = progress.throughput
     rows, tokens, padded = ranks.sum_numbers([counted.rows, counted.tokens, counted.padded_tokens])
     seconds = ranks.max_number(progress.watch.seconds)
@@ -230,4 +242,21 @@ def measurements(setting: Setting, progress: Progress, memory: MemoryMonitor) ->
         "tokens_per_second": tokens / seconds if seconds else None,
         "padding_percent": 100 * (1 - tokens / padded) if padded else None,
         "memory": ranks.gather(memory.to_json(ranks.rank)),
+        "energy": energy_facts(ranks.gather(drawn), rows),
     }
+
+
+def energy_facts(drawn: Sequence[Mapping[str, Any]], rows: float) -> dict[str, Any]:
+    """What the GPUs of a run drew while it trained; ranks on one GPU have both read the whole of it.
+
+    Args:
+        drawn: by rank: host, uuid, joules, source.
+        rows: that all ranks trained on meanwhile.
+    """
+    by_gpu: dict[Any, list[float]] = {}
+    for entry in drawn:
+        readings = by_gpu.setdefault((entry["host"], entry["uuid"]), [])
+        readings += [] if entry["joules"] is None else [entry["joules"]]
+    known = all(by_gpu.values())
+    joules = sum(max(readings) for readings in by_gpu.values()) if known else None
+    return {"joules": joules, "rows_per_joule": rows / joules if joules else None, "ranks": list(drawn)}

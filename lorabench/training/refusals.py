@@ -7,7 +7,7 @@ from lorabench.config.checks import batch_issues, is_one_machine, looks_into_out
 from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
-from lorabench.machine.gpus import gpus_hidden, list_gpus
+from lorabench.machine.gpus import gpus_hidden, limit_issues, list_gpus
 from lorabench.models.folder import folder_issues
 from lorabench.results.run_folder import read_run
 from lorabench.training.provenance import check_start
@@ -41,6 +41,9 @@ def _check_device(config: RunConfig) -> None:
     use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
     if limit is not None and not use_cuda:
         raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
+    issues = limit_issues(limit, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    if issues:
+        raise ConfigError(issues)
     if not fp16:
         return
     from lorabench.machine.precision import resolve_precision

@@ -17,7 +17,9 @@ from lorabench.config.run_config import RunConfig
 from lorabench.data.task import TaskData
 from lorabench.distributed.setting import Setting, enter_launch
 from lorabench.errors import ConfigError
+from lorabench.machine.energy import EnergyMeter
 from lorabench.machine.meters import MemoryMonitor, Stopwatch
+from lorabench.machine.nvml import find_gpu
 from lorabench.models.source import fingerprint_files
 from lorabench.packed.choice import check_execution
 from lorabench.results.ownership import Ownership
@@ -38,8 +40,11 @@ from lorabench.training.assembly import Built, Inputs, build, prepare_inputs
 from lorabench.training.best import BestAdapter
 from lorabench.training.continuation import Continuation, find_savepoint
 from lorabench.training.failures import recorded
+from lorabench.training.gpu_survey import survey_gpus, survey_notes
 from lorabench.training.job import Job, Progress
 from lorabench.training.loop import predict, score_split, score_split_classes, train
+from lorabench.training.memory_snapshot import memory_recorded, snapshot_notes
+from lorabench.training.peak import TrainingPeak
 from lorabench.training.prediction import write_predictions
 from lorabench.training.provenance import adapter_notes
 from lorabench.training.record import (
@@ -90,16 +95,49 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
         RunError: the run failed; `run.json` says so.
     """
     config, ranks = setting.config, setting.ranks
+    gpu = find_gpu(ranks.device)
+    survey = survey_gpus(ranks, gpu)
     savepoint = find_savepoint(setting, inputs, folder) if config.run.resume else None
-    keeper = RecordKeeper(folder, ranks.rank, first_record(setting, inputs, folder, savepoint), setting.began)
+    first = {**first_record(setting, inputs, folder, savepoint), "gpus_at_start": survey}
+    keeper = RecordKeeper(folder, ranks.rank, first, setting.began)
     keeper.write_config(config)
     if ranks.is_main:
         device = {"cuda": "GPU", "cpu": "the CPU"}[ranks.device.type]
         with recorded(setting, keeper, loading=True):
-            notes = [*config_notes(config), *adapter_notes(config.model)]
+            notes = [*config_notes(config), *adapter_notes(config.model), *survey_notes(survey)]
+            notes += snapshot_notes(setting)
             print("\n".join(opening_lines(keeper, device, notes)), flush=True)
-    memory, progress = MemoryMonitor(ranks.device), Progress(Stopwatch(ranks.device))
-    built = load(setting, inputs, keeper, memory)
+    memory = MemoryMonitor(ranks.device, gpu=gpu, limit_gb=config.run.gpu_memory_limit)
+    progress = Progress(Stopwatch(ranks.device, energy=EnergyMeter(gpu)))
+    with memory_recorded(setting, folder, memory) as known:
+        built = load(setting, inputs, keeper, memory)
+        peak = TrainingPeak(setting.strategy, built.classifier, built.optimizer, memory)
+        known.held = peak.held
+        train_and_prove(setting, inputs, built, keeper, savepoint, progress, memory, peak)
+    keeper.complete()
+    if ranks.is_main:
+        draw(keeper)
+        show_results(keeper)
+    return keeper.record
+
+
+def train_and_prove(
+    setting: Setting,
+    inputs: Inputs,
+    built: Built,
+    keeper: RecordKeeper,
+    savepoint: Savepoint | None,
+    progress: Progress,
+    memory: MemoryMonitor,
+    peak: TrainingPeak,
+) -> None:
+    """Train, prove that the best adapter was saved, predict the test rows, and record what was measured.
+
+    Args:
+        progress: of a run that begins; filled as it goes.
+        peak: says what stood on the GPU at the peak of training.
+    """
+    ranks, folder = setting.ranks, keeper.folder
     with open_sinks(setting, keeper, built.total_steps) as sink, recorded(setting, keeper):
         stop = StopSignal()
         best = BestAdapter(setting, inputs, built, folder)
@@ -111,12 +149,16 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
             with stop.listening():
                 train(job, progress)
         finally:
+            progress.watch.energy.stop()  # where training failed it runs on
+            memory.breakdown = peak.breakdown()
             # A run that fails keeps the evaluations that it had, and this rank's memory.
             keeper.record.update(what_was_done(keeper.record, ranks.rank, built, progress, memory))
         best.check_movement(progress)
-        adapter = best.restore()
+        with memory.phase("eval"):
+            adapter = best.restore()
         fitted = fit_calibration(setting, inputs, best.validation_logits)
-        test, applied = finish_test(job, folder, fitted)
+        with memory.phase("eval"):
+            test, applied = finish_test(job, folder, fitted)
         calibration = None if fitted is None else {**fitted.to_json(), "test": applied}
         if progress.best is not None:
             best.write_card(progress.best, calibration)
@@ -124,11 +166,6 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
         measured = measurements(setting, progress, memory)
         keeper.update(**measured, **how, adapter=adapter, calibration=calibration, test=test)
         sink.write(memory_record(progress.step, keeper.record["memory"]))
-    keeper.complete()
-    if ranks.is_main:
-        draw(keeper)
-        show_results(keeper)
-    return keeper.record
 
 
 @contextmanager

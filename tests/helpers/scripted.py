@@ -58,6 +58,7 @@ class ScriptedSteps:
     batch_sizes: Sequence[int] = (2,)
     windows: list[list[int]] = field(default_factory=list)
     batch_size: int = 2
+    name: str = "eager"
 
     def step(self, window: Window) -> StepOutcome:
         done = len(self.windows)

@@ -22,7 +22,7 @@ TOP_KEYS = {
     "examples_per_second", "tokens_per_second", "padding_percent", "memory",
 }  # fmt: skip
 SCORE_KEYS = {"precision", "recall", "f1", "accuracy", "loss", "rows"}
-PHASES = {"load", "train", "eval"}
+PHASES = {"load", "train", "eval", "save"}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 from lorabench.catalog.metrics import metrics_in
 from lorabench.experiments.report.runs import ReportRun
 from lorabench.results.curves import Points
-from lorabench.results.figures import PHASES, device_of, ranks_of
+from lorabench.results.figures import PHASES, device_of, ranks_of, usable_gb
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import REPORTED_FIGURES
 
@@ -280,7 +280,7 @@ def _gpu_parts(phase: Any, reserved: float) -> tuple[float, float, float]:
 
 
 def _capacity(entry: Any) -> float | None:
-    capacity = number_at(entry, "capacity_gb")
+    capacity = usable_gb(entry)
     if capacity is not None:
         return capacity if capacity > 0 else None
     nominal = _NOMINAL.search(str(entry.get("device_name") or ""))

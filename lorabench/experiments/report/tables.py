@@ -11,7 +11,7 @@ from lorabench.experiments.report.runs import ReportRun
 from lorabench.experiments.spread import Spread
 from lorabench.results.amounts import format_gb, format_seconds, three_digits
 from lorabench.results.calibration import FITTED, FITTED_NOTE
-from lorabench.results.figures import PHASES
+from lorabench.results.figures import phases_of, ranks_of
 from lorabench.results.run_folder import lookup, number_at
 from lorabench.results.table import UNKNOWN
 
@@ -193,7 +193,7 @@ def calibration_table(runs: Sequence[ReportRun]) -> HeatTable | None:
 
 def number_tables(run: ReportRun) -> list[NumberTable]:
     """A run's scores, memory and classes; those of which nothing is known are left out."""
-    tables = [_score_table(run), _memory_table(run), _own_classes(run)]
+    tables = [_score_table(run), _memory_table(run), _energy_table(run), _own_classes(run)]
     return [table for table in tables if table.lines]
 
 
@@ -214,12 +214,20 @@ def _memory_table(run: ReportRun) -> NumberTable:
     found: dict[str, dict[str, MemoryBar]] = {}
     for bar in (*memory_bars(run, "GPU"), *memory_bars(run, "CPU")):
         found.setdefault(bar.device, {})[bar.phase] = bar
+    phases = phases_of(ranks_of(run.record))
     lines = []
     for device, bars in found.items():
         capacity = next(iter(bars.values())).capacity
-        peaks = [format_gb(bars[phase].peak if phase in bars else None) for phase in PHASES]
+        peaks = [format_gb(bars[phase].peak if phase in bars else None) for phase in phases]
         lines.append((device, [*peaks, format_gb(capacity)]))
-    return NumberTable(heads=("Memory", *PHASES, "capacity"), lines=lines)
+    return NumberTable(heads=("Memory", *phases, "capacity"), lines=lines)
+
+
+def _energy_table(run: ReportRun) -> NumberTable:
+    """What the GPUs drew while the run trained."""
+    drawn, rate = (run.figures.get(name) for name in ("energy_wh", "rows_per_joule"))
+    cells = [UNKNOWN if value is None else three_digits(value) for value in (drawn, rate)]
+    return NumberTable(heads=("Energy", "Wh", "rows per joule"), lines=[] if drawn is None else [("training", cells)])
 
 
 def _own_classes(run: ReportRun) -> NumberTable:

@@ -23,6 +23,7 @@ FREE = {
         "logging_steps": 9,
         "on_oom": "stop",
         "gpu_memory_limit": 12.0,
+        "memory_snapshot": True,
     },
     "optim": {"batch_size": 3, "eval_batch_size": 3, "gradient_accumulation": 5, "execution": "eager"},
     "model": {"gradient_checkpointing": "on"},

@@ -85,6 +85,7 @@ FLAGS: dict[str, tuple[list[str], str, Any]] = {
     "--keep-checkpoints": (["3"], "run", 3),
     "--on-oom": (["stop"], "run", "stop"),
     "--gpu-memory-limit": (["11.5"], "run", 11.5),
+    "--memory-snapshot": ([], "run", True),
 }
 
 

@@ -239,33 +239,51 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 class Card:
-    """One GPU of 24,576 MiB, as torch describes it, and what is asked of it."""
+    """A GPU of 24,576 MiB and one of 16,384, as torch describes them, and what is asked of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, float]] = []
-        properties = SimpleNamespace(total_memory=24_576 * 2**20)
+        properties = [SimpleNamespace(name="RTX 3090", total_memory=size * 2**20) for size in (24_576, 16_384)]
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
         for name in ("set_device", "set_per_process_memory_fraction"):
             monkeypatch.setattr(torch.cuda, name, lambda value, name=name: self.calls.append((name, value)))
 
 
 def test_a_memory_limit_is_a_share_of_this_ranks_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    _take_device(None)
-    assert card.calls == [("set_device", 1)]
-    _take_device(12.0)
-    name, share = card.calls[-1]
-    assert name == "set_per_process_memory_fraction" and share == pytest.approx(12e9 / 25_769_803_776)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for rank, size in enumerate((25_769_803_776, 17_179_869_184)):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        _take_device(None)
+        assert card.calls[-1] == ("set_device", rank)
+        _take_device(12.0)
+        name, share = card.calls[-1]
+        assert name == "set_per_process_memory_fraction" and share == pytest.approx(12e9 / size)
 
 
-def test_a_memory_limit_above_the_gpus_own_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rank", "ranks", "limit", "said"),
+    [(0, 1, 26.0, r"26: GPU 0 \(RTX 3090\) has 25\.8 GB"), (0, 2, 20.0, r"20: GPU 1 \(RTX 3090\) has 17\.2 GB")],
+    ids=["its own", "another rank's, whose word nobody hears"],
+)
+def test_a_memory_limit_above_a_gpus_own_memory_is_refused_on_every_rank(
+    rank: int, ranks: int, limit: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Card(monkeypatch)
-    config = RunConfig(run=RunOptions(gpu_memory_limit=26))
-    with pytest.raises(ConfigError, match=r"--gpu-memory-limit 26: this GPU has 25\.8 GB"):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    config = RunConfig(run=RunOptions(gpu_memory_limit=limit))
+    with pytest.raises(ConfigError, match=rf"--gpu-memory-limit {said}; expected at most that"):
         build_accelerator(config, asked(None))
+
+
+def test_a_memory_limit_minds_only_the_gpus_of_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    _take_device(20.0)
+    assert card.calls[-1][0] == "set_per_process_memory_fraction"
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,8 @@ def test_a_sharded_classifier_computes_and_learns_as_the_whole_one(name: str, tm
     plugin: Any = SimpleNamespace(reshard_after_forward=True, cpu_offload=False)
     shard(split, split.body, plugin, torch.device("cpu"))
     assert all(isinstance(parameter, DTensor) for parameter in split.parameters())
+    held = [FullyShard(SimpleNamespace()).held_parts(parameter) for parameter in split.parameters()]  # pyright: ignore
+    assert all(len(parts) == 1 and not isinstance(parts[0], DTensor) for parts in held)
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     for classifier in (plain, split):
         classifier(ids, torch.ones_like(ids)).square().sum().backward()

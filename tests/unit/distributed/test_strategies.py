@@ -40,6 +40,15 @@ def test_a_strategy_says_who_holds_the_weights_and_who_waits(
     assert (strategy.name, strategy.splits_weights, strategy.meets_in_steps) == (name, splits, meets)
 
 
+def test_a_rank_holds_its_part_of_what_is_split() -> None:
+    tensor, part = torch.zeros(4), torch.zeros(2)
+    assert all(strategy.held_parts(tensor) == [tensor] for strategy, *_ in ALL)
+    parameter = torch.zeros(4)
+    parameter.ds_tensor = part  # pyright: ignore[reportAttributeAccessIssue]
+    # Whole for a while, it is there beside the part.
+    assert [len(held) for held in DeepSpeed(launch(stage=3)).held_parts(parameter)] == [2, 4]
+
+
 def test_the_table_has_every_strategy() -> None:
     assert set(STRATEGIES.values()) == {type(strategy) for strategy, *_ in ALL}
 

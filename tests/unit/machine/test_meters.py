@@ -11,11 +11,22 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from driver import Card, Driver, play
 from limits import HANG_S
 
 from lorabench.machine import meters
+from lorabench.machine.energy import EnergyMeter
 from lorabench.machine.launcher_process import LAUNCH_VARIABLE
-from lorabench.machine.meters import MemoryMonitor, Stopwatch, Throughput, free_bytes, peak_rss_bytes, process_start
+from lorabench.machine.meters import (
+    MemoryMonitor,
+    Span,
+    Stopwatch,
+    Throughput,
+    free_bytes,
+    peak_rss_bytes,
+    process_start,
+)
+from lorabench.machine.nvml import find_gpu
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -92,6 +103,22 @@ def test_the_device_has_finished_before_each_edge_and_is_not_asked_between(
     assert watch.seconds == 11
 
 
+def test_energy_counts_in_the_windows_of_the_watch(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card("GPU-aa", millijoules=0)
+    play(monkeypatch, Driver(card), ["aa"])
+
+    def synchronize(device: torch.device) -> None:
+        card.millijoules = (card.millijoules or 0) + 1_000  # pending work draws so much
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    watch = Stopwatch(GPU, energy=EnergyMeter(find_gpu(GPU)))
+    watch.start()
+    watch.stop()
+    card.millijoules = 90_000
+    watch.stop()
+    assert watch.energy.joules == 1.0
+
+
 def test_a_process_counts_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
     assert process_start() == 990.5
@@ -151,6 +178,9 @@ class ScriptedMonitor(MemoryMonitor):
     def read(self) -> dict[str, float | None]:
         return next(self.script)
 
+    def read_driver(self) -> dict[str, float | None]:
+        return {}
+
 
 def run_phases(*stretches: tuple[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
     monitor = ScriptedMonitor(CPU)
@@ -183,13 +213,63 @@ def test_a_phase_is_recorded_also_when_the_work_fails() -> None:
     assert monitor.phases == {"train": {"a": 4.0}}
 
 
+def test_a_phase_inside_another_is_its_own_and_a_part_of_that() -> None:
+    monitor = ScriptedMonitor(CPU)
+    # Before the inner one, at its end, at the end of the outer one.
+    monitor.script = iter([{"a": 1.0}, {"a": 7.0}, {"a": 3.0}])
+    with monitor.phase("train"), monitor.phase("capture"):
+        pass
+    assert monitor.phases == {"train": {"a": 7.0}, "capture": {"a": 7.0}}
+    assert [span.phase for span in monitor.spans] == ["capture", "train"]
+
+
+def test_what_came_before_an_inner_phase_is_not_its_own() -> None:
+    monitor = ScriptedMonitor(CPU)
+    monitor.script = iter([{"a": 9.0}, {"a": 7.0}, {"a": 3.0}])
+    with monitor.phase("train"), monitor.phase("capture"):
+        pass
+    assert monitor.phases == {"train": {"a": 9.0}, "capture": {"a": 7.0}}
+
+
+def test_a_record_of_before_a_figure_was_known_loses_none() -> None:
+    monitor = MemoryMonitor(CPU, phases={"load": {"a": 1.0, "new": 2.0}})
+    monitor.merge({"load": {"a": 3.0}})
+    assert monitor.phases == {"load": {"a": 3.0, "new": 2.0}}
+
+
+def test_spans_say_when_a_phase_was(clock: Clock) -> None:
+    monitor = MemoryMonitor(CPU)
+    with monitor.phase("load"):
+        clock.now += 3
+    assert monitor.spans == [Span("load", 1000.0, 1003.0)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"),
+    [
+        ({os.getpid(): 9_000, 1: 500}, 9_000), ({1: 500}, None), ({}, None), (None, None),
+        ({os.getpid(): 400}, None),
+    ],
+    ids=["known", "hidden", "no list", "no answer", "another's with this number"],
+)  # fmt: skip
+def test_the_share_of_this_process_is_its_own_or_unknown(
+    processes: dict[int, int | None] | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5_000)
+    play(monkeypatch, Driver(Card("GPU-aa", used=12_000, computing=processes)), ["aa"])
+    monitor = MemoryMonitor(GPU, gpu=find_gpu(GPU))
+    assert monitor.process_bytes() == expected
+    share = None if expected is None else expected / 1e9
+    assert monitor.read_driver() == {"nvml_gb": 12_000 / 1e9, "process_gb": share}
+
+
 def test_on_a_cpu_only_the_process_is_measured() -> None:
     monitor = MemoryMonitor(CPU)
     with monitor.phase("load"):
         pass
     figures = monitor.phases["load"]
     assert {key: value for key, value in figures.items() if key != "rss_gb"} == {
-        "allocated_gb": None, "reserved_gb": None, "device_gb": None,
+        "allocated_gb": None, "reserved_gb": None, "device_gb": None, "nvml_gb": None, "process_gb": None,
     }  # fmt: skip
     rss = figures["rss_gb"]
     assert rss is not None
@@ -213,12 +293,13 @@ def test_gpu_figures_are_peaks_of_the_phase_in_units_of_1e9_bytes(monkeypatch: p
         with monitor.phase(phase):
             peaks.allocated = max(peaks.allocated, peak)
     figures = {phase: {k: v for k, v in item.items() if k != "rss_gb"} for phase, item in monitor.phases.items()}
+    unknown = {"nvml_gb": None, "process_gb": None}
     assert figures == {
-        "train": {"allocated_gb": 4.0, "reserved_gb": 4.5, "device_gb": 5.4},
-        "eval": {"allocated_gb": 1.0, "reserved_gb": 1.5, "device_gb": 5.4},
+        "train": {"allocated_gb": 4.0, "reserved_gb": 4.5, "device_gb": 5.4, **unknown},
+        "eval": {"allocated_gb": 1.0, "reserved_gb": 1.5, "device_gb": 5.4, **unknown},
     }
-    assert monitor.to_json(rank=1)["device_name"] == "Card"
-    assert monitor.to_json(rank=1)["capacity_gb"] == 25.4
+    record = MemoryMonitor(GPU, limit_gb=12.0).to_json(rank=1)
+    assert (record["device_name"], record["capacity_gb"], record["limit_gb"]) == ("Card", 25.4, 12.0)
 
 
 def test_the_record_names_rank_host_and_device() -> None:
@@ -226,7 +307,9 @@ def test_the_record_names_rank_host_and_device() -> None:
     with monitor.phase("train"):
         pass
     record = json.loads(json.dumps(monitor.to_json(rank=3)))
-    assert list(record) == ["rank", "host", "device", "device_name", "capacity_gb", "phases"]
+    assert list(record) == [
+        "rank", "host", "device", "device_name", "uuid", "capacity_gb", "limit_gb", "phases", "breakdown",
+    ]  # fmt: skip
     assert (record["rank"], record["device"], record["device_name"]) == (3, "cpu", None)
     assert record["host"]
     assert record["phases"] == monitor.phases

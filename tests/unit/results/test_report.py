@@ -694,6 +694,25 @@ def test_summary_of_a_completed_run() -> None:
     ]
 
 
+ENERGY = {"joules": 9000.0, "rows_per_joule": 0.71234, "ranks": []}
+
+
+def test_energy_is_said_where_it_is_known_in_the_summary_and_among_the_numbers() -> None:
+    lines = summary_lines(run_record(energy=ENERGY))
+    assert "energy     2.50 Wh for training, by all GPUs together; 0.712 rows/J" in lines
+    numbers = run_figures(run_record(energy=ENERGY), "a", "completed")
+    assert (numbers["energy_wh"], numbers["rows_per_joule"]) == (2.5, 0.71234)
+    for energy in (None, {"joules": None, "rows_per_joule": None, "ranks": []}):
+        assert not [line for line in summary_lines(run_record(energy=energy)) if line.startswith("energy")]
+        assert run_figures(run_record(energy=energy), "a", "completed")["energy_wh"] is None
+
+
+def test_the_summary_names_the_phases_that_a_run_had() -> None:
+    memory = [rank(0, load=14.5, train=29.6, eval=20.0, capture=28.0, save=15.0)]
+    said = "memory     GPU1: load 14.5 GB, capture 28.0 GB, train 29.6 GB, eval 20.0 GB, save 15.0 GB (reserved, node,"
+    assert summary_lines(run_record(memory=memory))[-1].startswith(said)
+
+
 def by_class(*f1: float) -> dict[str, Any]:
     entries = [
         {"class": f"c{i}", "precision": 0.1, "recall": 0.2, "f1": value, "rows": 9} for i, value in enumerate(f1)

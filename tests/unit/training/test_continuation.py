@@ -324,7 +324,7 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     first.progress.losses, first.progress.epoch_losses = [0.1], [0.1, 1e-9]
     first.progress.skipped_steps, first.progress.skipped_in_a_row = 1, 1
     first.progress.out_of_memory = [{"step": 2, "batch_size": 4, "gradient_accumulation": 2}]
-    first.progress.watch.seconds = 12.5
+    first.progress.watch.seconds, first.progress.watch.energy.joules = 12.5, 40.0
     first.progress.first_step_seconds = 7.5
     first.progress.throughput = Throughput(24, 100, 150)
     first.memory.merge({"train": {"rss_gb": 900.0}})
@@ -337,7 +337,9 @@ def test_everything_that_numbers_depend_on_comes_back(classifier: Any, tmp_path:
     second = make_run(classifier(2), tmp_path)
     second.keeper.seconds = 2.0
     torch.manual_seed(78)
+    second.progress.watch.energy.joules = 5.0
     second.state.restore(read(tmp_path))
+    assert second.progress.watch.energy.joules == 45.0
     assert torch.equal(torch.rand(4), expected_random)
     for item in dataclasses.fields(Progress):
         if item.name not in ("watch", "first_step_seconds"):
@@ -439,6 +441,20 @@ def test_counts_add_up_over_another_number_of_ranks(before: int, after: int, cla
         assert draws == [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in seeds]
     if before == after and before > 1:
         assert draws[1] == torch.rand(1, generator=torch.Generator().manual_seed(1)).item()
+
+
+def test_energy_that_a_checkpoint_does_not_know_is_not_known_of_the_whole_run(classifier: Any, tmp_path: Path) -> None:
+    others = [rank_state(seconds=6.0, rows=10)]  # as before energy was measured
+    first = make_run(classifier(1), tmp_path, Rank(0, 2, others))
+    first.progress.watch.energy.joules = 40.0
+    first.state.save()
+    found = []
+    for rank in range(2):
+        again = make_run(classifier(1), tmp_path, Rank(rank, 2))
+        again.progress.watch.energy.joules = 0.0
+        again.state.restore(read(tmp_path))
+        found.append(again.progress.watch.energy.joules)
+    assert found == [40.0, None]
 
 
 def test_what_a_checkpoint_lacks_or_holds_otherwise_is_one_sentence(classifier: Any, tmp_path: Path) -> None:

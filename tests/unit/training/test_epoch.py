@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from scripted import Recorder, ScriptedSteps, make_job, rows, run, steps_of
@@ -51,6 +52,17 @@ def test_long_epochs_are_recorded_step_by_step() -> None:
     assert [(r["step"], r["loss"]) for r in recorder.of("train")] == [(i + 1, 1.0 + i) for i in range(count)]
 
 
+@pytest.mark.parametrize("name", ["captured", "eager"])
+def test_the_step_that_captures_is_a_phase_of_its_own_and_of_training(name: str) -> None:
+    execution = ScriptedSteps([0.5], name=name)
+    job = make_job(Recorder(), [0.0], execution=execution)
+    run(job)
+    phases = [span.phase for span in job.memory.spans]
+    assert phases[:2] == (["eval", "capture"] if name == "captured" else ["eval", "train"])
+    assert phases.count("capture") == (name == "captured") and phases.count("train") == 3
+    assert ("capture" in job.memory.phases) == (name == "captured")
+
+
 def test_speed_is_the_same_for_all_steps_that_were_read_together() -> None:
     """Of 4, 4 and 2 rows: rows per second times seconds per step is a step's mean number of rows so far."""
     recorder = Recorder()
@@ -70,7 +82,8 @@ def test_the_first_step_of_a_process_is_timed_when_the_device_is_through_with_it
         return 1.5
 
     monkeypatch.setattr(steps, "synchronize", lambda device: happened.append((device, len(steps_of(job).windows))))
-    monkeypatch.setattr(steps.time, "time", take_time)
+    clock = SimpleNamespace(time=take_time, monotonic=time.monotonic)
+    monkeypatch.setattr(steps, "time", clock)
     progress = Progress(Stopwatch(CPU), step=2)
     assert progress.first_step_seconds is None
     train(job, progress)

@@ -25,7 +25,7 @@ def test_evaluations_come_before_training_and_after_every_epoch() -> None:
     assert progress.before is not None and progress.before["loss"] == pytest.approx(math.log(2))
     assert [r["step"] for r in progress.history] == [3, 6, 9]
     assert all(r["rows"] == 6 for r in recorder.of("eval"))
-    assert set(job.memory.phases) == {"train", "eval"}
+    assert set(job.memory.phases) == {"train", "eval", "save"}
     for window in range(3):
         epoch = steps_of(job).windows[3 * window : 3 * window + 3]
         assert sorted(row for rows in epoch for row in rows) == list(range(10))

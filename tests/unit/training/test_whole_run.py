@@ -118,7 +118,9 @@ def test_the_record_says_what_ran_and_how(ended: Ended) -> None:
     }  # fmt: skip
     assert {name: record["model"][name] for name in facts} == facts
     (memory,) = record["memory"]
-    assert memory["rank"] == 0 and list(memory["phases"]) == ["load", "eval", "train"]
+    assert memory["rank"] == 0 and list(memory["phases"]) == ["load", "eval", "train", "save"]
+    assert (memory["uuid"], memory["limit_gb"], memory["breakdown"]) == (None, None, None)
+    assert record["gpus_at_start"] == [] and record["energy"]["joules"] is None
 
 
 def test_evaluations_stand_where_epochs_end_in_record_and_log(ended: Ended) -> None:

@@ -24,6 +24,7 @@ from lorabench.experiments.report.charts import (
 )
 from lorabench.experiments.report.plots import draw_plots
 from lorabench.experiments.report.runs import ReportRun, read_report_runs
+from lorabench.experiments.report.tables import number_tables
 from lorabench.results.report import read_runs
 
 numbers = st.floats(-1e15, 1e15, allow_nan=False)
@@ -31,6 +32,23 @@ numbers = st.floats(-1e15, 1e15, allow_nan=False)
 
 def read(folder: Path) -> list[ReportRun]:
     return read_report_runs(read_runs([folder], "test"))
+
+
+def test_memory_and_energy_of_a_run_are_tables_of_what_is_known(tmp_path: Path) -> None:
+    figures = {"allocated_gb": 3.0, "reserved_gb": 4.0, "device_gb": 5.0}
+    entry = {
+        "rank": 0, "device": "cuda:0", "capacity_gb": 25.4, "limit_gb": 12.0,
+        "phases": {"train": figures, "save": figures | {"reserved_gb": 3.5}},
+    }  # fmt: skip
+    energy = {"joules": 7200.0, "rows_per_joule": 0.5, "ranks": []}
+    make_run(tmp_path / "a", memory=[entry], energy=energy)
+    make_run(tmp_path / "b")
+    measured, plain = read(tmp_path)
+    tables = {table.heads[0]: table for table in number_tables(measured)}
+    assert tables["Memory"].heads == ("Memory", "load", "train", "eval", "save", "capacity")
+    assert tables["Memory"].lines == [("GPU1", ["n/a", "4.0 GB", "n/a", "3.5 GB", "12.0 GB"])]
+    assert tables["Energy"].lines == [("training", ["2.00", "0.500"])]
+    assert [table.heads[0] for table in number_tables(plain)] == ["Scores", "Memory", "Class"]
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=1000))

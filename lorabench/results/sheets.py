@@ -1,6 +1,7 @@
-"""Tables of an experiment, as text, in the forms for readers: terminal, Markdown, HTML."""
+"""Tables with what is to be said about them, as text, in the forms for readers: terminal, Markdown, LaTeX, HTML."""
 
 import html
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorabench.harmless import markdown, printable
+from lorabench.harmless import latex, markdown, printable
 from lorabench.results.table import STYLE
 
 _STYLE = "img{max-width:100%}.quiet{color:#666}div{overflow-x:auto}h1,h2{font-weight:600}"
@@ -58,6 +59,15 @@ def print_sheets(sheets: Sequence[Sheet], console: Console) -> None:
         console.print()
 
 
+def to_text(sheets: Sequence[Sheet], width: int = 120) -> str:
+    """What `print_sheets` prints, without colours, for a file of at least `width` columns."""
+    text = io.StringIO()
+    print_sheets(
+        sheets, Console(file=text, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    )
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines()) + "\n"
+
+
 def _print_whole(table: Table, console: Console) -> None:
     """Print a table without leaving columns out, as rich does where they do not fit; a file has any width."""
     needed = console.measure(table, options=console.options.update(max_width=_WIDEST))
@@ -79,6 +89,19 @@ def to_markdown(title: str, sheets: Sequence[Sheet]) -> str:
         parts += ["\n", *(f"- {markdown(note)}\n" for note in sheet.notes)] if sheet.notes else []
         parts += [f"\n![{markdown(text)}](<{path}>)\n" for text, path in sheet.pictures]
     return "".join(parts)
+
+
+def to_latex(sheets: Sequence[Sheet]) -> str:
+    """A `tabular` with booktabs' rules (`\\usepackage{booktabs}`) for each, notes below."""
+    return "% \\usepackage{booktabs}\n" + "\n".join(map(_latex_sheet, sheets))
+
+
+def _latex_sheet(sheet: Sheet) -> str:
+    columns = "".join("r" if right else "l" for right in _right_aligned(sheet))
+    head, *body = [f"{' & '.join(map(latex, row))} \\\\\n" for row in (sheet.columns, *sheet.rows)]
+    notes = "".join(f"\n\\par\\smallskip\\noindent\\footnotesize {latex(note)}\n" for note in sheet.notes)
+    table = f"\\toprule\n{head}\\midrule\n{''.join(body)}\\bottomrule\n"
+    return f"\\begin{{tabular}}{{{columns}}}\n{table}\\end{{tabular}}\n{notes}"
 
 
 def to_html(title: str, sheets: Sequence[Sheet]) -> str:
