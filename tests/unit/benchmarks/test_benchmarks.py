@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from limits import HANG_S
-from tiny import labels, save_tiny, texts, write_csv
+from tiny import labels, save_tiny, texts, train_in_process, write_csv
 
 from benchmarks import contest, epoch_time, measuring, step_report, step_time
 from benchmarks.floor import floor_seconds, measure_rates, rate_name
@@ -253,7 +253,17 @@ def test_a_run_is_extrapolated_from_steps_and_evaluations() -> None:
     assert figures["wall_seconds"] == pytest.approx(350)
 
 
-def test_the_whole_run_is_told_from_its_record(flags: list[str], tmp_path: Path) -> None:
+def train_here(command: list[str], **_: Any) -> SimpleNamespace:
+    """In the place of `subprocess.run`."""
+    assert command[:3] == [sys.executable, "-m", "lorabench.train"]
+    return SimpleNamespace(returncode=train_in_process(command[3:]))
+
+
+def test_the_whole_run_is_told_from_its_record(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = SimpleNamespace(run=train_here, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(epoch_time, "subprocess", here)
     options: Any = SimpleNamespace(execution="eager", run_dir=tmp_path)
     figures = epoch_time.time_lorabench(options, [*flags, "--epochs", "1"])
     run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
