@@ -15,7 +15,33 @@ if TYPE_CHECKING:
 
 MOST_WORKERS = 4
 # The modules that take longest, the longest first; that the others follow costs nothing.
-LONGEST_FIRST = ("launch/test_resume.py",)
+LONGEST_FIRST = (
+    "launch/test_resume.py",
+    "launch/test_strategy_matrix.py",
+    "launch/test_two_nodes.py",
+    "launch/test_strategy_resume.py",
+    "launch/test_notebook.py",
+    "launch/test_single_process.py",
+    "launch/test_slurm.py",
+    "unit/experiments/sweep/test_sweep.py",
+    "launch/test_end_to_end.py",
+    "launch/test_exactness.py",
+    "launch/test_compare.py",
+    "launch/test_sweep.py",
+    "launch/test_failures.py",
+    "launch/test_quantized.py",
+    "launch/test_adapter.py",
+    "launch/test_checkpointing.py",
+    "launch/test_packed_runs.py",
+    "launch/test_faults.py",
+    "launch/test_refusals.py",
+    "unit/packed/test_classifier.py",
+    "unit/benchmarks/test_benchmarks.py",
+    "unit/packed/test_products.py",
+    "unit/experiments/sweep/test_ledger.py",
+    "unit/experiments/report/test_command.py",
+    "unit/training/test_refusals.py",
+)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: each worker has a core to itself, and threads that wait for one another would take it.

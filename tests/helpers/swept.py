@@ -11,9 +11,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pictures
 from stand_ins import write
 
 from lorabench.experiments.launches import Launch
@@ -27,6 +30,17 @@ def command(self: Launch, resume: bool = False) -> list[str]:
     """To be put in the place of `Launch.command`."""
     more = ["--resume"] if resume else []
     return [sys.executable, __file__, *self.flags, "--output-dir", str(self.folder), *more]
+
+
+def sweep(words: Sequence[str]) -> int:
+    """The command itself, as a process of its own that looks at its trials often. Returns its exit code."""
+    from lorabench import cli
+    from lorabench.experiments.sweep import worker
+
+    Launch.command = command
+    worker.LOOK_S = 0.1
+    with mock.patch(pictures.SAVE, pictures.leave_empty):
+        return cli.main(list(words))
 
 
 def score(rank: int, epoch: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from pictures import unpainted
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -192,6 +193,7 @@ def run_flags(
 
 
 def train_in_process(arguments: Sequence[str]) -> int:
-    """`python -m lorabench.train` without a new process. Returns the exit code."""
+    """`python -m lorabench.train` without a new process, and without a picture. Returns the exit code."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return cli.train(list(arguments))
+    with unpainted():
+        return cli.train(list(arguments))

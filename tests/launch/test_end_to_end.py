@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import forking
 import pytest
 import tiny
 import torch
-from launching import explain, launch, on_ranks, python, read_json, read_lines
+from launching import explain, launch, on_ranks, read_json, read_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lorabench import cli
@@ -245,11 +246,17 @@ def test_a_labelled_test_file_is_scored_and_predicted(two_ranks_wandb: Path) -> 
     assert test["accuracy"] == pytest.approx(right / 7)
 
 
+def train_in(folder: str, flags: list[str]) -> int:
+    """Where nothing is named, a run's folder is made in the one that the process works in."""
+    os.chdir(folder)
+    return cli.train(flags)
+
+
 def test_the_sample_runs_without_a_network(models: dict[str, Path], tmp_path: Path) -> None:
     flags = ["--model", str(models["bert"]), "--task", "sample", "--max-length", "64", "--max-train-samples", "48"]
     flags += ["--max-eval-samples", "11", "--max-steps", "3", "--batch-size", "8", "--learning-rate", "0.01"]
-    result = python(["-m", "lorabench.train", *flags], tmp_path)
-    assert result.returncode == 0, explain(result)
+    ended = forking.run(train_in, [str(tmp_path), flags])
+    assert ended.code == 0, ended
     (run,) = (tmp_path / "runs").iterdir()
     record = read_json(run / "run.json")
     assert (record["status"], record["steps"], record["data"]["synthetic"]) == ("completed", 3, True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import comparing
 import psutil
 import pytest
+import resuming
 from launching import ROOT, explain, offline_environment, read_json
 from limits import HANG_S
 
@@ -155,7 +156,7 @@ def test_shellcheck_has_nothing_to_say() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pkill") is None, reason="the script needs pkill (Debian: procps)")
 def test_a_job_at_its_time_limit_leaves_a_checkpoint_and_goes_on(cluster: Cluster, models: dict[str, Path]) -> None:
-    """Real launchers; as under Slurm, every process of the step gets SIGUSR1."""
+    """Real launchers; as under Slurm, every process of the step gets SIGUSR1. How the script goes on is told above."""
     flags = comparing.run_flags(models["bert"], cluster.folder, cluster.run_dir, ranks=2, epochs=EPOCHS)
     at = flags.index("--output-dir")
     flags = flags[:at] + flags[at + 2 :]
@@ -175,8 +176,8 @@ def test_a_job_at_its_time_limit_leaves_a_checkpoint_and_goes_on(cluster: Cluste
     assert 0 < record["steps"] < EPOCHS * 3
     assert cluster.calls[-1] == f"scontrol requeue {os.getpid()}"
     assert list((cluster.run_dir / "checkpoints").iterdir())
-    result = cluster.run(*flags, **real)
-    assert result.returncode == 0, explain(result)
+    ended = resuming.run(resuming.resumed([*flags, "--output-dir", str(cluster.run_dir)]), ranks=2)
+    assert ended.code == 0, ended
     again = read_json(cluster.run_dir / "run.json")
     assert (again["status"], again["steps"], again["world_size"]) == ("completed", EPOCHS * 3, 2)
     assert [entry["step"] for entry in again["resumed"]] == [record["steps"]]

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pictures
 import pytest
 from finished import finished_run
 from limits import HANG_S
@@ -100,7 +101,10 @@ def test_what_cannot_be_written_is_refused_and_nothing_is(
     assert [path.name for path in Path("plots").iterdir()] == ["training-loss.png"]
 
 
-def test_plots_go_into_a_new_folder(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plots_go_into_a_new_folder(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures.SAVE, pictures.leave_empty)
     plots = tmp_path / "plots"
     assert report(runs, "--output", tmp_path / "page.html", "--plots", plots) == 0
     names = {path.name for path in plots.iterdir()}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pictures
 import pytest
 import swept
 import tiny
@@ -37,8 +38,15 @@ def search(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def words(search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A sweep of that search on rows that are there."""
+def words(painted: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A sweep of that search on rows that are there, whose pictures are empty files."""
+    monkeypatch.setattr(pictures.SAVE, pictures.leave_empty)
+    return painted
+
+
+@pytest.fixture
+def painted(search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same with its pictures."""
     monkeypatch.setattr(Launch, "command", swept.command)
     monkeypatch.setattr(worker, "LOOK_S", 0.1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -4,20 +4,18 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import forking
 import psutil
 import pytest
 import swept
 import tiny
 import yaml
-from launching import offline_environment
 from limits import HANG_S
 
 from lorabench import cli
@@ -28,16 +26,6 @@ from lorabench.experiments.sweep.epochs import EpochReader
 from lorabench.experiments.sweep.storage import open_storage
 from lorabench.results.ownership import is_held
 
-SCRIPT = """
-import sys
-import swept
-from lorabench import cli
-from lorabench.experiments.launches import Launch
-from lorabench.experiments.sweep import worker
-Launch.command = swept.command
-worker.LOOK_S = 0.1
-sys.exit(cli.main(sys.argv[1:]))
-"""
 _WEIGHTS = {"class_weights": {"values": ["none", "balanced"]}}
 
 
@@ -64,14 +52,17 @@ def wait_until(holds: Any) -> None:
 
 
 def test_a_sweep_is_run_and_shown_and_goes_on(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    painted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = painted
     assert cli.main([*words, "--trials", "4", "--pruning", "none", "--workers", "2"]) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} >= {
         *("sweep.md", "sweep.html", "sweep.json", "sweep.csv", "best.yaml", "study.db", "runs", "workers"),
         *("history.png", "history.svg", "parallel.png", "parallel.svg"),
     }
+    assert (out / "parallel.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (out / "history.svg").read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     assert "4 trials, 2 at once, in" in printed and "trial-004: completed" in printed
     assert sorted(name for name, *_ in starts(tmp_path)) == [f"trial-00{number}" for number in range(1, 5)]
@@ -204,12 +195,12 @@ def test_a_killed_worker_loses_no_trial_and_counts_none_twice(
     words: list[str], tmp_path: Path, run_too: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*words, "--trials", "2"]
-    environment = offline_environment(SWEPT_EPOCH_S="1.5", SWEPT_LOG=str(tmp_path / "starts.log"))
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], env=environment)
+    log = str(tmp_path / "starts.log")
+    running = forking.start(swept.sweep, [words], SWEPT_EPOCH_S="1.5", SWEPT_LOG=log)
     run = tmp_path / "out" / "runs" / "trial-001"
     wait_until((run / "metrics.jsonl").exists)
-    process.kill()
-    process.wait()
+    running.processes[0].kill()
+    assert running.end().code == -signal.SIGKILL
     if run_too:
         launches = json.loads(next((tmp_path / "out" / "workers").glob("*/launches.json")).read_text(encoding="utf-8"))
         psutil.Process(launches["launches"]["trial-001"]["pid"]).kill()
@@ -226,9 +217,9 @@ def test_a_killed_worker_loses_no_trial_and_counts_none_twice(
 
 def test_two_commands_share_one_sweep(words: list[str], tmp_path: Path) -> None:
     words = [*words, "--trials", "5"]
-    environment = offline_environment(SWEPT_EPOCH_S="0.3", SWEPT_LOG=str(tmp_path / "starts.log"))
-    processes = [subprocess.Popen([sys.executable, "-c", SCRIPT, *words], env=environment) for _ in range(2)]
-    assert [process.wait(HANG_S) for process in processes] == [0, 0]
+    log = str(tmp_path / "starts.log")
+    commands = [forking.start(swept.sweep, [words], SWEPT_EPOCH_S="0.3", SWEPT_LOG=log) for _ in range(2)]
+    assert [running.end().code for running in commands] == [0, 0]
     assert sorted(name for name, *_ in starts(tmp_path)) == [f"trial-00{number}" for number in range(1, 6)]
     assert len(list((tmp_path / "out" / "workers").iterdir())) == 2
 
