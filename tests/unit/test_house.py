@@ -142,3 +142,10 @@ def exists(name: str) -> bool:
             return attribute in getattr(found, "__annotations__", {})
         found = getattr(found, attribute)
     return True
+
+
+def test_modules_of_tests_that_begin_first_are_there() -> None:
+    tests = PROJECT / "tests"
+    names = re.findall(r'"((?:unit|launch)/\S+\.py)"', (tests / "conftest.py").read_text(encoding="utf-8"))
+    assert len(names) > 10
+    assert [name for name in names if not (tests / name).is_file()] == []
