@@ -8,8 +8,8 @@ its folder of `tests/unit`. What nothing fails for has survived. `mutants-WING.m
 stopped goes on where it was. Mutants that `tests/mutants.toml` names are not counted, and it says why: code that only
 runs on a GPU, and changes that change nothing.
 
-A wing may have more mutants than there is time for. `--sample` tries that many, drawn at random, and says between which
-shares the whole wing's lies.
+A wing may have more mutants than there is time for. `--sample` tries that many, drawn at random, and says between
+which shares the whole wing's lies.
 """
 
 import argparse
