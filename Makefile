@@ -12,6 +12,6 @@ fast:
 test:
 	tests/run.sh $(ARGS)
 
-# Which small changes of a wing does no unit test notice? make mutants WING=step MINUTES=9
+# Which small changes of a wing does no unit test notice? make mutants WING=step MINUTES=9, or SAMPLE=250
 mutants:
-	tests/mutants.sh $(WING) --minutes $(or $(MINUTES),60)
+	tests/mutants.sh $(WING) --minutes $(or $(MINUTES),60) $(if $(SAMPLE),--sample $(SAMPLE))

@@ -23,6 +23,7 @@ from lorabench.checkpoint.adapter import (
     save_adapter,
     unmoved_parameters,
 )
+from lorabench.config.run_config import LoraArgs
 from lorabench.errors import RunError
 from lorabench.models.classifier import SequenceClassifier
 
@@ -58,6 +59,23 @@ def test_the_state_is_adapter_and_head_copied_to_the_cpu(classifier: SequenceCla
     for parameter in trained.values():
         parameter.data.add_(1.0)
     assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+def test_frozen_embeddings_are_never_saved(classifier: SequenceClassifier) -> None:
+    """PEFT would save them of a model whose vocabulary is not that of its folder: it takes it for resized."""
+    names = adapter_state(classifier.adapted).keys()
+    classifier.adapted.config.vocab_size += 1
+    assert adapter_state(classifier.adapted).keys() == names
+
+
+def test_biases_of_both_copies_of_the_head_are_not_saved(tmp_path: Path) -> None:
+    """With all biases, PEFT lists those of the head three times: as its own, of the original and of the copy."""
+    folder = tiny.save_tiny(tmp_path / "bert", "bert")
+    state = adapter_state(tiny.build_tiny(folder, lora=LoraArgs(lora_bias="all", lora_dropout=0.0)).adapted)
+    assert [name for name in state if "classifier" in name] == [
+        "base_model.model.classifier.weight", "base_model.model.classifier.bias",
+    ]  # fmt: skip
+    assert not [name for name in state if "original_module" in name or "modules_to_save" in name]
 
 
 def test_an_empty_tensor_is_never_saved(classifier: SequenceClassifier) -> None:
@@ -272,14 +290,16 @@ def test_weights_that_cannot_be_read_are_named(tmp_path: Path, classifier: Seque
 
 
 class Reloaded(torch.nn.Module):
-    """What the card's call gives, with one logit in two classes' place."""
+    """What the card's call gives, with one logit in two classes' place; or how it fails."""
 
-    def __init__(self, logit: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, logit: float | Exception, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1, dtype=dtype))
         self.logit = logit
 
     def forward(self, **_: torch.Tensor) -> Any:
+        if isinstance(self.logit, Exception):
+            raise self.logit
         return SimpleNamespace(logits=torch.full((1, 1), self.logit))
 
 
@@ -290,6 +310,7 @@ def call(
     tolerance: float = 0.0,
     found: dict[str, torch.Tensor] | None = None,
     rows: int = 1,
+    trained: float = 1.0,
 ) -> None:
     def load(*_: Any) -> Reloaded:
         if isinstance(reloaded, Exception):
@@ -300,13 +321,18 @@ def call(
     monkeypatch.setattr(checkpoint, "_peft_state", lambda _: {"w": torch.ones(1)} if found is None else found)
     row = {"input_ids": torch.ones(1, 1, dtype=torch.long)}
     checkpoint.check_call(
-        Path("adapter"), {}, {"w": torch.ones(1)}, [row] * rows, torch.full((1, 1), expected), tolerance
+        Path("adapter"), {}, {"w": torch.full((1,), trained)}, [row] * rows, torch.full((1, 1), expected), tolerance
     )
 
 
 def test_a_call_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match=r"^adapter: the call that its card shows fails \(no such file\)$"):
         call(monkeypatch, ValueError("no such\n  file"))
+
+
+def test_a_call_that_takes_no_rows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match=r"^adapter: the call that its card shows takes no rows \(out of memory\)$"):
+        call(monkeypatch, Reloaded(RuntimeError("out of memory\nat line 3")))
 
 
 @pytest.mark.parametrize("found", [{}, {"w": torch.zeros(1)}, {"w": torch.ones(1), "x": torch.ones(1)}])
@@ -320,7 +346,10 @@ def test_a_call_that_gives_other_tensors_names_one(
 
 def test_a_call_in_half_precision_gives_the_same_tensors_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its logits are not compared."""
-    call(monkeypatch, Reloaded(9.0, torch.bfloat16), found={"w": torch.ones(1, dtype=torch.bfloat16)})
+    third = torch.tensor([1 / 3])
+    found = {"w": third.bfloat16()}
+    assert found["w"].float() != third
+    call(monkeypatch, Reloaded(9.0, torch.bfloat16), found=found, trained=1 / 3)
     call(monkeypatch, Reloaded(9.0), rows=0)
 
 

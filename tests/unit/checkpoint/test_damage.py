@@ -24,6 +24,18 @@ def test_a_file_that_is_not_what_was_written_is_named(name: str, tmp_path: Path)
     assert [str(warning.message) for warning in caught] == [said]
 
 
+def test_of_several_damaged_ones_the_last_has_none_before_it(tmp_path: Path) -> None:
+    older, newer = (write_savepoint(tmp_path, step, Savepoint({}, {}), keep=2) for step in (1, 2))
+    for folder in (older, newer):
+        (folder / "state.pt").write_bytes(b"x")
+    said: list[str] = []
+    assert read_newest_savepoint(tmp_path, said.append) is None
+    assert said == [
+        f"{newer}: damaged (state.pt is not what was written), going back to the one before",
+        f"{older}: damaged (state.pt is not what was written), and there is none before it",
+    ]
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

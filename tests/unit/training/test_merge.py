@@ -17,7 +17,6 @@ from finished import finished_run
 from limits import HANG_S
 
 from lorabench import cli
-from lorabench.checkpoint.merged_card import base_licence
 from lorabench.errors import ConfigError, RunError
 from lorabench.models.source import fingerprint_files
 from lorabench.training import merge as merging
@@ -217,13 +216,6 @@ def test_the_base_models_licence_is_named_and_its_files_are_handed_on(tmp_path: 
     assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0" and "`apache-2.0`" in card
     assert (tmp_path / "merged" / "LICENSE").read_text() == "the terms"
     assert (tmp_path / "merged" / "NOTICE.txt").is_file()
-
-
-@pytest.mark.parametrize("text", ["no metadata", "---\nlicense: [a, b]\n---\n", "---\n: : :\n---\n", None])
-def test_a_licence_that_nobody_names_is_not_guessed(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "README.md").write_text(text)
-    assert base_licence(str(tmp_path), None) is None
 
 
 # --- the output, and the upload
