@@ -56,7 +56,7 @@ class Runs:
         properties = torch.cuda.get_device_properties(self._device)
         known = gpu_of(properties.name)
         self._gpu = known or GpuPreset(
-            name=properties.name, memory_mib=properties.total_memory >> 20, tflops=0.0, bandwidth=0.0,
+            name=properties.name, memory_mib=properties.total_memory >> 20, tflops=0.0, bandwidth=0.0, link=24.0,
             capability=(properties.major, properties.minor), source="this machine",
         )  # fmt: skip
 

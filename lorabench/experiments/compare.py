@@ -19,8 +19,8 @@ from lorabench.experiments.launches import Gpus, Launch, Scheduler, changed_laun
 from lorabench.experiments.page import PAGE, failures, sheets, write_page
 from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan
 from lorabench.experiments.progress import ProgressView
-from lorabench.experiments.sheets import print_sheets
 from lorabench.files import write_text_atomic
+from lorabench.results.sheets import print_sheets
 from lorabench.wording import counted
 
 PLAN_FILE = "compare.yaml"

@@ -10,13 +10,13 @@ from lorabench.catalog.comparisons import REPORTED_ACCURACY
 from lorabench.experiments.comparison import CellResult, Comparison, Pair
 from lorabench.experiments.difference import LEVEL, RESAMPLES
 from lorabench.experiments.plan import RUNS_FOLDER, Cell, describe
-from lorabench.experiments.sheets import Sheet, to_html, to_markdown
 from lorabench.experiments.spread import Spread
 from lorabench.files import write_text_atomic
 from lorabench.results.amounts import format_gb, format_seconds, three_digits
 from lorabench.results.calibration import FITTED_NOTE, FITTED_SCORES
 from lorabench.results.figures import to_csv
 from lorabench.results.run_folder import CURVES_FILE, lookup, number_at
+from lorabench.results.sheets import Sheet, to_html, to_markdown
 from lorabench.results.table import REPORTED, UNKNOWN, TableRow
 
 PAGE = "comparison"

@@ -57,6 +57,7 @@ class Allocator:
         allocated: bytes that tensors have now.
         reserved: bytes taken from the device now.
         peak_allocated, peak_reserved: the most since `reset_peaks`.
+        reserved_by, allocated_by: the same of each pool.
         graphs: pools of CUDA graphs, whose unused segments stay where they are.
     """
 
@@ -66,6 +67,8 @@ class Allocator:
     peak_allocated: int = 0
     peak_reserved: int = 0
     graphs: set[str] = field(default_factory=set)
+    reserved_by: dict[str, int] = field(default_factory=dict)
+    allocated_by: dict[str, int] = field(default_factory=dict)
     _free: dict[tuple[str, bool], list[tuple[int, int, int]]] = field(default_factory=dict)
     _pieces: dict[tuple[int, int, int], Piece] = field(default_factory=dict)
     _segments: int = 0
@@ -84,12 +87,14 @@ class Allocator:
             self._cut(piece, size)
         piece.free = False
         self.allocated += piece.size
+        self.allocated_by[pool] = self.allocated_by.get(pool, 0) + piece.size
         self.peak_allocated = max(self.peak_allocated, self.allocated)
         return piece
 
     def give(self, piece: Piece) -> None:
         """A tensor is gone: its piece grows together with free neighbours."""
         self.allocated -= piece.size
+        self.allocated_by[piece.pool[0]] -= piece.size
         piece.free = True
         for other in (piece.before, piece.after):
             if other is not None and other.free:
@@ -104,7 +109,9 @@ class Allocator:
                 continue
             for key in [key for key in keys if self._is_whole(self._pieces[key])]:
                 keys.remove(key)
-                self.reserved -= self._pieces.pop(key).size
+                size = self._pieces.pop(key).size
+                self.reserved -= size
+                self.reserved_by[pool] -= size
 
     def reset_peaks(self) -> None:
         """Peaks count anew."""
@@ -127,6 +134,7 @@ class Allocator:
             if self.reserved + taken > self.limit:
                 raise OutOfMemory
         self.reserved += taken
+        self.reserved_by[kind[0]] = self.reserved_by.get(kind[0], 0) + taken
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         self._segments += 1
         return Piece(kind, self._segments, 0, taken)

@@ -1,5 +1,6 @@
 """The memory of a run, phase by phase: its own code without storage, played on the allocator's books."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from lorabench.catalog.families import family_of
 from lorabench.machine.precision import DTYPES
 from lorabench.models.build import Placement
 from lorabench.models.classifier import find_blocks
-from lorabench.models.configuration import load_model_config, set_pad
 from lorabench.packed.attention import TILES
 from lorabench.packed.captured import CAPTURE_S, LOOKED_AT, PASSES_PER_LENGTH
 from lorabench.packed.packs import (
@@ -25,9 +25,9 @@ from lorabench.packed.tiles import attention_shape
 from lorabench.planning.allocator import MIB, OutOfMemory
 from lorabench.planning.holdings import Holdings, measure, side_by_side
 from lorabench.planning.passes import Model
-from lorabench.planning.playback import Peak, Playback
-from lorabench.planning.rates import pass_seconds
-from lorabench.planning.shape import META, build_shape
+from lorabench.planning.playback import GRAPHS, Peak, Playback
+from lorabench.planning.rates import pass_seconds, rates_of
+from lorabench.planning.shape import META, build_shape, read_config
 from lorabench.planning.terms import (
     PHASES,
     Amount,
@@ -136,21 +136,13 @@ def plan_memory(workload: Workload, model_config: PretrainedConfig | None = None
     return Planner(workload, model_config).plan()
 
 
-def read_config(workload: Workload) -> PretrainedConfig:
-    """The model's configuration. Raises `ConfigError`."""
-    model_config = load_model_config(workload.config.model, workload.lengths.classes)
-    if model_config.get_text_config().pad_token_id is None:
-        set_pad(model_config, 0)
-    return model_config
-
-
 class Planner:
     """Plans one workload; passes that are asked for again are recorded once."""
 
     def __init__(self, workload: Workload, model_config: PretrainedConfig | None = None) -> None:
         self.workload = workload
         config = workload.config
-        self._model_config = model_config or read_config(workload)
+        self._model_config = model_config or read_config(config.model, workload.lengths.classes)
         frozen = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[workload.precision]
         trainable = DTYPES[workload.precision] if workload.by_deepspeed else torch.float32
         placement = Placement(
@@ -161,7 +153,7 @@ class Planner:
         # DeepSpeed computes in the weights' own dtype.
         autocast = None if workload.precision == "fp32" or workload.by_deepspeed else DTYPES[workload.precision]
         self.autocast = autocast
-        whole = build_shape(config.model, config.lora, self._model_config, placement)
+        whole = build_shape(config, self._model_config, placement)
         found = find_blocks(whole.body)
         blocks = [] if found is None else list(found[1])
         self.blocks = len(blocks)
@@ -175,6 +167,17 @@ class Planner:
             config, self._model_config, placement, autocast, len(shapes) == 1 and len(kinds) <= 1, self.blocks
         )
         self._recorded: dict[object, Any] = {}
+
+    def on(self, workload: Workload) -> "Planner":
+        """The same on other cards of as many GPUs; what has been recorded holds for all."""
+        other = copy.copy(self)
+        other.workload = workload
+        return other
+
+    @property
+    def compiles(self) -> bool:
+        """Whether captured steps may compile blocks: not those with 4-bit weights."""
+        return self.captured and self.workload.config.model.quantize == "none"
 
     @property
     def capacity(self) -> tuple[int, bool]:
@@ -275,7 +278,8 @@ class Planner:
         totals = [sum(batch) for batch in workload.micro_batches()]
         longest = workload.lengths.longest
         (usual,) = choose_lengths(totals, longest, self.longest_pack(), most=1)
-        pass_s = pass_seconds(self.pack_pass(usual, texts, recomputed).cost, workload.cards.gpu, captured=True)
+        rates = rates_of(workload.cards.gpu)
+        pass_s = pass_seconds(self.pack_pass(usual, texts, recomputed).cost, usual, rates, captured=True)
         steps = total_steps(workload.config.optim, workload.steps_per_epoch)
         runs = steps / min(LOOKED_AT, workload.steps_per_epoch)
         length_s = CAPTURE_S + PASSES_PER_LENGTH * pass_s
@@ -342,7 +346,7 @@ class Planner:
     def _captured(self, play: Playback, recomputed: int) -> Iterator[tuple[Phase, Callable[[], None]]]:
         yield "load", lambda: self._load_captured(play)
         play.hold("workspaces", [self._workspace()])
-        yield "eval", lambda: self._play_pack(play, self._evaluation_pack(), 0, "main", trains=False)
+        yield "eval", lambda: self._play_pack(play, self.evaluation_pack(), 0, "main", trains=False)
         lengths = self.pack_lengths(recomputed)
         yield "capture", lambda: self._capture(play, lengths, recomputed)
         yield "train_forward", lambda: None
@@ -371,12 +375,12 @@ class Planner:
         texts = self.workload.config.optim.batch_size
         play.hold("workspaces", [self._workspace()] * 2, "side")
         play.hold("copies while capturing", [FLOAT * self.holdings.trained_count])
-        play.memory.graphs.add("graphs")
+        play.memory.graphs.add(GRAPHS)
         for length in list(reversed(lengths))[:2]:
             passes = self.pack_pass(length, texts, recomputed)
             play.play(passes, "side")
             play.memory.empty_cache()
-            play.play(passes, "graphs")
+            play.play(passes, GRAPHS)
         play.release("copies while capturing")
 
     # Passes --------------------------------------------------------------------------------------------------------
@@ -413,7 +417,7 @@ class Planner:
     def _play_pack(self, play: Playback, shape: tuple[int, int], recomputed: int, pool: str, trains: bool) -> None:
         play.play(self.pack_pass(*shape, recomputed, trains), pool)
 
-    def _evaluation_pack(self) -> tuple[int, int]:
+    def evaluation_pack(self) -> tuple[int, int]:
         """Tokens and texts of the fullest pass of an evaluation."""
         lengths = sorted(self.workload.lengths.evaluation, reverse=True)[:: self.workload.cards.count]
         run = split_to_fit(range(len(lengths)), lengths.__getitem__, self.longest_pack())[0]
@@ -469,6 +473,11 @@ class Planner:
             amount = Amount(0.8 * peak.temporaries, peak.temporaries, 1.3 * peak.temporaries)
             terms.append(Term("temporaries", amount, _SENTENCES["temporaries"]))
         slack = max(0, peak.reserved - peak.allocated)
+        graphs = min(slack, max(0, peak.graphs))
+        if graphs:
+            amount = Amount(0.97 * graphs, graphs, 1.03 * graphs)
+            terms.append(Term("graphs", amount, _SENTENCES["graphs"]))
+            slack -= graphs
         spread = 0.01 * peak.reserved
         terms.append(
             Term("allocator slack", Amount(0.5 * slack, slack, 1.2 * slack + spread), _SENTENCES["allocator slack"])
@@ -512,8 +521,8 @@ _SENTENCES = {
     "copies while capturing": "What a pass adds to, kept to be put back.",
     "activations": "What the forward pass leaves for the backward pass, counted by running the model without storage.",
     "temporaries": "What operations of the worst moment hold beside that.",
-    "allocator slack": "Pieces of segments that fit nothing else; where steps are captured, the memory of the graphs "
-    "beside what a pass run as it is takes before the next graph is captured.",
+    "graphs": "The memory that all CUDA graphs share, activations of a captured pass: it stays while they do.",
+    "allocator slack": "Pieces of PyTorch's segments that fit nothing else.",
     "CUDA context": "The driver's own, with the code of all kernels; not counted by --gpu-memory-limit.",
     "NCCL": "Buffers of the library that the GPUs meet through.",
 }  # fmt: skip

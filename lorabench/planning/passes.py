@@ -142,7 +142,7 @@ class Model:
         shallow = copy.deepcopy(self._model_config)
         set_blocks(shallow, len(depth.repeats))
         placement = dataclasses.replace(self._placement, device=META, checkpointing=recomputes)
-        classifier = build_shape(self._config.model, self._config.lora, shallow, placement)
+        classifier = build_shape(self._config, shallow, placement)
         with without_storage():
             put_on_cpu(classifier)
             yield classifier

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from lorabench.planning.allocator import Allocator, Piece
 from lorabench.planning.unrolling import Unrolled
 
+# The pool of CUDA graphs.
+GRAPHS = "graphs"
+
 
 @dataclass
 class Peak:
@@ -18,6 +21,7 @@ class Peak:
         held: of those, by the name of what is held.
         activations: what the forward pass of the moment has left.
         temporaries: what else its passes had.
+        graphs: what CUDA graphs had reserved at the phase's end, beside what of this lay in their memory.
     """
 
     reserved: int = 0
@@ -25,6 +29,7 @@ class Peak:
     held: dict[str, int] = field(default_factory=dict)
     activations: int = 0
     temporaries: int = 0
+    graphs: int = 0
 
 
 class Playback:
@@ -39,6 +44,7 @@ class Playback:
         self._held: dict[str, list[Piece]] = {}
         self._sums: dict[str, int] = {}
         self._peak: Peak | None = None
+        self._in_graphs = 0
 
     @contextmanager
     def phase(self) -> Iterator[Peak]:
@@ -50,6 +56,7 @@ class Playback:
             yield peak
         finally:
             peak.reserved = self.memory.peak_reserved
+            peak.graphs = self.memory.reserved_by.get(GRAPHS, 0) - self._in_graphs
             self._peak = None
 
     def hold(self, name: str, sizes: Iterable[int], pool: str = "main") -> None:
@@ -101,3 +108,4 @@ class Playback:
             peak.allocated = self.memory.allocated
             peak.held = dict(self._sums)
             peak.activations, peak.temporaries = activations, temporaries
+            self._in_graphs = self.memory.allocated_by.get(GRAPHS, 0)

@@ -49,22 +49,30 @@ class Cost:
     Attributes:
         operations: how many ran: each is a kernel, or a few.
         products: floating-point operations of the matrix products.
-        traffic: bytes that the other operations read and write.
+        product_traffic: bytes that these read and write.
+        traffic: bytes that the other operations do.
     """
 
     operations: int = 0
     products: int = 0
+    product_traffic: int = 0
     traffic: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.operations + other.operations, self.products + other.products, self.traffic + other.traffic)
+        return Cost(
+            self.operations + other.operations,
+            self.products + other.products,
+            self.product_traffic + other.product_traffic,
+            self.traffic + other.traffic,
+        )
 
     def __sub__(self, other: "Cost") -> "Cost":
         return self + other.times(-1)
 
     def times(self, factor: int) -> "Cost":
         """So many times the same."""
-        return Cost(factor * self.operations, factor * self.products, factor * self.traffic)
+        values = (self.operations, self.products, self.product_traffic, self.traffic)
+        return Cost(*(factor * value for value in values))
 
 
 class Recorder(TorchDispatchMode):
@@ -138,14 +146,16 @@ class Recorder(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, outputs: list[torch.Tensor]) -> None:
         read = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *outputs))
         if func in _PRODUCTS:
             left, right = [tensor for tensor in read if tensor.dim() >= 2][-2:]
-            self.cost += Cost(1, 2 * left.numel() * right.shape[-1])
-            return
-        if func._schema.name == "bitsandbytes::gemm_4bit":
-            self.cost += Cost(2, 2 * args[0].numel() * args[2][0])
-            return
-        self.cost += Cost(1, 0, sum(tensor.numel() * tensor.element_size() for tensor in (*read, *outputs)))
+            self.cost += Cost(1, 2 * left.numel() * right.shape[-1], moved)
+        elif func._schema.name == "bitsandbytes::gemm_4bit":
+            # The weights are read packed, written expanded, and read again.
+            count = math.prod(args[2])
+            self.cost += Cost(2, 2 * args[0].numel() * args[2][0], moved + 2 * count * args[0].element_size())
+        else:
+            self.cost += Cost(1, 0, 0, moved)
 
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)

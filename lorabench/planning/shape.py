@@ -1,5 +1,6 @@
 """A run's classifier without its weights: every tensor has its shape and dtype, and none has storage."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,9 +8,11 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.catalog.models import MODELS
+from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.configuration import load_model_config, set_pad
 from lorabench.models.quantization import BLOCK
 
 # Scales that share a scale of their own.
@@ -17,11 +20,27 @@ SCALES_BLOCK = 256
 META = torch.device("meta")
 
 
-def build_shape(
-    config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, placement: Placement
-) -> SequenceClassifier:
+def read_config(model: ModelConfig, classes: int) -> PretrainedConfig:
+    """A model's configuration, with a pad token: a preset's shape, a local folder's, or the Hub's.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    model_config = load_model_config(_shape_only(model), classes)
+    if model_config.get_text_config().pad_token_id is None:
+        set_pad(model_config, 0)
+    return model_config
+
+
+def build_shape(config: RunConfig, model_config: PretrainedConfig, placement: Placement) -> SequenceClassifier:
     """The classifier as `models.build` makes it, adapter and head included, on the meta device."""
-    return build_classifier(config, lora, model_config, placement, seed=0)
+    return build_classifier(_shape_only(config.model), config.lora, model_config, placement, seed=0)
+
+
+def _shape_only(model: ModelConfig) -> ModelConfig:
+    """The same model without its weights, and without a saved adapter's: only their shapes count."""
+    known = next((name for name, preset in MODELS.items() if preset.hub_id == model.model), model.model)
+    return dataclasses.replace(model, model=known, weights="random", adapter=None)
 
 
 def put_on_cpu(model: nn.Module) -> None:

@@ -17,7 +17,6 @@ from lorabench.experiments.checking import folder_issues
 from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_gpus
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
-from lorabench.experiments.sheets import print_sheets
 from lorabench.experiments.sweep.ledger import Ledger, study_facts
 from lorabench.experiments.sweep.page import SweepResult, page_lock, sheets, write_page
 from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, run_flags, trial_name
@@ -39,6 +38,7 @@ from lorabench.experiments.sweep.storage import (
 from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder, worker_id
 from lorabench.files import write_text_atomic
 from lorabench.results.ownership import Ownership
+from lorabench.results.sheets import print_sheets
 from lorabench.wording import counted
 
 STUDY_ID_FILE = "study.id"

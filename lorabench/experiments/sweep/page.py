@@ -15,7 +15,6 @@ from lorabench.catalog.metrics import METRICS
 from lorabench.config.config_file import config_text
 from lorabench.errors import ConfigError, first_line
 from lorabench.experiments.checking import parse_words
-from lorabench.experiments.sheets import Sheet, to_html, to_markdown
 from lorabench.experiments.sweep.ledger import Entry
 from lorabench.experiments.sweep.pictures import FORMATS, TITLES, draw_pictures
 from lorabench.experiments.sweep.plan import SweepPlan, as_json, trial_name
@@ -23,6 +22,7 @@ from lorabench.files import replacing, write_text_atomic
 from lorabench.harmless import csv_cell, printable
 from lorabench.results.amounts import format_seconds
 from lorabench.results.ownership import Ownership
+from lorabench.results.sheets import Sheet, to_html, to_markdown
 from lorabench.results.table import UNKNOWN
 
 PAGE = "sweep"

@@ -20,7 +20,7 @@ from lorabench.experiments.launches import Launch, Scheduler
 from lorabench.experiments.page import failures, sheets, to_json, write_page
 from lorabench.experiments.plan import Plan
 from lorabench.experiments.predictions import read_predictions
-from lorabench.experiments.sheets import Sheet, print_sheets, to_html, to_markdown
+from lorabench.results.sheets import Sheet, print_sheets, to_html, to_markdown
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Tables of an experiment, as text, in the forms for readers: terminal, Markdown, HTML."""
+"""Tables for readers, as text: terminal, Markdown, HTML."""
 
 import html
 from collections.abc import Sequence
