@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|merge|plan|table|report|compare|sweep|models`; `--help` after any."""
+"""The `lorabench` command: `lorabench train|predict|merge|plan|table|report|compare|sweep|models`."""
 
 import os
 import sys

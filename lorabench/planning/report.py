@@ -78,7 +78,7 @@ def _phases(plan: MemoryPlan, remedies: Sequence[str]) -> Sheet:
     rows = [
         (
             TITLES[phase.phase],
-            *(_gb(value) for value in (phase.device.low, phase.device.expected, phase.device.high)),
+            *map(_gb, _values(phase.device)),
             _gb(phase.reserved.expected),
             _gb(phase.allocated),
         )
@@ -105,16 +105,8 @@ def _execution(plan: MemoryPlan) -> str:
 def _terms(plan: MemoryPlan) -> Sheet:
     worst = max(plan.phases, key=lambda phase: plan.taken(phase).expected)
     terms: list[Term] = sorted(worst.terms, key=lambda term: -term.amount.expected)
-    rows = [
-        (
-            term.name,
-            *(_gb(value) for value in (term.amount.low, term.amount.expected, term.amount.high)),
-            term.sentence,
-        )
-        for term in terms
-    ]
-    amount = worst.device
-    rows.append(("together", *(_gb(value) for value in (amount.low, amount.expected, amount.high)), ""))
+    rows = [(term.name, *map(_gb, _values(term.amount)), term.sentence) for term in terms]
+    rows.append(("together", *map(_gb, _values(worst.device)), ""))
     return Sheet(
         title=f"What phase {TITLES[worst.phase]!r} consists of, in GB",
         columns=("term", "low", "expected", "high", "what it is"),
@@ -126,21 +118,22 @@ def _time(plan: MemoryPlan, duration: Duration) -> Sheet:
     step = duration.step
     rows_per_step = plan.workload.config.optim.effective_batch(plan.workload.cards.count)
     rows = [
-        ("a step", *(_milliseconds(value) for value in (step.low, step.expected, step.high))),
-        (
-            "the run",
-            *(format_seconds(value) for value in (duration.run.low, duration.run.expected, duration.run.high)),
-        ),
+        ("a step", *map(_milliseconds, _values(step))),
+        ("the run", *map(format_seconds, _values(duration.run))),
     ]
     return Sheet(
         title="Time",
         columns=("", "low", "expected", "high"),
         rows=tuple(rows),
         notes=(
-            f"{counted(duration.steps, 'step')} of {rows_per_step} rows: about {rows_per_step / step.expected:.0f} rows "
-            f"per second. Loading the model is not counted. Rates: {duration.source}.",
+            f"{counted(duration.steps, 'step')} of {rows_per_step} rows, about {rows_per_step / step.expected:.0f} "
+            f"rows per second. Loading the model is not counted. Rates: {duration.source}.",
         ),
     )
+
+
+def _values(amount: Amount) -> tuple[float, float, float]:
+    return amount.low, amount.expected, amount.high
 
 
 def _gb(size: float) -> str:
