@@ -25,6 +25,7 @@ class GpuPreset:
         link: 10^9 bytes per second from one card of a machine to another, either way: NVLink's on boards that have it,
             else PCI Express's, as it is reached.
         source: where the rates are from.
+        usable_bytes: what a process can have of a card that is here; None for what is left after the driver's share.
     """
 
     name: str
@@ -34,10 +35,13 @@ class GpuPreset:
     bandwidth: float
     link: float
     source: str
+    usable_bytes: int | None = None
 
     @property
     def memory_bytes(self) -> int:
         """What a process can have of it; the driver keeps about a hundredth and a half."""
+        if self.usable_bytes is not None:
+            return self.usable_bytes
         return int(0.985 * self.memory_mib * MIB)
 
     @property

@@ -108,9 +108,19 @@ class CapturedExecution(EagerExecution):
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._complain = complain
+        self._planned_blocks: int | None = None
+        self._fewest_blocks = 0
         self._longest_text = max(data.data.lengths)
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
+
+    def recompute_as_planned(self, blocks: int | None) -> None:
+        """Let so many blocks recompute where that is left to the run, rather than as many as measuring asks for.
+
+        Args:
+            blocks: what a plan of the run says; None where there is none.
+        """
+        self._planned_blocks = blocks
 
     @property
     def recomputes(self) -> bool:
@@ -172,6 +182,14 @@ class CapturedExecution(EagerExecution):
         self._packer = None
         super()._shrink(problem)
 
+    def _recompute_instead(self) -> bool:
+        blocks = len(self._passes.packed.blocks)
+        if self._checkpointing != "auto" or self._passes.checkpointed >= blocks:
+            return False
+        self._fewest_blocks = blocks
+        self._say(f"memory ran out: all {blocks} blocks recompute their activations from here on")
+        return True
+
     def _prepare(self) -> Packer:
         """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
         # A run that is resumed prepares at another step; its dropout must be the same.
@@ -186,7 +204,7 @@ class CapturedExecution(EagerExecution):
 
     def _take_over(self, plan: PackPlan) -> list[int]:
         if self._checkpointing == "auto":
-            self._passes.checkpointed = plan.recomputed_blocks
+            self._passes.checkpointed = max(plan.recomputed_blocks, self._fewest_blocks)
         self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
         if self._passes.compiled and self._graphs is not None:
             # Code is made with the first length in mind, so it is the same one as before.
@@ -208,8 +226,7 @@ class CapturedExecution(EagerExecution):
             return chosen
         self._graphs.release()
         if self._checkpointing == "auto":
-            passes.checkpointed = 0  # to measure what all blocks would hold
-            passes.checkpointed = self._blocks_to_checkpoint(chosen[0], chosen[-1])
+            passes.checkpointed = max(self._blocks_to_checkpoint(chosen), self._fewest_blocks)
         estimate = "not timed"
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
@@ -229,11 +246,17 @@ class CapturedExecution(EagerExecution):
     def _example(self, length: int) -> Pack:
         return example_pack(self._data, length, self.batch_size, self._longest_text)
 
-    def _blocks_to_checkpoint(self, shortest: int, longest: int) -> int:
-        """How many blocks must recompute their activations for the longest pack to fit into the free memory.
+    def _blocks_to_checkpoint(self, lengths: Sequence[int]) -> int:
+        """How many blocks must recompute their activations for packs of these lengths to fit into the free memory.
 
-        Measured by a forward pass of the shortest pack.
+        A plan of the run says so; without one, it is measured by a forward pass of the shortest pack.
         """
+        if self._planned_blocks is not None:
+            return self._planned_blocks
+        if self._fewest_blocks:
+            return self._fewest_blocks  # memory has run out with less
+        shortest, longest = lengths[0], lengths[-1]
+        self._passes.checkpointed = 0  # to measure what all blocks would hold
         device = self._ranks.device
         torch.cuda.empty_cache()
         held = self._passes.measure_activations(self._example(shortest).to(device))

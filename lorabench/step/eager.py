@@ -1,7 +1,7 @@
 """Optimizer steps over padded batches, through PyTorch's eager mode, under any strategy."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ class EagerExecution:
         on_out_of_memory: "shrink" runs a window again in halved micro-batches, on all ranks, where the strategy can.
         recomputes: whether the model recomputes activations in the backward pass.
         loss: what is trained.
+        recompute: has the model recompute activations, where memory may ask for it; None where that is settled.
     """
 
     name: Literal["eager", "captured"] = "eager"
@@ -42,8 +43,10 @@ class EagerExecution:
         on_out_of_memory: OnOutOfMemory = "shrink",
         recomputes: bool = False,
         loss: Loss = LOSS,
+        recompute: Callable[[], None] | None = None,
     ) -> None:
         self._recomputes = recomputes
+        self._recompute = recompute
         self._model = model
         self._loss = loss
         self.forward: Forward = PaddedForward(model, ranks.device)
@@ -123,17 +126,32 @@ class EagerExecution:
         return passes
 
     def _shrink(self, problem: str | None) -> None:
-        """Halve the micro-batches of this and all later windows.
+        """Recompute activations, where that may be chosen, else halve the micro-batches, of this and all later windows.
 
         Raises:
             RunError: that is not wanted, or not possible.
         """
         self._gradients.discard()
+        if self._may_shrink and self._recompute_instead():
+            self._give_back()
+            return
         if not self._may_shrink or self.batch_size == 1:
             said = "on another rank" if problem is None else problem
             one = self.batch_size == 1
             raise RunError(out_of_memory_advice(said, "train", False, row_by_row=one, may_shrink=self._may_shrink))
         self.batch_size = -(-self.batch_size // 2)
+        self._give_back()
+
+    def _recompute_instead(self) -> bool:
+        """Have activations recomputed, if they are not yet: half the rows at a time would take longer."""
+        if self._recompute is None or self._recomputes:
+            return False
+        self._recompute()
+        self._recomputes = True
+        return True
+
+    def _give_back(self) -> None:
+        """Leave to the next try what the last one had."""
         gc.collect()
         if self._ranks.device.type == "cuda":
             torch.cuda.empty_cache()

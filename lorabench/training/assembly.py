@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -32,7 +32,8 @@ from lorabench.models.description import inspect_model
 from lorabench.models.footprint import WeightCount
 from lorabench.models.head import HeadPlan, SavedHead, plan_head
 from lorabench.models.source import model_source, pinned_revision
-from lorabench.packed.choice import build_execution
+from lorabench.packed.captured import CapturedExecution
+from lorabench.packed.choice import build_execution, capture_obstacle
 from lorabench.packed.head_start import compiling_ahead
 from lorabench.step.execution import Execution
 from lorabench.step.optimizer import build_optimizer, build_schedule, total_steps
@@ -167,11 +168,38 @@ class Built:
     construction_seconds: float
 
 
-def build(setting: Setting, inputs: Inputs) -> Built:
-    """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
+class SaysWhatRecomputes(Protocol):
+    """A plan of the run, as far as recomputation goes; None where it does not say. Collective calls."""
+
+    def recomputes(self) -> bool | None:
+        """Whether eager steps have to."""
+        ...
+
+    def recomputed_blocks(self) -> int | None:
+        """How many blocks of captured steps have to."""
+        ...
+
+
+class NoPlan:
+    """Nothing is planned."""
+
+    def recomputes(self) -> bool | None:
+        return None
+
+    def recomputed_blocks(self) -> int | None:
+        return None
+
+
+def build(setting: Setting, inputs: Inputs, run_plan: SaysWhatRecomputes | None = None) -> Built:
+    """Load the weights, add the adapter, and hand model and optimizer to the strategy.
+
+    Args:
+        run_plan: says what memory asks for, where that is left to the run.
+    """
+    run_plan = run_plan or NoPlan()
     config, ranks = setting.config, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
-    checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype)
+    checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype, run_plan)
     placement = place_model(setting, frozen_dtype, checkpointing)
     plan = plan_steps(setting, inputs)
     steps = total_steps(config.optim, plan.steps_per_epoch)
@@ -205,6 +233,8 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         longest_text=longest_text,
         checkpointing=checkpointing,
     )
+    if isinstance(execution, CapturedExecution):
+        execution.recompute_as_planned(run_plan.recomputed_blocks())
     return Built(
         classifier=classifier,
         prepared=prepared,
@@ -253,8 +283,12 @@ def plan_steps(setting: Setting, inputs: Inputs) -> StepPlan:
     )
 
 
-def use_checkpointing(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
+def use_checkpointing(
+    setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype, run_plan: SaysWhatRecomputes
+) -> bool:
     """The flag; under `auto`, whether some rank's GPU is short of memory. The CPU recomputes nothing by itself.
+
+    The plan of a run with eager steps says so; where there is none, the size of the frozen weights does.
 
     A collective call. All ranks decide alike: with sharded weights, recomputing on some of them only would have those
     wait for ever.
@@ -262,6 +296,10 @@ def use_checkpointing(setting: Setting, weights: WeightCount, frozen_dtype: torc
     choice = setting.config.model.gradient_checkpointing
     if choice != "auto":
         return choice == "on"
+    if capture_obstacle(setting) is not None or setting.config.optim.execution == "eager":
+        planned = run_plan.recomputes()
+        if planned is not None:
+            return planned
     return setting.ranks.any(setting.ranks.device.type == "cuda" and _is_short(setting, weights, frozen_dtype))
 
 

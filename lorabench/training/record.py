@@ -165,6 +165,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "history": [],
         "test": None,
         "memory": [],
+        "plan": None,
     }
 
 

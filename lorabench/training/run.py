@@ -40,6 +40,7 @@ from lorabench.training.continuation import Continuation, find_savepoint
 from lorabench.training.failures import recorded
 from lorabench.training.job import Job, Progress
 from lorabench.training.loop import predict, score_split, score_split_classes, train
+from lorabench.training.planned import plan_line, planning_ahead
 from lorabench.training.prediction import write_predictions
 from lorabench.training.record import (
     RecordKeeper,
@@ -144,18 +145,23 @@ def load(setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryM
     """The model, and all that trains it; the record says what it is."""
     with hashing(Path(keeper.record["model"]["source"]), setting.ranks.is_main) as hashes:
         alone = setting.ranks.world_size == 1
-        with recorded(setting, keeper, loading=True), terminable(alone), memory.phase("load"):
-            built = build(setting, inputs)
+        with planning_ahead(setting, inputs) as run_plan:
+            with recorded(setting, keeper, loading=True), terminable(alone), memory.phase("load"):
+                built = build(setting, inputs, run_plan)
+            planned = run_plan.to_record()
         files = hashes()
     with recorded(setting, keeper, loading=True):
         keeper.update(
             model={**model_facts(keeper.record["model"], built), "files": files},
             model_construction_seconds=built.construction_seconds,
             execution=built.execution.name,
+            plan=planned,
         )
         if setting.ranks.is_main:
             print(f"head       {keeper.record['model']['head']}", flush=True)
             print(f"execution  {built.execution.name}: {built.reason}", flush=True)
+            if planned is not None:
+                print(plan_line(planned), flush=True)
     return built
 
 
