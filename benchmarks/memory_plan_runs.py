@@ -186,7 +186,7 @@ class Runs:
                 parameter.grad = None
             # accelerate wraps the forward method of what it prepares.
             self._classifier.__dict__.pop("forward", None)
-            for name in ("_original_forward", "_hf_hook"):
+            for name in ("_original_forward", "_is_accelerate_prepared"):
                 self._classifier.__dict__.pop(name, None)
         accelerator = self._setting.strategy.accelerator
         for kept in (accelerator._models, accelerator._optimizers, accelerator._schedulers):

@@ -108,11 +108,11 @@ class CapturedExecution(EagerExecution):
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._complain = complain
-        self._planned_blocks: int | None = None
-        self._fewest_blocks = 0
         self._longest_text = max(data.data.lengths)
+        self._planned_blocks: int | None = None
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
+        self._must_recompute = False
 
     def recompute_as_planned(self, blocks: int | None) -> None:
         """Let so many blocks recompute where that is left to the run, rather than as many as measuring asks for.
@@ -177,18 +177,18 @@ class CapturedExecution(EagerExecution):
                 self._complain(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
+        """Recompute the activations of all blocks, which costs a third of a step, before halving, which costs more."""
         if self._graphs is not None:
             self._graphs.release()
         self._packer = None
-        super()._shrink(problem)
-
-    def _recompute_instead(self) -> bool:
-        blocks = len(self._passes.packed.blocks)
-        if self._checkpointing != "auto" or self._passes.checkpointed >= blocks:
-            return False
-        self._fewest_blocks = blocks
-        self._say(f"memory ran out: all {blocks} blocks recompute their activations from here on")
-        return True
+        if self._checkpointing != "auto" or self._must_recompute:
+            super()._shrink(problem)
+            return
+        self._must_recompute = True
+        self._give_up_passes()
+        self._say(
+            f"memory ran out: all {len(self._passes.packed.blocks)} blocks recompute their activations from now on"
+        )
 
     def _prepare(self) -> Packer:
         """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
@@ -204,7 +204,7 @@ class CapturedExecution(EagerExecution):
 
     def _take_over(self, plan: PackPlan) -> list[int]:
         if self._checkpointing == "auto":
-            self._passes.checkpointed = max(plan.recomputed_blocks, self._fewest_blocks)
+            self._passes.checkpointed = self._least_recomputed(plan.recomputed_blocks)
         self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
         if self._passes.compiled and self._graphs is not None:
             # Code is made with the first length in mind, so it is the same one as before.
@@ -223,10 +223,11 @@ class CapturedExecution(EagerExecution):
         passes.compiled = False
         chosen = self._choose_lengths(totals)
         if self._graphs is None:
+            passes.checkpointed = self._least_recomputed(passes.checkpointed)
             return chosen
         self._graphs.release()
         if self._checkpointing == "auto":
-            passes.checkpointed = max(self._blocks_to_checkpoint(chosen), self._fewest_blocks)
+            passes.checkpointed = self._least_recomputed(self._blocks_to_checkpoint(chosen[0], chosen[-1]))
         estimate = "not timed"
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
@@ -235,6 +236,9 @@ class CapturedExecution(EagerExecution):
         how = "compiled" if passes.compiled else "not compiled"
         self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen
+
+    def _least_recomputed(self, blocks: int) -> int:
+        return len(self._passes.packed.blocks) if self._must_recompute else blocks
 
     def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
         longest_pack = self._passes.packed.longest_pack(self._longest_text)
@@ -246,20 +250,18 @@ class CapturedExecution(EagerExecution):
     def _example(self, length: int) -> Pack:
         return example_pack(self._data, length, self.batch_size, self._longest_text)
 
-    def _blocks_to_checkpoint(self, lengths: Sequence[int]) -> int:
-        """How many blocks must recompute their activations for packs of these lengths to fit into the free memory.
+    def _blocks_to_checkpoint(self, shortest: int, longest: int) -> int:
+        """How many blocks must recompute their activations for the longest pack to fit into the free memory.
 
         A plan of the run says so; without one, it is measured by a forward pass of the shortest pack.
         """
         if self._planned_blocks is not None:
             return self._planned_blocks
-        if self._fewest_blocks:
-            return self._fewest_blocks  # memory has run out with less
-        shortest, longest = lengths[0], lengths[-1]
         self._passes.checkpointed = 0  # to measure what all blocks would hold
         device = self._ranks.device
         torch.cuda.empty_cache()
         held = self._passes.measure_activations(self._example(shortest).to(device))
+        torch.cuda.empty_cache()  # or it would stand beside what comes next, in another stream's memory
         free = free_bytes(device)
         if free is None:
             return 0

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,14 @@ from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, eval
 
 # Attention kernels that take a mask of their own; flash attention does not.
 _MASKED_ATTENTION = ("sdpa", "eager")
-# Largest difference, relative to the largest logit, between a packed text and the same text alone.
+# Largest difference, relative to the largest logit, between a packed text and the same text alone. Rounding grows with
+# depth, most of all in random weights: a difference of a few times that between a text alone and in a batch of its
+# copies is no other model, unless it is as large as logits are.
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_TIMES_ROUNDING = 3.0
+_OTHER_LOGITS = 0.5
 _PROBE_LENGTHS = (5, 1, 9, 3)
+_PROBE_PACK = 24
 
 
 class PackedClassifier:
@@ -249,10 +255,10 @@ def _obstacle(packed: PackedClassifier, token_types: bool) -> str:
     """Why the model cannot be packed; empty if it can."""
     base: Any = packed.classifier.adapted.get_base_model()
     try:
-        difference = _probe(packed, packed, token_types)
+        differences = _probe(packed, packed, token_types)
     except Exception as error:
         return _refusal(base, error)
-    return _beyond_rounding(packed, difference, token_types)
+    return _beyond_rounding(packed, differences, token_types)
 
 
 def joints_obstacle(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> str:
@@ -276,12 +282,21 @@ def joints_obstacle(packed: PackedClassifier, logits: Callable[[Pack], torch.Ten
     return f"{wrong} through joint projections" if wrong else ""
 
 
-def _beyond_rounding(packed: PackedClassifier, difference: float, token_types: bool) -> str:
+@dataclass(frozen=True)
+class _Differences:
+    """Of logits to those of each text alone, relative to the largest: in a pack, and in a batch of its copies."""
+
+    packed: float
+    copied: float
+
+
+def _beyond_rounding(packed: PackedClassifier, differences: _Differences, token_types: bool) -> str:
     base: Any = packed.classifier.adapted.get_base_model()
-    if difference <= _TOLERANCES[packed.autocast or base.dtype]:
+    rounding = min(_TIMES_ROUNDING * differences.copied, _OTHER_LOGITS)
+    if differences.packed <= max(_TOLERANCES[packed.autocast or base.dtype], rounding):
         return ""
     kind = "pair" if token_types else "text"
-    return f"{type(base).__name__} gives a packed {kind} other logits (by {difference:.2g} of the largest)"
+    return f"{type(base).__name__} gives a packed {kind} other logits (by {differences.packed:.2g} of the largest)"
 
 
 class _ProbeRows:
@@ -296,19 +311,23 @@ class _ProbeRows:
         self.class_weights = (1.0,)
         self.pad_token_id = pad_token_id
 
+    def batch(self, row: int, copies: int, device: torch.device) -> list[torch.Tensor]:
+        """Ids, attention mask and, where there are some, token types of one row, each [copies, tokens]."""
+        ids, types = self.data.input_ids[row], self.data.token_types
+        values = [ids, [1] * len(ids), *([] if types is None else [types[row]])]
+        return [torch.tensor([value] * copies, device=device) for value in values]
+
 
 @torch.no_grad()
-def _probe(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> float:
-    """Largest difference between logits of packed texts and of the same texts alone, relative to the largest logit."""
+def _probe(packed: PackedClassifier, logits: Callable[[Pack], torch.Tensor], token_types: bool) -> _Differences:
+    """How far the logits of packed texts, and of as many tokens of one text, are from those of a text alone."""
     classifier = packed.classifier
     device = next(classifier.parameters()).device
     rows = _ProbeRows(_PROBE_LENGTHS, classifier.config.vocab_size, classifier.config.pad_token_id or 0, token_types)
-    pack = make_pack(rows, range(len(rows.data)), 24, len(rows.data) + 1).to(device)
-    together = logits(pack)[: len(rows.data)]
-    alone = []
-    for i, ids in enumerate(rows.data.input_ids):
-        row = torch.tensor([ids], device=device)
-        types = [torch.tensor([rows.data.token_types[i]], device=device)] if rows.data.token_types else []
-        alone.append(classifier(row, torch.ones_like(row), *types))
-    expected = torch.cat(alone)
-    return ((together - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
+    pack = make_pack(rows, range(len(rows.data)), _PROBE_PACK, len(rows.data) + 1).to(device)
+    together, found = logits(pack), []
+    for row, length in enumerate(rows.data.lengths):
+        alone, copied = (classifier(*rows.batch(row, n, device)) for n in (1, max(2, _PROBE_PACK // length)))
+        found.append((alone.abs().max(), (together[row] - alone).abs().max(), (copied - alone).abs().max()))
+    largest, packs, copies = torch.tensor(found).amax(dim=0).tolist()
+    return _Differences(packs / max(largest, 1e-6), copies / max(largest, 1e-6))

@@ -5,7 +5,7 @@ launch. It computes at fixed addresses, so packs are copied into its inputs.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class GraphedPasses:
         self._pool: Any = None
         # One for all captures: cuBLAS keeps a workspace for every stream that it has ever seen.
         self._stream = torch.cuda.Stream(passes.loss.device)
+        self._makes_on_device = False
 
     def run(self, pack: Pack) -> torch.Tensor:
         """One pass. Returns the weighted losses of the pack's texts, [texts], which the next pass overwrites.
@@ -102,10 +103,24 @@ class GraphedPasses:
         torch.cuda.empty_cache()
 
     def _capture(self, pack: Pack) -> _Captured:
+        """Some models make small tensors on the CPU in each pass, as MPNet its distances of positions.
+
+        A graph cannot copy them to the device. Made there they need no copy, while numbers that other models turn into
+        tensors would need one then: so this is a second way, kept once a first capture has asked for it.
+        """
+        try:
+            return self._warm_up_and_capture(pack)
+        except CaptureError:
+            if self._makes_on_device:
+                raise
+            self._makes_on_device = True
+            return self._warm_up_and_capture(pack)
+
+    def _warm_up_and_capture(self, pack: Pack) -> _Captured:
         device = self._passes.loss.device
         inputs = pack.to(device)
         # When a graph is captured must not show in the numbers: a run that is resumed captures at other steps.
-        with self._left_as_it_was():
+        with self._left_as_it_was(), device if self._makes_on_device else nullcontext():
             self._stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self._stream):
                 self._warm_up(inputs)

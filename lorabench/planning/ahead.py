@@ -1,7 +1,7 @@
 """A plan made in a process of its own, while this one reads data and loads weights.
 
-Planning takes seconds of one core and changes how PyTorch runs while it does, so it stays out of the run's process, and
-sees no GPU.
+Planning takes seconds of one core and changes how PyTorch runs while it does, so it stays out of the run's process,
+and sees no GPU.
 """
 
 import contextlib

@@ -126,32 +126,25 @@ class EagerExecution:
         return passes
 
     def _shrink(self, problem: str | None) -> None:
-        """Recompute activations, where that may be chosen, else halve the micro-batches, of this and all later windows.
+        """Recompute activations, which costs less than what comes next: halve the micro-batches; from this window on.
 
         Raises:
             RunError: that is not wanted, or not possible.
         """
-        self._gradients.discard()
-        if self._may_shrink and self._recompute_instead():
-            self._give_back()
+        self._give_up_passes()
+        if self._recompute is not None and not self._recomputes:
+            self._recompute()
+            self._recomputes = True
             return
         if not self._may_shrink or self.batch_size == 1:
             said = "on another rank" if problem is None else problem
             one = self.batch_size == 1
             raise RunError(out_of_memory_advice(said, "train", False, row_by_row=one, may_shrink=self._may_shrink))
         self.batch_size = -(-self.batch_size // 2)
-        self._give_back()
 
-    def _recompute_instead(self) -> bool:
-        """Have activations recomputed, if they are not yet: half the rows at a time would take longer."""
-        if self._recompute is None or self._recomputes:
-            return False
-        self._recompute()
-        self._recomputes = True
-        return True
-
-    def _give_back(self) -> None:
-        """Leave to the next try what the last one had."""
+    def _give_up_passes(self) -> None:
+        """Forget the gradients of the window that failed, and give back the memory that nothing holds."""
+        self._gradients.discard()
         gc.collect()
         if self._ranks.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """What a run saves to go on later, and how it goes on: every piece of state that its numbers depend on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,17 @@ def _read_savepoint(setting: Setting, inputs: Inputs, folder: Path) -> tuple[Sav
         if savepoint.progress.get(name, found) != found:
             which = "training" if name == "train_rows" else "validation"
             issues.append(f"--resume: the {which} rows, or their tokens, are not those of the run")
+    issues += _class_issues(known, setting.data.labels)
     issues += _base_issues(known, setting.config.model)
     return savepoint, issues
+
+
+def _class_issues(known: Mapping[str, Any], labels: Sequence[str]) -> list[str]:
+    """Rows are compared by the classes' numbers: what these stand for is compared here."""
+    before = lookup(known, "data", "labels")
+    if not isinstance(before, list) or before == list(labels):
+        return []
+    return [f"--resume: the run's classes are {', '.join(map(str, before))}, and those here {', '.join(labels)}"]
 
 
 def _base_issues(known: Mapping[str, Any], config: ModelConfig) -> list[str]:

@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2,
     ),
 }  # fmt: skip
-# Windows on either side or behind, heads of their own size, joint projections in the checkpoint.
+# Windows on either side or behind, tensors made on the CPU, heads of their own size, joint projections as saved.
 OTHER_SHAPES: dict[str, dict[str, Any]] = {
     "modernbert": dict(
         vocab_size=2048, hidden_size=256, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
@@ -60,6 +60,7 @@ OTHER_SHAPES: dict[str, dict[str, Any]] = {
         num_key_value_heads=2, head_dim=64, max_position_embeddings=512, sliding_window=16, pad_token_id=0,
         eos_token_id=1, bos_token_id=2,
     ),
+    "mpnet": SHAPES["roberta"],  # makes positions on the CPU
     "phi3": {**SHAPES["llama"], "pad_token_id": 0},
     "qwen3": {**SHAPES["llama"], "head_dim": 64},
 }  # fmt: skip

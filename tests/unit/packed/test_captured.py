@@ -430,6 +430,59 @@ def test_a_lack_of_memory_while_lengths_are_timed_halves_the_packs(
     assert times[:3] == [8, 8, 4]
 
 
+class Short(Uncaptured):
+    """Has memory for packs of so many texts, where no block recomputes its activations and where all do."""
+
+    room: tuple[int, int] = (8, 8)
+
+    def capture(self, pack: Any) -> None:
+        blocks = len(self._passes.packed.blocks)
+        if len(pack.labels) > self.room[self._passes.checkpointed == blocks]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    def run(self, pack: Any) -> torch.Tensor:
+        self.capture(pack)
+        return super().run(pack)
+
+    def time(self, pack: Any) -> float:
+        self.capture(pack)
+        return 0.004
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "room", "batch_size", "recomputes"),
+    [("auto", (8, 8), 8, False), ("auto", (4, 8), 8, True), ("auto", (2, 4), 4, True), ("off", (4, 8), 4, False)],
+)
+def test_blocks_recompute_before_the_batch_is_halved(
+    checkpointing: str,
+    room: tuple[int, int],
+    batch_size: int,
+    recomputes: bool,
+    folders: dict[str, Path],
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where a plan was taken over, and to the same numbers."""
+    monkeypatch.setattr(PackedPasses, "measure_activations", lambda passes, pack: 0)
+    for given in (None, PackPlan(8, (192, 320), False, 0, True)):
+        said: list[str] = []
+        execution, _, _, plan = make_execution(
+            "captured", "llama", folders["llama"], accelerator, (8, 2), checkpointing=checkpointing, say=said.append
+        )
+        execution._graphs = graphs = Short(execution._passes)
+        graphs.room = room
+        if given is not None:
+            execution.load_state(given.to_json())
+        outcomes = take_steps(execution, plan)
+        assert (execution.batch_size, execution.recomputes) == (batch_size, recomputes)
+        told = [line for line in said if line.startswith("memory ran out")]
+        assert told == ["memory ran out: all 2 blocks recompute their activations from now on"] * recomputes
+        whole, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (8, 2))
+        for one, other in zip(outcomes, take_steps(whole, plan), strict=True):
+            assert one.loss_share.item() == pytest.approx(other.loss_share.item(), rel=1e-4)
+            assert one.counts.rows == other.counts.rows
+
+
 def test_a_plan_of_compiled_packs_is_captured_by_its_longest(
     folders: dict[str, Path], accelerator: Accelerator
 ) -> None:

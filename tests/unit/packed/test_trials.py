@@ -10,6 +10,8 @@ import torch
 from lorabench.packed.classifier import (
     PackedClassifier,
     _beyond_rounding,
+    _Differences,
+    _probe,
     _ProbeRows,
     joints_obstacle,
     try_packing,
@@ -61,17 +63,54 @@ def test_joint_projections_that_fail_are_named_with_their_error(packed: PackedCl
 
 
 @pytest.mark.parametrize(
-    ("difference", "types", "said"),
+    ("difference", "copied", "types", "said"),
     [
-        (1e-4, False, ""),
-        (0.123456, False, "BertForSequenceClassification gives a packed text other logits (by 0.12 of the largest)"),
-        (1.1e-4, True, "BertForSequenceClassification gives a packed pair other logits (by 0.00011 of the largest)"),
+        (1e-4, 0.0, False, ""),
+        (0.123, 0.0, False, "BertForSequenceClassification gives a packed text other logits (by 0.12 of the largest)"),
+        (
+            1.1e-4,
+            0.0,
+            True,
+            "BertForSequenceClassification gives a packed pair other logits (by 0.00011 of the largest)",
+        ),
+        (0.123, 0.042, False, ""),
+        (
+            0.123,
+            0.04,
+            False,
+            "BertForSequenceClassification gives a packed text other logits (by 0.12 of the largest)",
+        ),
+        (0.5, 0.3, False, ""),
+        (0.51, 0.3, False, "BertForSequenceClassification gives a packed text other logits (by 0.51 of the largest)"),
     ],
 )
 def test_other_logits_are_a_difference_beyond_rounding(
-    difference: float, types: bool, said: str, packed: PackedClassifier
+    difference: float, copied: float, types: bool, said: str, packed: PackedClassifier
 ) -> None:
-    assert _beyond_rounding(packed, difference, types) == said
+    assert _beyond_rounding(packed, _Differences(difference, copied), types) == said
+
+
+def test_rounding_is_measured_on_copies_of_a_text(packed: PackedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that rounds more gives its packs more room; copies have about as many tokens as a pack."""
+    exact = _probe(packed, packed, False)
+    assert 0 < exact.copied < 1e-5 and exact.packed < 1e-5
+    forward, shapes = packed.classifier.forward, []
+
+    def rounded(ids: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(ids.shape))
+        return forward(ids, *others) * (1 + 0.01 * (len(ids) > 1))
+
+    monkeypatch.setattr(packed.classifier, "forward", rounded)
+    assert _probe(packed, packed, False).copied == pytest.approx(0.01, rel=1e-3)
+    assert shapes == [(1, 5), (4, 5), (1, 1), (24, 1), (1, 9), (2, 9), (1, 3), (8, 3)]
+
+
+@pytest.mark.parametrize("types", [False, True])
+def test_trial_texts_alone_are_rows_without_padding(types: bool) -> None:
+    rows = _ProbeRows((3, 1), 30, 0, token_types=types)
+    ids, mask, *others = rows.batch(0, 2, torch.device("cpu"))
+    assert ids.tolist() == [rows.data.input_ids[0]] * 2 and mask.tolist() == [[1, 1, 1]] * 2
+    assert [tensor.tolist() for tensor in others] == ([[[0, 0, 1]] * 2] if types else [])
 
 
 def test_packs_are_tried_in_the_dtype_that_they_will_have(packed: PackedClassifier) -> None:

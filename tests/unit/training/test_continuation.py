@@ -69,7 +69,12 @@ class Rank:
 
 def make_setting(config: RunConfig | None = None, ranks: Rank | None = None) -> Any:
     launch: Any = SimpleNamespace(num_processes=1, scaler=None)
-    return SimpleNamespace(config=config or RunConfig(), ranks=ranks or Rank(), strategy=DataParallel(launch))
+    return SimpleNamespace(
+        config=config or RunConfig(),
+        ranks=ranks or Rank(),
+        strategy=DataParallel(launch),
+        data=SimpleNamespace(labels=("bad", "good")),
+    )
 
 
 def make_inputs(rows: TokenizedRows = ROWS) -> Any:
@@ -483,9 +488,18 @@ def test_other_validation_rows_are_refused(tmp_path: Path) -> None:
         find_savepoint(make_setting(), inputs, tmp_path)
 
 
-def add_to_record(folder: Path, **model: Any) -> None:
+def add_to_record(folder: Path, section: str = "model", **values: Any) -> None:
     record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**record, "model": model}))
+    (folder / "run.json").write_text(json.dumps({**record, section: values}))
+
+
+def test_classes_of_other_names_are_refused_though_their_numbers_are_the_same(tmp_path: Path) -> None:
+    leave_run(tmp_path, RunConfig())
+    add_to_record(tmp_path, "data", labels=["bad", "good"])
+    assert find_savepoint(make_setting(), make_inputs(), tmp_path) is not None
+    add_to_record(tmp_path, "data", labels=["good", "bad"])
+    with pytest.raises(ConfigError, match=r"^--resume: the run's classes are good, bad, and those here bad, good$"):
+        find_savepoint(make_setting(), make_inputs(), tmp_path)
 
 
 def test_a_model_of_another_commit_is_refused_and_the_runs_own_may_be_named(
