@@ -179,10 +179,18 @@ def summarise(rows: Sequence[dict[str, Any]]) -> str:
             f"{phase}: {len(values)} combinations, error median {statistics.median(values):.1%}, 9 in 10 at most "
             f"{values[int(0.9 * (len(values) - 1))]:.1%}, largest {values[-1]:.1%} ({errors[-1][1]})"
         )
-    wrong = [row["key"] for row in rows if row["status"] == "oom" and row["planned"].get("verdict") == "fits"]
+    wrong = [row["key"] for row in rows if row["planned"].get("verdict") == "fits" and _failed(row)]
     failed = sum(row["status"] not in ("measured", "oom") for row in rows)
     lines.append(f"said to fit, and failed: {', '.join(wrong) or 'none'}; {failed} with another error")
     return "\n".join(lines)
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    """Whether a run did not do with what it had, or only by recomputing what it was not said to."""
+    if row["status"] == "oom":
+        return True
+    unplanned = row["status"] == "measured" and row["recompute"] == "auto" and row["recomputes"]
+    return unplanned and not row["planned"]["recomputed_blocks"]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from lorabench.distributed.setting import enter_launch
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.planning.lengths import TWEETS, spread_lengths
-from lorabench.planning.memory import plan_memory
+from lorabench.planning.memory import PLAYED, MemoryPlan, plan_memory
 from lorabench.planning.terms import TRAINING
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.step.evaluation import predict_logits
@@ -66,8 +66,8 @@ class Runs:
         lengths = self._lengths(item.lengths)
         planned: dict[str, Any] = {}
         try:
-            planned = self._plan(item, lengths)
-            measured, facts = self._run(item, lengths)
+            plan, planned = self._plan(item, lengths)
+            measured, facts = self._run(item, lengths, _Planned(plan))
         except Exception as error:  # any, so that the others are measured
             gone = is_out_of_memory(error) or "out of GPU memory" in str(error)
             status = "oom" if gone else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -91,7 +91,7 @@ class Runs:
         train = spread_lengths(quantiles, ROWS, FILLED)
         return RowLengths(train, spread_lengths(quantiles, EVALUATION_ROWS, FILLED, seed=1), kind)
 
-    def _plan(self, item: "Combination", lengths: RowLengths) -> dict[str, Any]:
+    def _plan(self, item: "Combination", lengths: RowLengths) -> tuple[MemoryPlan, dict[str, Any]]:
         began = time.monotonic()
         config = parse_run_config(item.flags())
         workload = Workload(config, item.precision, lengths, Cards(self._gpu), "single_gpu")
@@ -99,12 +99,14 @@ class Runs:
         plan = plan_memory(workload, model_config)
         train, evaluation = plan.reserved(*TRAINING), plan.reserved("eval")
         peak = max(train, evaluation, key=lambda amount: amount.expected)
-        return {
+        return plan, {
             "train": train.to_json(), "eval": evaluation.to_json(), "peak": peak.to_json(), **plan.to_json(),
             "plan_seconds": time.monotonic() - began,
         }  # fmt: skip
 
-    def _run(self, item: "Combination", lengths: RowLengths) -> tuple[dict[str, float], dict[str, Any]]:
+    def _run(
+        self, item: "Combination", lengths: RowLengths, planned: "_Planned"
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         config = parse_run_config(item.flags())
         torch._C._cuda_clearCublasWorkspaces()
         _settle()
@@ -113,19 +115,22 @@ class Runs:
             torch.cuda.set_per_process_memory_fraction(limit)
             setting = dataclasses.replace(self._setting, config=config)
             inputs = self._given_rows(lengths)
-            built = self._build(setting, inputs)
+            built = self._build(setting, inputs, planned)
             measured = {"load": torch.cuda.max_memory_reserved() / GB}
             _settle()
             self._evaluate(built, inputs, setting.ranks)
-            measured |= {"eval": torch.cuda.max_memory_reserved() / GB}
+            first_evaluation = torch.cuda.max_memory_reserved() / GB
             torch.cuda.reset_peak_memory_stats()
             step_s = _train(built)
             measured |= {
                 "train": torch.cuda.max_memory_reserved() / GB,
                 "train_allocated": torch.cuda.max_memory_allocated() / GB,
-                "device": (lambda free_total: (free_total[1] - free_total[0]) / GB)(torch.cuda.mem_get_info()),
+                "device": _device_bytes() / GB,
                 "reserved_at_end": torch.cuda.memory_reserved() / GB,
             }
+            torch.cuda.reset_peak_memory_stats()
+            self._evaluate(built, inputs, setting.ranks)
+            measured["eval"] = max(first_evaluation, torch.cuda.max_memory_reserved() / GB)
             measured["peak"] = max(measured["eval"], measured["train"])
             facts = {
                 "execution_ran": built.execution.name, "execution_reason": built.reason, "step_s": step_s,
@@ -146,12 +151,12 @@ class Runs:
         }
         return dataclasses.replace(self._inputs, collators=collators)
 
-    def _build(self, setting: Any, inputs: Inputs) -> Built:
+    def _build(self, setting: Any, inputs: Inputs, planned: "_Planned") -> Built:
         """Everything as a run builds it, around the classifier that is there."""
         if self._classifier is None:
             kept: list[SequenceClassifier] = []
             with after_call(assembly, "build_classifier", kept.append):
-                built = assembly.build(setting, inputs)
+                built = assembly.build(setting, inputs, planned)
             (self._classifier,) = kept
             return built
         classifier, real = self._classifier, assembly.build_classifier
@@ -165,7 +170,7 @@ class Runs:
 
         assembly.build_classifier = again
         try:
-            return assembly.build(setting, inputs)
+            return assembly.build(setting, inputs, planned)
         finally:
             assembly.build_classifier = real
 
@@ -196,6 +201,19 @@ class Runs:
         _settle()
 
 
+class _Planned:
+    """What a plan says to the run that it is of."""
+
+    def __init__(self, plan: MemoryPlan) -> None:
+        self._execution = plan.execution
+
+    def recomputes(self) -> bool:
+        return self._execution.recomputed > 0
+
+    def recomputed_blocks(self) -> int:
+        return self._execution.recomputed
+
+
 def _settle() -> None:
     torch.cuda.synchronize()
     gc.collect()
@@ -204,19 +222,26 @@ def _settle() -> None:
 
 
 def _train(built: Built) -> float:
-    """The usual step, the one of the most tokens, and the usual one, timed. Returns its seconds."""
-    plan = built.plan
-    lengths = plan.lengths
-    windows = sorted(plan.epoch(0), key=lambda window: len(window.rows) * max(lengths[row] for row in window.rows))
-    whole = [window for window in windows if len(window.rows) == plan.effective_batch]
+    """The first steps of a run and the one of the most padded tokens, then the usual one, timed. Returns its seconds.
+
+    The same steps that a plan plays.
+    """
+    plan, lengths = built.plan, built.plan.lengths
+    whole = [window for window in plan.epoch(0) if len(window.rows) == plan.effective_batch]
+    by_width = sorted(whole, key=lambda window: max(lengths[row] for row in window.rows))
     by_tokens = sorted(whole, key=lambda window: sum(lengths[row] for row in window.rows))
     usual = by_tokens[len(by_tokens) // 2]
     built.prepared.train()
-    for window in (usual, whole[-1], by_tokens[-1]):
+    alike = len(set(lengths)) == 1
+    for window in (*whole[: 1 if alike else PLAYED], by_width[-1], by_tokens[-1]):
         built.execution.step(window)
     torch.cuda.synchronize()
-    seconds = [_timed(built, usual) for _ in range(TIMED_STEPS)]
-    return min(seconds)
+    return min(_timed(built, usual) for _ in range(TIMED_STEPS))
+
+
+def _device_bytes() -> int:
+    free, total = torch.cuda.mem_get_info()
+    return total - free
 
 
 def _timed(built: Built, window: Window) -> float:

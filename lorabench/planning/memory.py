@@ -37,6 +37,7 @@ from lorabench.planning.terms import (
     exactly,
     largest,
 )
+from lorabench.planning.unrolling import Unrolled, between
 from lorabench.planning.workload import Workload
 from lorabench.step.optimizer import total_steps
 from lorabench.units import GB
@@ -45,6 +46,8 @@ from lorabench.units import GB
 WORKSPACE = 32 * MIB
 SMALL_WORKSPACE = 8 * MIB + 128 * 1024
 FLOAT = 4
+# Steps that are played, beside the one that computes most.
+PLAYED = 24
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Planner:
         self.model = Model(
             config, self._model_config, placement, autocast, len(shapes) == 1 and len(kinds) <= 1, self.blocks
         )
-        self._recorded: dict[object, Any] = {}
+        self._recorded: dict[object, Unrolled] = {}
 
     def on(self, workload: Workload) -> "Planner":
         """The same on other cards of as many GPUs; what has been recorded holds for all."""
@@ -228,8 +231,9 @@ class Planner:
             for phase, run in steps:
                 runs_out = phase
                 with play.phase() as peak:
-                    peaks[phase] = peak
                     run()
+                if phase not in peaks or peak.reserved > peaks[phase].reserved:
+                    peaks[phase] = peak  # the worse of two evaluations
             runs_out = None
         except OutOfMemory:
             pass
@@ -326,32 +330,50 @@ class Planner:
         return [size // self._trainable.itemsize for size in self.holdings.trained]
 
     def _eager(self, play: Playback, recomputed: int) -> Iterator[tuple[Phase, Callable[[], None]]]:
+        recomputes = recomputed > 0
+        batches = self.workload.micro_batches()
+        widest = self._widths(batches)[-1]
+
+        def evaluate() -> None:
+            play.play(self.padded_pass(self._widths(self.workload.evaluation_batches())[-1], False, trains=False))
+
         yield "load", lambda: self._load(play)
         play.hold("workspaces", [self._workspace()])
-        gathers = self._gathered()
-        play.hold("gathered blocks", gathers)
-        yield "eval", lambda: self._play_padded(play, self.workload.evaluation_batches(), False, trains=False)
-        batches = self.workload.micro_batches()
-        wide = self._widths(batches)
+        play.hold("gathered blocks", self._gathered())
+        yield "eval", evaluate
         play.hold("gradients", self._gradients())
         play.hold("workspaces", [self._workspace()])
-        recomputes = recomputed > 0
-        for quantile in (0.5, 0.9):
-            self._play_padded(play, [self._quantile(wide, quantile)], recomputes)
-        yield "train_backward", lambda: self._play_padded(play, wide[-1:], recomputes)
+        yield "train_backward", lambda: play.play(self.padded_pass(widest, recomputes, trains=True))
         yield "optimizer", lambda: self._optimizer(play)
-        yield "train_forward", lambda: self._play_padded(play, wide[-1:], recomputes)
+        yield "train_forward", lambda: self._play_steps(play, batches, widest, recomputes)
+        yield "eval", evaluate
         yield "save", lambda: None
 
+    def _play_steps(
+        self, play: Playback, batches: Sequence[Sequence[int]], widest: Sequence[int], recomputes: bool
+    ) -> None:
+        """The first steps of the run, and the one that computes most: what one leaves may not do for the next."""
+        whole = [batch for batch in batches if len(batch) == len(widest)]
+        played = [*whole[:PLAYED], widest]
+        narrowest = min(played, key=max)
+        low, high = (self.padded_pass(batch, recomputes, trains=True) for batch in (narrowest, widest))
+        for batch in played if max(narrowest) < max(widest) else played[:2]:
+            share = (max(batch) - max(narrowest)) / max(1, max(widest) - max(narrowest))
+            play.play(between(low, high, share) or self.padded_pass(batch, recomputes, trains=True))
+
     def _captured(self, play: Playback, recomputed: int) -> Iterator[tuple[Phase, Callable[[], None]]]:
+        def evaluate() -> None:
+            play.play(self.pack_pass(*self.evaluation_pack(), 0, trains=False))
+
         yield "load", lambda: self._load_captured(play)
         play.hold("workspaces", [self._workspace()])
-        yield "eval", lambda: self._play_pack(play, self.evaluation_pack(), 0, "main", trains=False)
+        yield "eval", evaluate
         lengths = self.pack_lengths(recomputed)
         yield "capture", lambda: self._capture(play, lengths, recomputed)
         yield "train_forward", lambda: None
         yield "train_backward", lambda: None
         yield "optimizer", lambda: self._optimizer(play)
+        yield "eval", evaluate
         yield "save", lambda: None
 
     def _load_captured(self, play: Playback) -> None:
@@ -373,6 +395,7 @@ class Planner:
     def _capture(self, play: Playback, lengths: Sequence[int], recomputed: int) -> None:
         """The graphs of all lengths, from the longest on; before each a pass is run as it is."""
         texts = self.workload.config.optim.batch_size
+        play.memory.empty_cache()
         play.hold("workspaces", [self._workspace()] * 2, "side")
         play.hold("copies while capturing", [FLOAT * self.holdings.trained_count])
         play.memory.graphs.add(GRAPHS)
@@ -385,7 +408,7 @@ class Planner:
 
     # Passes --------------------------------------------------------------------------------------------------------
 
-    def padded_pass(self, batch: Sequence[int], recomputes: bool, trains: bool) -> Any:
+    def padded_pass(self, batch: Sequence[int], recomputes: bool, trains: bool) -> Unrolled:
         """A recorded pass over padded rows of so many tokens."""
         width = max(batch)
         return self._once(
@@ -393,7 +416,7 @@ class Planner:
             lambda: self.model.padded(len(batch), width, min(batch) == width, recomputes, trains),
         )
 
-    def pack_pass(self, length: int, texts: int, recomputed: int, trains: bool = True) -> Any:
+    def pack_pass(self, length: int, texts: int, recomputed: int, trains: bool = True) -> Unrolled:
         """A recorded pass over a pack of so many tokens."""
         each = max(1, min(self.workload.lengths.longest, length // max(1, texts)))
         longest = self.workload.lengths.longest
@@ -403,19 +426,10 @@ class Planner:
             lambda: self.model.packed(pack, self.tile, recomputed, trains),
         )
 
-    def _once(self, key: object, record: Callable[[], Any]) -> Any:
+    def _once(self, key: object, record: Callable[[], Unrolled]) -> Unrolled:
         if key not in self._recorded:
             self._recorded[key] = record()
         return self._recorded[key]
-
-    def _play_padded(
-        self, play: Playback, batches: Sequence[Sequence[int]], recomputes: bool, trains: bool = True
-    ) -> None:
-        widest = self._widths(batches)[-1]
-        play.play(self.padded_pass(widest, recomputes, trains))
-
-    def _play_pack(self, play: Playback, shape: tuple[int, int], recomputed: int, pool: str, trains: bool) -> None:
-        play.play(self.pack_pass(*shape, recomputed, trains), pool)
 
     def evaluation_pack(self) -> tuple[int, int]:
         """Tokens and texts of the fullest pass of an evaluation."""
@@ -427,10 +441,6 @@ class Planner:
     def _widths(batches: Sequence[Sequence[int]]) -> list[Sequence[int]]:
         """Batches by the numbers that they compute, padding included."""
         return sorted(batches, key=lambda batch: (len(batch) * max(batch), min(batch) < max(batch)))
-
-    @staticmethod
-    def _quantile(batches: Sequence[Sequence[int]], share: float) -> Sequence[int]:
-        return batches[int(share * (len(batches) - 1))]
 
     # What strategies and libraries add -----------------------------------------------------------------------------
 

@@ -72,6 +72,22 @@ def unroll(trace: Trace, repeats: Sequence[int]) -> Unrolled:
     return Unrolled(events, len(events) if turn is None else turn, total)
 
 
+def between(low: Unrolled, high: Unrolled, share: float) -> Unrolled | None:
+    """The pass over a batch whose width is `share` of the way from that of one pass to that of another.
+
+    What a pass allocates grows evenly with the width, but for attention masks, which are small. None where the two do
+    not allocate the same things in the same order.
+    """
+    if len(low.events) != len(high.events) or low.turn != high.turn:
+        return None
+    events = []
+    for (number, small), (other, large) in zip(low.events, high.events, strict=True):
+        if number != other or bool(small) != bool(large):
+            return None
+        events.append((number, round(small + share * (large - small))))
+    return Unrolled(events, low.turn, low.cost)
+
+
 def _places(origin: Origin, item: _Pass, copy: int, firsts: Sequence[int], repeats: Sequence[int]) -> Iterator[Origin]:
     """Where a storage comes from in the deep model, seen from one copy of a pass.
 
