@@ -301,6 +301,11 @@ class Planner:
             self._load_shards(play)
             return
         play.hold("frozen weights", held.frozen)
+        if held.quantized:
+            # Each layer is there in 16 bits until it is packed, and once more while its scales are found.
+            largest_layer = 2 * max(held.quantized) * self._frozen.itemsize
+            for piece in [play.memory.take(largest_layer) for _ in range(2)]:
+                play.memory.give(piece)
         play.hold("4-bit weights", held.quantized)
         play.hold("4-bit scales", held.scales)
         play.hold("adapter and head", held.trained)
@@ -500,7 +505,8 @@ class Planner:
 
     def _context(self) -> Amount:
         newer = self.workload.cards.gpu.capability >= (9, 0)
-        return Amount(0.4 * GB, 0.6 * GB, 0.9 * GB) if newer else Amount(0.25 * GB, 0.4 * GB, 0.7 * GB)
+        likely = (0.8 if newer else 0.5) + (0.2 if self.captured else 0.0)
+        return Amount(0.7 * likely * GB, likely * GB, 1.4 * likely * GB)
 
 
 class _Texts:

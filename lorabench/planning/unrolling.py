@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from lorabench.planning.recording import Cost, Trace
 
@@ -69,7 +70,15 @@ def unroll(trace: Trace, repeats: Sequence[int]) -> Unrolled:
                     if size:
                         alive[key] = born = born + 1
                     events.append((alive[key] if size else alive.pop(key), size))
-    return Unrolled(events, len(events) if turn is None else turn, total)
+    return Unrolled(_in_order(events), len(events) if turn is None else turn, total)
+
+
+def _in_order(events: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What goes at once goes by its number: in which order Python lets it go is not the same each time."""
+    ordered: list[tuple[int, int]] = []
+    for births, stretch in groupby(events, key=lambda event: event[1] > 0):
+        ordered += stretch if births else sorted(stretch)
+    return ordered
 
 
 def between(low: Unrolled, high: Unrolled, share: float) -> Unrolled | None:
