@@ -233,7 +233,7 @@ class Planner:
                 with play.phase() as peak:
                     run()
                 if phase not in peaks or peak.reserved > peaks[phase].reserved:
-                    peaks[phase] = peak  # the worse of two evaluations
+                    peaks[phase] = peak  # the worse of several times
             runs_out = None
         except OutOfMemory:
             pass
@@ -348,9 +348,11 @@ class Planner:
         yield "eval", evaluate
         play.hold("gradients", self._gradients())
         play.hold("workspaces", [self._workspace()])
-        yield "train_backward", lambda: play.play(self.padded_pass(widest, recomputes, trains=True))
+        first = self.padded_pass(batches[0], recomputes, trains=True)
+        yield "train_backward", lambda: play.play(first)
         yield "optimizer", lambda: self._optimizer(play)
-        yield "train_forward", lambda: self._play_steps(play, batches, widest, recomputes)
+        yield "train_backward", lambda: self._play_steps(play, batches, widest, recomputes)
+        yield "train_forward", lambda: play.play(self.padded_pass(widest, recomputes, trains=True).forward())
         yield "eval", evaluate
         yield "save", lambda: None
 

@@ -36,6 +36,10 @@ class Unrolled:
     turn: int
     cost: Cost
 
+    def forward(self) -> "Unrolled":
+        """The forward pass alone; what it leaves goes at its end. Of what it costs nothing is known."""
+        return Unrolled(self.events[: self.turn], self.turn, Cost())
+
 
 class NotAlike(ValueError):
     """Blocks that were taken for alike are not."""
