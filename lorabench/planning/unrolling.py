@@ -80,7 +80,8 @@ def unroll(trace: Trace, repeats: Sequence[int]) -> Unrolled:
 def _in_order(events: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """What goes at once goes by its number: in which order Python lets it go is not the same each time."""
     ordered: list[tuple[int, int]] = []
-    for births, stretch in groupby(events, key=lambda event: event[1] > 0):
+    for births, group in groupby(events, key=lambda event: event[1] > 0):
+        stretch = list(group)
         ordered += stretch if births else sorted(stretch)
     return ordered
 

@@ -180,23 +180,12 @@ class SaysWhatRecomputes(Protocol):
         ...
 
 
-class NoPlan:
-    """Nothing is planned."""
-
-    def recomputes(self) -> bool | None:
-        return None
-
-    def recomputed_blocks(self) -> int | None:
-        return None
-
-
 def build(setting: Setting, inputs: Inputs, run_plan: SaysWhatRecomputes | None = None) -> Built:
     """Load the weights, add the adapter, and hand model and optimizer to the strategy.
 
     Args:
         run_plan: says what memory asks for, where that is left to the run.
     """
-    run_plan = run_plan or NoPlan()
     config, ranks = setting.config, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
     checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype, run_plan)
@@ -233,7 +222,7 @@ def build(setting: Setting, inputs: Inputs, run_plan: SaysWhatRecomputes | None 
         longest_text=longest_text,
         checkpointing=checkpointing,
     )
-    if isinstance(execution, CapturedExecution):
+    if run_plan is not None and isinstance(execution, CapturedExecution):
         execution.recompute_as_planned(run_plan.recomputed_blocks())
     return Built(
         classifier=classifier,
@@ -284,7 +273,7 @@ def plan_steps(setting: Setting, inputs: Inputs) -> StepPlan:
 
 
 def use_checkpointing(
-    setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype, run_plan: SaysWhatRecomputes
+    setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype, run_plan: SaysWhatRecomputes | None = None
 ) -> bool:
     """The flag; under `auto`, whether some rank's GPU is short of memory. The CPU recomputes nothing by itself.
 
@@ -297,7 +286,7 @@ def use_checkpointing(
     if choice != "auto":
         return choice == "on"
     if capture_obstacle(setting) is not None or setting.config.optim.execution == "eager":
-        planned = run_plan.recomputes()
+        planned = None if run_plan is None else run_plan.recomputes()
         if planned is not None:
             return planned
     return setting.ranks.any(setting.ranks.device.type == "cuda" and _is_short(setting, weights, frozen_dtype))
