@@ -1,4 +1,4 @@
-"""The `lorabench` command: `lorabench train|predict|merge|table|report|compare|sweep|models`; `--help` after any."""
+"""The `lorabench` command: `lorabench train|predict|merge|plan|table|report|compare|sweep|models`."""
 
 import os
 import sys
@@ -42,6 +42,7 @@ from lorabench.files import is_no_space
 from lorabench.harmless import printable
 from lorabench.interrupts import raise_again
 from lorabench.machine.libraries import quiet_libraries
+from lorabench.planning.command import PlanOptions, plan_command
 from lorabench.results.report import TableForm, TableFormat, table_command
 from lorabench.training.dry_run import show_dry_run
 from lorabench.training.merge import MergeOptions
@@ -153,6 +154,14 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def plan(arguments: Sequence[str]) -> int:
+    """Say what a run takes of each GPU, and how long it takes."""
+    options, others = parse_some(PlanOptions, arguments, "lorabench plan")
+    quiet_libraries()
+    plan_command(options, others)
+    return 0
+
+
 def models(arguments: Sequence[str]) -> int:
     """List model presets, architectures, recipes and tasks."""
     tyro.cli(NoOptions, args=list(arguments), prog="lorabench models")
@@ -197,6 +206,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "predict": predict,
     "merge": merge,
+    "plan": plan,
     "table": table,
     "compare": compare,
     "sweep": sweep,

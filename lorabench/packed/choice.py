@@ -1,5 +1,6 @@
 """Which execution a run gets, and why."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,9 +63,27 @@ def build_execution(
     if not isinstance(passes, PackedPasses):
         gradients = setting.strategy.gradients(prepared, optimizer, config.optim.max_grad_norm, ranks)
         on_oom = config.run.on_oom
-        return EagerExecution(prepared, gradients, data, plan, ranks, on_oom, recomputes=checkpointing), passes
+        recompute = None
+        if config.model.gradient_checkpointing == "auto" and gradients.recoverable:
+            recompute = _recomputing(classifier, ranks)
+        execution = EagerExecution(
+            prepared, gradients, data, plan, ranks, on_oom, recomputes=checkpointing, recompute=recompute
+        )
+        return execution, passes
     how = "packed rows, CUDA graphs" if ranks.device.type == "cuda" else "packed rows"
     return _build_captured(setting, passes, optimizer, data, plan, steps), how
+
+
+def _recomputing(classifier: SequenceClassifier, ranks: Ranks) -> Callable[[], None]:
+    """What has a model recompute its activations from some step on."""
+
+    def begin() -> None:
+        base: Any = classifier.adapted.get_base_model()
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if ranks.is_main:
+            print("execution  memory ran out: activations are recomputed from here on", flush=True)
+
+    return begin
 
 
 def passes_or_reason(

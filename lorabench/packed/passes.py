@@ -85,6 +85,11 @@ class PackedPasses:
         """What passes add to."""
         return self.flat.buffer, self.loss
 
+    @property
+    def held(self) -> tuple[torch.Tensor, ...]:
+        """What is kept from pass to pass, beside the parameters: gradients, working copies, sums."""
+        return self.flat.buffer, self._working, self.loss, self.total_weight
+
     def measure_activations(self, pack: Pack) -> int:
         """Bytes that a forward pass of `pack` holds for its backward pass."""
         device = self.loss.device

@@ -1,7 +1,7 @@
 """Optimizer steps over padded batches, through PyTorch's eager mode, under any strategy."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ class EagerExecution:
         on_out_of_memory: "shrink" runs a window again in halved micro-batches, on all ranks, where the strategy can.
         recomputes: whether the model recomputes activations in the backward pass.
         loss: what is trained.
+        recompute: has the model recompute activations, where memory may ask for it; None where that is settled.
     """
 
     name: Literal["eager", "captured"] = "eager"
@@ -42,8 +43,10 @@ class EagerExecution:
         on_out_of_memory: OnOutOfMemory = "shrink",
         recomputes: bool = False,
         loss: Loss = LOSS,
+        recompute: Callable[[], None] | None = None,
     ) -> None:
         self._recomputes = recomputes
+        self._recompute = recompute
         self._model = model
         self._loss = loss
         self.forward: Forward = PaddedForward(model, ranks.device)
@@ -123,12 +126,16 @@ class EagerExecution:
         return passes
 
     def _shrink(self, problem: str | None) -> None:
-        """Halve the micro-batches of this and all later windows.
+        """Recompute activations, which costs less than what comes next: halve the micro-batches; from this window on.
 
         Raises:
             RunError: that is not wanted, or not possible.
         """
         self._give_up_passes()
+        if self._recompute is not None and not self._recomputes:
+            self._recompute()
+            self._recomputes = True
+            return
         if not self._may_shrink or self.batch_size == 1:
             said = "on another rank" if problem is None else problem
             one = self.batch_size == 1

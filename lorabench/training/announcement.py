@@ -21,6 +21,7 @@ from lorabench.results.run_folder import (
 from lorabench.results.summary import summary_lines
 from lorabench.results.table import render_terminal
 from lorabench.training.data_notes import data_lines, source_lines
+from lorabench.training.planned import comparison_lines
 from lorabench.training.record import RecordKeeper
 
 # Classes whose weights are named one by one.
@@ -109,7 +110,7 @@ def show_results(keeper: RecordKeeper) -> None:
     """Summary, table and the paths of what was written."""
     folder, record = keeper.folder, keeper.record
     print()
-    print("\n".join(summary_lines(record)))
+    print("\n".join([*summary_lines(record), *comparison_lines(record)]))
     print()
     render_terminal([table_row(record)], Console())
     print()

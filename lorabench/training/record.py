@@ -168,6 +168,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "gpus_at_start": [],
         "memory": [],
         "energy": None,
+        "plan": None,
     }
 
 

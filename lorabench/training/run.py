@@ -45,6 +45,7 @@ from lorabench.training.job import Job, Progress
 from lorabench.training.loop import predict, score_split, score_split_classes, train
 from lorabench.training.memory_snapshot import memory_recorded, snapshot_notes
 from lorabench.training.peak import TrainingPeak
+from lorabench.training.planned import note_plan, planning_ahead
 from lorabench.training.prediction import write_predictions
 from lorabench.training.provenance import adapter_notes
 from lorabench.training.record import (
@@ -109,11 +110,13 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
             print("\n".join(opening_lines(keeper, device, notes)), flush=True)
     memory = MemoryMonitor(ranks.device, gpu=gpu, limit_gb=config.run.gpu_memory_limit)
     progress = Progress(Stopwatch(ranks.device, energy=EnergyMeter(gpu)))
-    with memory_recorded(setting, folder, memory) as known:
+    with memory_recorded(setting, folder, memory) as known, planning_ahead(setting, inputs) as ahead:
         built = load(setting, inputs, keeper, memory)
+        note_plan(keeper, ranks.world_size, ahead)
         peak = TrainingPeak(setting.strategy, built.classifier, built.optimizer, memory)
         known.held = peak.held
         train_and_prove(setting, inputs, built, keeper, savepoint, progress, memory, peak)
+        note_plan(keeper, ranks.world_size, ahead)
     keeper.complete()
     if ranks.is_main:
         draw(keeper)

@@ -1,0 +1,197 @@
+"""Planned memory against measured, on one GPU: every model, dtype, batch, length, execution and way to recompute.
+
+    python -m benchmarks.memory_plan --output rows.jsonl --limit-minutes 25
+    python -m benchmarks.memory_plan --output rows.jsonl --summary
+
+A process for each model and dtype draws random weights once and runs a few steps of each combination: a pass of an
+evaluation, then the steps with the most and with the usual number of tokens. Between combinations caches are emptied
+and the allocator's peaks reset. What is compared is the allocator's peak of reserved memory in evaluation and in
+training, which `--gpu-memory-limit` limits, in GB of 10^9 bytes. Rows are written as they are measured; combinations
+that are in the file already are left out.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.machine.libraries import quiet_libraries
+
+# Model and dtype; what tells most comes first, should the time run out.
+KINDS = (
+    ("llama3-8b", "bf16"), ("roberta-large", "bf16"), ("llama2-7b", "nf4"), ("roberta-large", "fp32"),
+    ("mistral-7b", "fp16"), ("llama3-8b", "nf4"), ("llama2-7b", "bf16"), ("roberta-large", "nf4"),
+    ("mistral-7b", "nf4"),
+)  # fmt: skip
+BATCHES = (8, 1, 32)
+RECOMPUTATION = ("auto", "on", "off")
+LENGTHS = ("tweets", "filled")
+EXECUTIONS = ("eager", "captured")
+# GB that some are given besides, with batches of 8 tweets: what little they have has to do.
+LIMITS = {("llama3-8b", "bf16"): (24.0, 18.0, 16.5), ("llama2-7b", "nf4"): (8.0, 6.0)}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What is run.
+
+    Attributes:
+        limit_gb: as `--gpu-memory-limit`; None for none.
+    """
+
+    model: str
+    dtype: str
+    execution: str
+    lengths: str
+    batch: int
+    recompute: str
+    limit_gb: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        limit = "" if self.limit_gb is None else f" limit {self.limit_gb:g}"
+        return f"{self.model} {self.dtype} {self.execution} {self.lengths} {self.batch} {self.recompute}{limit}"
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return "bf16" if self.dtype == "nf4" else self.dtype
+
+    def flags(self) -> list[str]:
+        """The run's."""
+        values: dict[str, object] = {
+            "model": self.model, "weights": "random", "task": "sample", "precision": self.precision,
+            "quantize": "nf4" if self.dtype == "nf4" else "none", "batch-size": self.batch, "max-steps": 6,
+            "gradient-checkpointing": self.recompute, "execution": self.execution, "on-oom": "stop",
+        }  # fmt: skip
+        if self.limit_gb is not None:
+            values["gpu-memory-limit"] = self.limit_gb
+        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def combinations(model: str, dtype: str) -> Iterator[Combination]:
+    """All of a model and dtype; eager ones first, since captured ones lay weights out anew."""
+    for execution in EXECUTIONS:
+        for batch in BATCHES:
+            for lengths in LENGTHS:
+                for recompute in RECOMPUTATION:
+                    yield Combination(model, dtype, execution, lengths, batch, recompute)
+    for limit in LIMITS.get((model, dtype), ()):
+        yield Combination(model, dtype, "captured", "tweets", 8, "auto", limit)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.summary:
+        print(summarise(read_rows(options.output)))
+        return 0
+    quiet_libraries()
+    import torch
+
+    if not torch.cuda.is_available():
+        print("memory_plan: there is no CUDA GPU; expected one", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    deadline = time.monotonic() + 60 * options.limit_minutes
+    if options.only is not None:
+        measure_kind(*options.only.split(":"), options.output, deadline)
+        return 0
+    for model, dtype in KINDS:
+        left = deadline - time.monotonic()
+        if (options.models and model not in options.models) or left < 60:
+            continue
+        words = ["--output", str(options.output), "--only", f"{model}:{dtype}", "--limit-minutes", f"{left / 60:.2f}"]
+        # A process of its own: what one model leaves on the GPU is none of the next one's.
+        subprocess.run([sys.executable, "-m", "benchmarks.memory_plan", *words], check=False)
+    print(summarise(read_rows(options.output)))
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, gone on with if it is there")
+    parser.add_argument("--models", nargs="*", default=[], help="only these (default: all)")
+    parser.add_argument("--limit-minutes", type=float, default=60.0)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--summary", action="store_true", help="only say what is in the file")
+    return parser.parse_args(arguments)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What has been measured."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def measure_kind(model: str, dtype: str, output: Path, deadline: float) -> None:
+    """All combinations of one model and dtype that are not in the file yet."""
+    from benchmarks.memory_plan_runs import Runs
+
+    known = {row["key"] for row in read_rows(output)}
+    wanted = [item for item in combinations(model, dtype) if item.key not in known]
+    if not wanted:
+        return
+    try:
+        runs = Runs(wanted[0].flags())
+    except (ConfigError, RuntimeError) as error:
+        print(f"{model} {dtype}: {error}", file=sys.stderr, flush=True)
+        return
+    for item in wanted:
+        if time.monotonic() > deadline:
+            return
+        row = {"key": item.key, **asdict(item), **runs.measure(item)}
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(said(row), flush=True)
+
+
+def said(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    planned, measured = row["planned"], row["measured"]
+    if row["status"] != "measured":
+        return f"{row['key']}: {row['status']} ({planned.get('verdict')})"
+    parts = [
+        f"{phase} {planned[phase]['expected_gb']:.2f} / {measured[phase]:.2f} ({row['error'][phase]:+.1%})"
+        for phase in row["error"]
+    ]
+    return f"{row['key']}: {', '.join(parts)}; {row['seconds']:.0f} s"
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> str:
+    """Median, 90th percentile and maximum of the errors, and where a run failed that was said to fit."""
+    lines = []
+    for phase in ("eval", "train", "peak"):
+        errors = sorted((abs(row["error"][phase]), row["key"]) for row in rows if row["status"] == "measured")
+        if not errors:
+            continue
+        values = [error for error, _ in errors]
+        lines.append(
+            f"{phase}: {len(values)} combinations, error median {statistics.median(values):.1%}, 9 in 10 at most "
+            f"{values[int(0.9 * (len(values) - 1))]:.1%}, largest {values[-1]:.1%} ({errors[-1][1]})"
+        )
+    wrong = [row["key"] for row in rows if row["planned"].get("verdict") == "fits" and _failed(row)]
+    failed = sum(row["status"] not in ("measured", "oom") for row in rows)
+    lines.append(f"said to fit, and failed: {', '.join(wrong) or 'none'}; {failed} with another error")
+    return "\n".join(lines)
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    """Whether a run did not do with what it had, or only by recomputing what it was not said to."""
+    if row["status"] == "oom":
+        return True
+    unplanned = row["status"] == "measured" and row["recompute"] == "auto" and row["recomputes"]
+    return unplanned and not row["planned"]["recomputed_blocks"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

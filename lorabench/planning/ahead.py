@@ -1,0 +1,122 @@
+"""A plan made in a process of its own, while this one reads data and loads weights.
+
+Planning takes seconds of one core and changes how PyTorch runs while it does, so it stays out of the run's process,
+and sees no GPU.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from lorabench.catalog.gpus import GpuPreset
+from lorabench.config.run_config import RunConfig
+from lorabench.planning.terms import TRAINING, Amount, Phase
+from lorabench.planning.workload import Cards, RowLengths, Workload
+from lorabench.units import GB
+
+# Phases as a run measures them, and those of a plan that they consist of.
+MEASURED: dict[str, tuple[Phase, ...]] = {
+    "load": ("load",), "capture": ("capture",), "train": TRAINING, "eval": ("eval",), "save": ("save",)
+}  # fmt: skip
+
+
+class PlanAhead:
+    """A plan under way.
+
+    Args:
+        workload: what is planned.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._answer: dict[str, Any] | None = None
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        # A rank's process group is none of the planner's business.
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            environment.pop(name, None)
+        # A file and no pipe: the lengths of many rows would fill one before the process begins to read.
+        with tempfile.TemporaryFile() as asked:
+            asked.write(json.dumps(workload_json(workload)).encode())
+            asked.seek(0)
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [sys.executable, "-m", "lorabench.planning"], stdin=asked, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def read(self) -> dict[str, Any] | None:
+        """What `answer` gives, if the plan is made; None while it is under way, and where planning failed."""
+        if self._process is not None and self._process.poll() is not None:
+            output = b"" if self._process.stdout is None else self._process.stdout.read()
+            self.close()
+            with contextlib.suppress(ValueError):
+                self._answer = json.loads(output)
+        return self._answer
+
+    def close(self) -> None:
+        """Give up what is still under way."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            self._process = None
+
+
+def workload_json(workload: Workload) -> dict[str, Any]:
+    """A workload as plain values."""
+    return {
+        "config": workload.config.to_json(),
+        "precision": workload.precision,
+        "lengths": dataclasses.asdict(workload.lengths),
+        "gpu": dataclasses.asdict(workload.cards.gpu),
+        "per_node": workload.cards.per_node,
+        "nodes": workload.cards.nodes,
+        "limit_gb": workload.cards.limit_gb,
+        "strategy": workload.strategy,
+    }
+
+
+def workload_from_json(values: dict[str, Any]) -> Workload:
+    """Inverse of `workload_json`."""
+    gpu = GpuPreset(**{**values["gpu"], "capability": tuple(values["gpu"]["capability"])})
+    return Workload(
+        config=RunConfig.from_json(values["config"]),
+        precision=values["precision"],
+        lengths=RowLengths(**values["lengths"]),
+        cards=Cards(gpu, values["per_node"], values["nodes"], values["limit_gb"]),
+        strategy=values["strategy"],
+    )
+
+
+def answer(values: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a workload, in short: what a run keeps of it.
+
+    Args:
+        values: as `workload_json` gives them.
+    """
+    from lorabench.planning.memory import plan_memory
+
+    plan = plan_memory(workload_from_json(values))
+    reserved = {
+        name: max((phase.reserved for phase in plan.phases if phase.phase in phases), key=_expected, default=None)
+        for name, phases in MEASURED.items()
+    }
+    worst = max((plan.taken(phase) for phase in plan.phases), key=_expected)
+    return {
+        "verdict": plan.verdict,
+        "expected_gb": worst.expected / GB,
+        "capacity_gb": plan.capacity / GB,
+        "execution": "captured" if plan.execution.captured else "eager",
+        "recomputed_blocks": plan.execution.recomputed,
+        "blocks": plan.execution.blocks,
+        "phases": {name: amount.to_json() for name, amount in reserved.items() if amount is not None},
+    }
+
+
+def _expected(amount: Amount) -> float:
+    return amount.expected

@@ -1,0 +1,98 @@
+"""How long passes take: what is computed over what a card's kernels reach, and what launching them costs."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorabench.catalog.gpus import GpuPreset
+from lorabench.planning.recording import Cost
+
+# Shares of the data sheet's rate that matrix products of so many tokens reach, measured on an H100.
+PRODUCTS_REACH = ((1, 0.01), (128, 0.41), (256, 0.62), (384, 0.71), (512, 0.72), (1024, 0.76), (8192, 0.79))
+TRAFFIC_REACH = 0.7
+# Seconds that a small kernel takes within a graph, and launched by itself.
+GRAPHED_S = 2.5e-6
+LAUNCHED_S = 9e-6
+_DEFAULTS = (50.0, 500.0)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What kernels of a card reach.
+
+    Attributes:
+        products: (tokens, floating-point operations per second of a matrix product of so many), rising.
+        traffic: bytes per second.
+        graphed_s: seconds that a small kernel takes in a graph.
+        launched_s: and where it is launched by itself.
+        source: where the figures are from.
+    """
+
+    products: tuple[tuple[int, float], ...]
+    traffic: float
+    graphed_s: float
+    launched_s: float
+    source: str
+
+    def product_rate(self, tokens: int) -> float:
+        """Floating-point operations per second of products of so many tokens."""
+        known, rates = zip(*self.products, strict=True)
+        return float(np.interp(tokens, known, rates))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Rates":
+        """Inverse of `dataclasses.asdict`, through JSON."""
+        return cls(**{**values, "products": tuple((int(tokens), float(rate)) for tokens, rate in values["products"])})
+
+
+def rates_of(gpu: GpuPreset) -> Rates:
+    """What was measured of such a card here, or what its data sheet lets expect."""
+    return read_calibration().get(gpu.name) or sheet_rates(gpu)
+
+
+def sheet_rates(gpu: GpuPreset) -> Rates:
+    """What a card's data sheet lets expect; of a card without rates those of a small one."""
+    tflops, bandwidth = gpu.tflops or _DEFAULTS[0], gpu.bandwidth or _DEFAULTS[1]
+    products = tuple((tokens, share * tflops * 1e12) for tokens, share in PRODUCTS_REACH)
+    source = f"{gpu.source}; `lorabench plan --calibrate` on such a card measures it"
+    return Rates(products, TRAFFIC_REACH * bandwidth * 1e9, GRAPHED_S, LAUNCHED_S, source)
+
+
+def pass_seconds(cost: Cost, tokens: int, rates: Rates, captured: bool) -> float:
+    """Seconds of a pass over so many tokens.
+
+    A product takes as long as its arithmetic or its reading, whichever is longer; other kernels take their reading. Of
+    a graph, each kernel's beginning and end are on top; launched one by one, they hide behind the launches, or these
+    behind them.
+    """
+    products = max(cost.products / rates.product_rate(tokens), cost.product_traffic / rates.traffic)
+    busy = products + cost.traffic / rates.traffic + cost.operations * rates.graphed_s
+    return busy if captured else max(busy, cost.operations * rates.launched_s)
+
+
+def calibration_file() -> Path:
+    """Where rates that were measured here are kept; it may be deleted at any time."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "lorabench" / "rates.json"
+
+
+def read_calibration() -> dict[str, Rates]:
+    """Measured rates by the card's name; none where there is no file, or one that cannot be read."""
+    try:
+        stored = json.loads(calibration_file().read_text(encoding="utf-8"))
+        return {name: Rates.from_json(values) for name, values in stored.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def keep_calibration(name: str, rates: Rates) -> Path:
+    """Add a card's rates to the file. Returns its path. Raises `OSError` where it cannot be written."""
+    path = calibration_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = {card: asdict(values) for card, values in {**read_calibration(), name: rates}.items()}
+    path.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    return path

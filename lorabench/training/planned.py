@@ -1,0 +1,108 @@
+"""A run's own plan: made beside it, and compared with what it then took."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lorabench.catalog.gpus import GpuPreset, gpu_of
+from lorabench.config.run_config import RunConfig
+from lorabench.distributed.setting import Setting
+from lorabench.machine.meters import free_bytes
+from lorabench.planning.ahead import PlanAhead
+from lorabench.planning.workload import Cards, RowLengths, Workload
+from lorabench.results.run_folder import lookup, number_at
+from lorabench.training.assembly import Inputs
+from lorabench.training.record import RecordKeeper
+
+_NAMES = {"single": "single_gpu", "DDP": "ddp", "FSDP2": "fsdp2"}
+
+
+@contextmanager
+def planning_ahead(setting: Setting, inputs: Inputs) -> Iterator[PlanAhead | None]:
+    """Meanwhile the run is planned, by a process of the first rank; on the CPU nothing is."""
+    if not setting.ranks.is_main or setting.ranks.device.type != "cuda":
+        yield None
+        return
+    ahead = PlanAhead(workload_of(setting, inputs))
+    try:
+        yield ahead
+    finally:
+        ahead.close()
+
+
+def note_plan(keeper: RecordKeeper, world_size: int, ahead: PlanAhead | None) -> None:
+    """Print and record the plan as soon as there is one: the run does not wait for it."""
+    plan = None if ahead is None or keeper.record["plan"] is not None else ahead.read()
+    if plan is None:
+        return
+    others = {name: value for name, value in plan.items() if name != "phases"}
+    per_gpu = [{"rank": rank, "phases": plan["phases"]} for rank in range(world_size)]
+    keeper.update(plan={**others, "per_gpu": per_gpu})
+    print(plan_line(plan), flush=True)
+
+
+def workload_of(setting: Setting, inputs: Inputs) -> Workload:
+    """What the run is to a plan."""
+    tokens = inputs.tokens
+    lengths = RowLengths(
+        tokens["train"].lengths,
+        tokens["validation"].lengths,
+        "the run's own rows",
+        len(setting.data.labels),
+        any(rows.token_types is not None for rows in tokens.values()),
+    )
+    strategy = strategy_name(setting.strategy.name, setting.strategy.offloads_weights)
+    return Workload(_plannable(setting.config), setting.precision, lengths, _cards(setting), strategy)
+
+
+def strategy_name(name: str, offloads: bool) -> str:
+    """A strategy's launch file, by the name that tables call it."""
+    known = _NAMES.get(name) or name.removeprefix("DeepSpeed ").replace("ZeRO-", "zero")
+    return f"{known}_offload" if offloads else known
+
+
+def _plannable(config: RunConfig) -> RunConfig:
+    """Without what a plan does not read, and another process may find changed."""
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, output_dir=None, resume=False))
+
+
+def _cards(setting: Setting) -> Cards:
+    """This rank's GPU, with what is free of it, for all."""
+    device = setting.ranks.device
+    properties = torch.cuda.get_device_properties(device)
+    known = gpu_of(properties.name) or GpuPreset(
+        name=properties.name, memory_mib=properties.total_memory >> 20, tflops=0.0, bandwidth=0.0, link=24.0,
+        capability=(properties.major, properties.minor), source="no entry in the table of cards",
+    )  # fmt: skip
+    usable = free_bytes(device)
+    return Cards(dataclasses.replace(known, usable_bytes=usable), setting.ranks.world_size)
+
+
+def plan_line(plan: Mapping[str, Any]) -> str:
+    """The plan at the start of a run, in a line."""
+    count = plan["recomputed_blocks"]
+    recomputed = "" if not count else f", {count} of {plan['blocks']} blocks recompute their activations"
+    return (
+        f"plan       {plan['verdict']}: about {plan['expected_gb']:.1f} of {plan['capacity_gb']:.1f} GB per GPU"
+        f"{recomputed}"
+    )
+
+
+def comparison_lines(record: Mapping[str, Any]) -> list[str]:
+    """Planned and measured memory of the training of each GPU, a line each; none where there was no plan."""
+    planned = {number_at(entry, "rank"): entry for entry in lookup(record, "plan", "per_gpu") or ()}
+    lines = []
+    for entry in lookup(record, "memory") or ():
+        rank = number_at(entry, "rank")
+        expected = number_at(planned.get(rank, {}), "phases", "train", "expected_gb")
+        measured = number_at(entry, "phases", "train", "reserved_gb")
+        if expected and measured is not None:
+            error = 100 * (measured / expected - 1)
+            lines.append(
+                f"plan       GPU {rank:.0f}: {expected:.1f} GB planned for training, {measured:.1f} GB taken "
+                f"({error:+.1f} %)"
+            )
+    return lines

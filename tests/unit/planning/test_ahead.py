@@ -1,0 +1,108 @@
+"""A run's own plan, made by another process."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from limits import HANG_S
+
+from lorabench.planning.ahead import MEASURED, PlanAhead, answer, workload_from_json, workload_json
+from lorabench.planning.memory import plan_memory
+from lorabench.planning.terms import TRAINING
+from lorabench.training.planned import comparison_lines, note_plan, plan_line, strategy_name
+from lorabench.units import GB
+
+
+def ended(ahead: PlanAhead) -> PlanAhead:
+    """When its process has said what it knows."""
+    assert ahead._process is not None
+    ahead._process.wait(HANG_S)
+    return ahead
+
+
+def test_a_workload_passes_from_one_process_to_another(workload: Any) -> None:
+    asked = workload(strategy="ddp", gpus=2, gpu_memory_limit=3)
+    assert workload_from_json(workload_json(asked)) == asked
+
+
+def test_the_answer_is_the_plan_in_the_phases_that_are_measured(workload: Any) -> None:
+    asked = workload()
+    found, plan = answer(workload_json(asked)), plan_memory(asked)
+    assert found["verdict"] == plan.verdict == "fits" and found["execution"] == "captured"
+    assert list(found["phases"]) == list(MEASURED)
+    assert found["phases"]["train"] == plan.reserved(*TRAINING).to_json()
+    assert found["expected_gb"] == max(plan.taken(phase).expected for phase in plan.phases) / GB
+
+
+@pytest.mark.slow
+def test_another_process_answers(workload: Any) -> None:
+    asked = workload(execution="eager")
+    ahead = PlanAhead(asked)
+    assert ended(ahead).read() == answer(workload_json(asked)) == ahead.read()
+    ahead.close()
+
+
+def test_a_plan_that_fails_or_is_given_up_is_none(workload: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabench.planning.ahead.workload_json", lambda asked: {})
+    assert ended(PlanAhead(workload())).read() is None
+    other = PlanAhead(workload())
+    assert other.read() is None, "it is under way"
+    other.close()
+    assert other.read() is None
+
+
+def test_a_run_tells_of_its_plan_once_and_waits_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {
+        "verdict": "fits", "expected_gb": 4.04, "capacity_gb": 24.0, "recomputed_blocks": 0, "blocks": 2,
+        "phases": {"train": {"low_gb": 3.0, "expected_gb": 4.0, "high_gb": 5.0}},
+    }  # fmt: skip
+    answers: list[Any] = [None, plan]
+    ahead: Any = SimpleNamespace(read=lambda: answers.pop(0))
+    record: dict[str, Any] = {"plan": None}
+    keeper: Any = SimpleNamespace(record=record, update=record.update)
+    note_plan(keeper, 2, None)
+    note_plan(keeper, 2, ahead)
+    assert record == {"plan": None} and capsys.readouterr().out == ""
+    note_plan(keeper, 2, ahead)
+    note_plan(keeper, 2, ahead)
+    assert answers == [] and capsys.readouterr().out == "plan       fits: about 4.0 of 24.0 GB per GPU\n"
+    expected = [{"rank": rank, "phases": plan["phases"]} for rank in (0, 1)]
+    assert record["plan"]["per_gpu"] == expected and "phases" not in record["plan"]
+
+
+@pytest.mark.parametrize(
+    ("name", "offloads", "expected"),
+    [
+        ("single", False, "single_gpu"),
+        ("DDP", False, "ddp"),
+        ("DeepSpeed ZeRO-2", False, "zero2"),
+        ("DeepSpeed ZeRO-3", True, "zero3_offload"),
+        ("FSDP2", True, "fsdp2_offload"),
+    ],
+)
+def test_strategies_are_known_by_their_launch_files(name: str, offloads: bool, expected: str) -> None:
+    assert strategy_name(name, offloads) == expected
+
+
+def test_planned_and_measured_stand_side_by_side_for_each_gpu() -> None:
+    phases = {"train": {"low_gb": 15.0, "expected_gb": 16.0, "high_gb": 17.0}}
+    record = {
+        "plan": {"per_gpu": [{"rank": 0, "phases": phases}, {"rank": 1, "phases": phases}]},
+        "memory": [
+            {"rank": 0, "phases": {"train": {"reserved_gb": 16.8}}},
+            {"rank": 1, "phases": {"train": {"reserved_gb": 15.2}}},
+        ],
+    }
+    assert comparison_lines(record) == [
+        "plan       GPU 0: 16.0 GB planned for training, 16.8 GB taken (+5.0 %)",
+        "plan       GPU 1: 16.0 GB planned for training, 15.2 GB taken (-5.0 %)",
+    ]
+    assert comparison_lines({**record, "plan": None}) == comparison_lines({}) == []
+
+
+def test_the_plan_is_said_in_a_line() -> None:
+    plan = {"verdict": "fits", "expected_gb": 16.36, "capacity_gb": 16.5, "recomputed_blocks": 32, "blocks": 32}
+    assert plan_line(plan) == (
+        "plan       fits: about 16.4 of 16.5 GB per GPU, 32 of 32 blocks recompute their activations"
+    )
+    assert plan_line({**plan, "recomputed_blocks": 0}) == "plan       fits: about 16.4 of 16.5 GB per GPU"

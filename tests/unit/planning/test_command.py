@@ -1,0 +1,186 @@
+"""`lorabench plan` as it is typed."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabench import cli
+from lorabench.catalog.gpus import GPUS, gpu_of
+from lorabench.config.command_line import parse_run_config
+from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.launch.options import find_config, take_launch_options
+from lorabench.planning.command import PlanOptions, find_card, plan_command
+from lorabench.planning.fitting import batch_splits, plan_candidate, remedies
+from lorabench.planning.lengths import KNOWN, find_lengths, spread_lengths
+from lorabench.planning.memory import plan_memory
+from lorabench.planning.rates import Rates, calibration_file, keep_calibration, read_calibration, sheet_rates
+from lorabench.planning.shape import read_config
+from lorabench.planning.workload import STRATEGIES
+
+
+@pytest.fixture
+def flags(tiny_folders: Callable[..., Path]) -> list[str]:
+    return ["--model", str(tiny_folders("llama")), "--task", "sample", "--max-train-samples", "64"]
+
+
+def run(*words: str) -> int:
+    return cli.main(["plan", *words])
+
+
+def test_the_plan_of_a_local_model_is_printed_as_tables(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*flags, "--gpu", "3090", "--gpus", "2") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("train, backward", "evaluation", "CUDA context", "fits:", "the 64 training rows", "a step", "NCCL"):
+        assert part in said
+
+
+def test_as_json_it_has_every_gpu_and_phase(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*flags, "--gpu", "h100", "--gpus", "2", "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1 and found["verdict"] == "fits" and found["strategy"] == "ddp"
+    assert [entry["gpu"] for entry in found["gpus"]] == [0, 1]
+    names = ["load", "capture", "train_forward", "train_backward", "optimizer", "eval", "save"]
+    for entry in found["gpus"]:
+        assert [phase["phase"] for phase in entry["phases"]] == names
+        assert all(0 < phase["low_gb"] <= phase["expected_gb"] <= phase["high_gb"] for phase in entry["phases"])
+    assert 0 < found["time"]["step_s"]["low"] < found["time"]["step_s"]["high"] < found["time"]["run_s"]["high"]
+
+
+@pytest.mark.parametrize("form", ["markdown", "html", "text"])
+def test_pages_are_written_and_nothing_is_replaced(form: str, flags: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    words = (*flags, "--gpu", "l4", "--execution", "eager", "--format", form, "--output", str(path))
+    assert run(*words) == 0
+    assert "CUDA context" in path.read_text(encoding="utf-8")
+    assert run(*words) == EXIT_BAD_INPUT
+    assert run(*words, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--gpu", "gtx1080"), "not in the table of cards; expected one of t4"),
+        (("--gpu", "3090", "--gpus", "0"), "--gpus 0: expected a whole number of at least 1"),
+        (("--gpu", "3090", "--fit", "--matrix"), "--fit and --matrix: expected one of them"),
+        (("--gpu", "v100-32gb", "--precision", "bf16"), "has no bf16; expected fp16 or fp32"),
+        (("--gpu", "3090", "--batch-sise", "4"), "--batch-sise"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_message(
+    words: tuple[str, ...], said: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert run(*flags, *words) == EXIT_BAD_INPUT
+    except SystemExit as left:
+        assert left.code == EXIT_BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_without_a_gpu_a_card_has_to_be_named(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabench.planning.command.list_gpus", list)
+    with pytest.raises(ConfigError, match="there is no GPU here; expected one of t4"):
+        plan_command(PlanOptions(), flags)
+    with pytest.raises(ConfigError, match="there is no CUDA GPU here"):
+        plan_command(PlanOptions(calibrate=True), [])
+
+
+def test_cards_are_found_by_key_and_by_the_name_that_pytorch_reports() -> None:
+    for name, gpu in GPUS.items():
+        assert gpu_of(name) is gpu_of(gpu.name) is find_card(name) is gpu
+    assert gpu_of("RTX 3090") is GPUS["3090"]
+    assert gpu_of("GeForce 256") is None
+
+
+def test_the_command_that_fits_is_one_that_the_parsers_take_and_whose_plan_fits(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*flags, "--batch-size", "4", "--gradient-accumulation", "2", "--quantize", "none"]
+    assert run(*asked, "--gpu", "3090", "--fit") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    words = shlex.split(said.partition("The fastest that fits: ./launch.sh ")[2].partition(" Steps:")[0])
+    options, rest = take_launch_options(words)
+    assert options.config_file is not None and find_config(options.config_file).is_file()
+    config = parse_run_config(rest)
+    assert config.optim.batch_size * config.optim.gradient_accumulation == 8, "the effective batch stays"
+    assert config.data.max_train_samples == 64, "what is not searched stays as it was asked for"
+    assert run(*rest, "--gpu", "3090", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "fits"
+
+
+def test_batches_are_halved_as_long_as_the_effective_batch_stays() -> None:
+    config = parse_run_config(["--task", "sample", "--batch-size", "6", "--gradient-accumulation", "2"])
+    assert list(batch_splits(config)) == [(12, 1), (6, 2), (3, 4), (1, 12)]
+
+
+def test_a_candidate_that_cannot_run_is_none(workload: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = workload(execution="eager")
+    found = plan_candidate(asked)
+    assert found is not None and found.workload.config.model.gradient_checkpointing == "off"
+
+    def refuse(*arguments: object) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr("lorabench.planning.fitting.Planner", refuse)
+    assert plan_candidate(asked) is None
+
+
+def test_what_would_make_it_fit_is_said_with_what_it_takes(workload: Any) -> None:
+    asked = workload(execution="eager", gpu_memory_limit=0.05)
+    plan = plan_memory(asked)
+    assert plan.verdict == "does not fit"
+    said = remedies(plan)
+    assert said[0].startswith("With --gradient-checkpointing on: 0.")
+    assert any("--batch-size 2 --gradient-accumulation 2" in sentence for sentence in said)
+    assert remedies(plan_memory(workload(execution="eager"))) == []
+
+
+def test_every_strategy_has_its_launch_file() -> None:
+    assert all(find_config(f"accelerate_configs/{name}.yaml").is_file() for name in STRATEGIES)
+
+
+def test_rows_that_are_not_at_hand_are_as_long_as_is_known(tiny_folders: Callable[..., Path]) -> None:
+    model = str(tiny_folders("llama"))
+    for task, known in KNOWN.items():
+        config = parse_run_config(["--model", model, "--task", task, "--max-length", "100", "--quantize", "none"])
+        found = find_lengths(config, read_config(config.model, 2))
+        assert (len(found.train), len(found.evaluation)) == (known.train, known.evaluation)
+        assert max(found.train) <= 100 and task in found.origin
+    config = parse_run_config(["--model", model, "--task", "owner/other", "--max-length", "50"])
+    assert set(find_lengths(config, read_config(config.model, 2)).train) == {50}
+
+
+def test_lengths_are_spread_as_their_quantiles_say() -> None:
+    found = spread_lengths((10, 20, 60), 1000, 50)
+    assert (min(found), sorted(found)[500], max(found)) == (10, 20, 50)
+    assert found == spread_lengths((10, 20, 60), 1000, 50) != sorted(found)
+
+
+def test_measured_rates_are_kept_and_a_damaged_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert read_calibration() == {}
+    rates = Rates(((1, 1e12), (1024, 5e14)), 2e12, 2e-6, 5e-6, "measured here")
+    assert keep_calibration("Some GPU", rates) == calibration_file()
+    assert read_calibration() == {"Some GPU": rates}
+    assert rates.product_rate(512) == pytest.approx(2.5e14, rel=0.01)
+    calibration_file().write_text("{", encoding="utf-8")
+    assert read_calibration() == {}
+
+
+def test_rates_of_the_table_rise_with_the_tokens_of_a_product() -> None:
+    for gpu in GPUS.values():
+        rates = sheet_rates(gpu)
+        found = [rates.product_rate(tokens) for tokens in (1, 100, 300, 1000, 10000)]
+        assert found == sorted(found) and found[-1] < gpu.tflops * 1e12
+        assert gpu.source in rates.source
+
+
+def test_light_commands_import_no_torch() -> None:
+    import subprocess
+
+    code = "import sys; from lorabench import cli; cli.main(['models']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,168 @@
+"""What a plan of a run says, as tiny and as published models."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorabench.catalog.gpus import GPUS
+from lorabench.catalog.models import MODELS
+from lorabench.config.command_line import parse_run_config
+from lorabench.planning.memory import MemoryPlan, Planner, plan_memory
+from lorabench.planning.terms import PHASES, TRAINING, total
+from lorabench.planning.workload import Cards, RowLengths, Workload
+
+# By section 1 of the original experiments: what trains, and the base model with its head.
+COUNTS = {
+    "roberta-large": (1_248_258, 355_361_794),
+    "mistral-7b": (860_160, 7_110_668_288),
+    "llama2-7b": (8_396_800, 6_607_351_808),
+    "llama3-8b": (6_823_936, 7_504_932_864),
+}
+
+
+def preset(name: str, *flags: str, strategy: str = "single_gpu", gpus: int = 1, card: str = "h100") -> Workload:
+    config = parse_run_config(["--model", name, "--weights", "random", "--task", "sample", *flags])
+    lengths = RowLengths([33, 40, 21, 60] * 20, [33, 40] * 8, "given")
+    return Workload(config, "bf16", lengths, Cards(GPUS[card], gpus), strategy)
+
+
+def held(plan: MemoryPlan, name: str) -> float:
+    """Bytes of one term in the phase that takes the most."""
+    return sum(term.amount.expected for term in plan.worst.terms if term.name == name)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_models_have_their_exact_numbers_of_parameters(name: str) -> None:
+    holdings = Planner(preset(name)).holdings
+    trained, base = COUNTS[name]
+    assert MODELS[name].base_parameters == base
+    head = MODELS[name].shape["hidden_size"] * 2 if name != "roberta-large" else 1024 * 1024 + 1024 + 2 * 1024 + 2
+    assert holdings.trained_count == trained
+    # PEFT keeps the head that the model came with beside the one that trains; buffers are a few numbers.
+    assert 0 <= holdings.frozen_count - base < 2000
+    assert sum(holdings.trained) == 4 * trained and head < trained
+
+
+def test_terms_add_up_and_every_one_of_them_is_explained(workload: Any) -> None:
+    for execution in ("eager", "captured"):
+        plan = plan_memory(workload(execution=execution))
+        assert [phase.phase for phase in plan.phases] == [
+            name for name in PHASES if name != "capture" or execution == "captured"
+        ]
+        for phase in plan.phases:
+            assert phase.device == total(phase.terms)
+            assert phase.reserved == total(term for term in phase.terms if not term.outside)
+            assert phase.allocated <= phase.reserved.expected + 1
+            assert phase.reserved.low <= phase.reserved.expected <= phase.reserved.high
+            assert all(term.sentence.endswith(".") and term.amount.expected >= 0 for term in phase.terms)
+        assert {"CUDA context", "frozen weights", "adapter and head"} <= {term.name for term in plan.worst.terms}
+
+
+@settings(max_examples=3)
+@given(
+    st.integers(1, 6),
+    st.integers(5, 40),
+    st.integers(1, 3),
+    st.integers(1, 20),
+    st.sampled_from(["eager", "captured"]),
+)
+def test_more_rows_and_longer_ones_take_no_less(
+    workload: Callable[..., Workload], rows: int, tokens: int, more_rows: int, more_tokens: int, execution: str
+) -> None:
+    def allocated(rows: int, tokens: int) -> float:
+        plan = plan_memory(workload(lengths=(tokens,), batch_size=rows, execution=execution))
+        return max(phase.allocated for phase in plan.phases if phase.phase in TRAINING)
+
+    base = allocated(rows, tokens)
+    assert allocated(rows + more_rows, tokens) >= base
+    assert allocated(rows, tokens + more_tokens) >= base
+
+
+@pytest.mark.parametrize("execution", ["eager", "captured"])
+def test_recomputing_takes_less(execution: str, workload: Any) -> None:
+    made = Planner(workload(execution=execution, lengths=(64, 60), changes={"num_hidden_layers": 8}))
+    allocated = [
+        max(phase.allocated for phase in made.plan_with(count).phases if phase.phase in TRAINING) for count in (0, 8)
+    ]
+    assert allocated[1] < allocated[0]
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_of_split_weights_a_gpu_has_its_part_and_what_it_gathers(strategy: str) -> None:
+    whole = Planner(preset("llama3-8b", "--execution", "eager"))
+    split = Planner(preset("llama3-8b", strategy=strategy, gpus=4))
+    weights = sum(whole.holdings.frozen)
+    plan = split.plan_with(0)
+    assert held(plan, "frozen weights") == pytest.approx(weights / 4, rel=0.01)
+    assert held(plan, "gathered blocks") >= split.holdings.block_bytes
+    assert plan.worst.device.expected < whole.plan_with(0).worst.device.expected
+
+
+def test_offloaded_weights_leave_the_gpu() -> None:
+    plan = Planner(preset("llama3-8b", strategy="zero3_offload", gpus=2)).plan_with(32)
+    assert held(plan, "frozen weights") == 0 and held(plan, "optimizer state") == 0
+
+
+def test_four_bits_take_less_than_sixteen_and_their_scales_are_counted(workload: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, packed = (Planner(workload(quantize=quantize)) for quantize in ("none", "nf4"))
+    linear = sum(packed.holdings.quantized) * 2
+    assert sum(plain.holdings.frozen) - sum(packed.holdings.frozen) == 2 * linear
+    scales = linear / 64 + 4 * linear / (64 * 256)
+    codes = len(packed.holdings.quantized) * (64 + 1024 + 4)
+    assert sum(packed.holdings.scales) == pytest.approx(scales + codes, rel=0.01)
+    assert packed.holdings.trained_count == plain.holdings.trained_count
+
+
+def test_lora_of_a_higher_rank_is_counted(workload: Any) -> None:
+    low, high = (Planner(workload(lora_r=rank)).holdings for rank in (4, 8))
+    head = 2 * 64
+    assert high.trained_count - head == 2 * (low.trained_count - head)
+
+
+def test_a_limit_that_is_too_low_is_told_with_the_phase() -> None:
+    plan = plan_memory(preset("roberta-large", "--gpu-memory-limit", "1.1", "--gradient-checkpointing", "off"))
+    assert plan.verdict == "does not fit" and plan.runs_out in TRAINING and plan.limited
+    assert plan_memory(preset("roberta-large", "--gpu-memory-limit", "4")).verdict == "fits"
+
+
+def test_recomputation_is_chosen_by_what_fits() -> None:
+    enough, short = (
+        plan_memory(preset("roberta-large", "--execution", "eager", "--batch-size", "16", "--gpu-memory-limit", limit))
+        for limit in ("4", "1.6")
+    )
+    assert enough.execution.recomputed == 0 < short.execution.recomputed
+    assert short.verdict == "fits"
+
+
+def test_execution_is_said_with_its_reason(workload: Any) -> None:
+    assert plan_memory(workload(strategy="zero2", gpus=2)).execution.reason == (
+        "zero2 exchanges weights or gradients inside a step"
+    )
+    assert plan_memory(workload(execution="eager")).execution.reason == "as asked for"
+    captured = plan_memory(workload())
+    assert captured.execution.captured and captured.execution.lengths
+
+
+def test_a_smaller_card_changes_the_verdict_and_no_pass_is_recorded_again(
+    workload: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Planner(workload(execution="eager"))
+    made.plan()
+    monkeypatch.setattr("lorabench.planning.passes.Model._built", None)
+    asked = made.workload
+    small = dataclasses.replace(asked.cards.gpu, usable_bytes=1 << 28)
+    other = made.on(dataclasses.replace(asked, cards=dataclasses.replace(asked.cards, gpu=small)))
+    assert made.plan().verdict == "fits" and other.plan_with(0).verdict == "does not fit"
+
+
+def test_plain_values_have_what_readers_ask_for(workload: Any) -> None:
+    values = plan_memory(workload()).to_json()
+    assert {"verdict", "capacity_gb", "execution", "recomputed_blocks", "phases"} <= values.keys()
+    for phase in values["phases"]:
+        assert {"phase", "low_gb", "expected_gb", "high_gb", "reserved", "terms"} <= phase.keys()
+        assert phase["expected_gb"] == pytest.approx(sum(term["expected_gb"] for term in phase["terms"]))
