@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from records import write
+
 from lorabench.experiments.launches import Launch
 
 FLAGS: dict[str, Any] = {
@@ -32,14 +34,6 @@ class StandIn(Launch):
         """Its command line; also to be put in the place of `Launch.command`."""
         more = ["--resume"] if resume else []
         return [sys.executable, __file__, *self.flags, "--output-dir", str(self.folder), *more]
-
-
-def write(folder: Path, record: dict[str, Any]) -> None:
-    """`run.json`, whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".run"
-    temporary.write_text(json.dumps({"schema_version": 1, **record}), encoding="utf-8")
-    temporary.replace(folder / "run.json")
 
 
 def first_record(options: argparse.Namespace) -> dict[str, Any]:

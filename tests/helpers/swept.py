@@ -13,20 +13,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import TYPE_CHECKING, Any
 
-import pictures
-from stand_ins import write
+from records import write
 
-from lorabench.experiments.launches import Launch
 from lorabench.results.ownership import Ownership
+
+if TYPE_CHECKING:
+    from lorabench.experiments.launches import Launch
 
 QUALITY = {4: 0.6, 8: 0.8, 16: 0.7, 32: 0.3}
 EPOCHS = 3
 
 
-def command(self: Launch, resume: bool = False) -> list[str]:
+def command(self: "Launch", resume: bool = False) -> list[str]:
     """To be put in the place of `Launch.command`."""
     more = ["--resume"] if resume else []
     return [sys.executable, __file__, *self.flags, "--output-dir", str(self.folder), *more]
@@ -34,7 +34,12 @@ def command(self: Launch, resume: bool = False) -> list[str]:
 
 def sweep(words: Sequence[str]) -> int:
     """The command itself, as a process of its own that looks at its trials often. Returns its exit code."""
+    from unittest import mock
+
+    import pictures
+
     from lorabench import cli
+    from lorabench.experiments.launches import Launch
     from lorabench.experiments.sweep import worker
 
     Launch.command = command
