@@ -34,7 +34,7 @@ def multiprocessors(weight: torch.Tensor) -> int:
         torch.float16: rules.allow_fp16_reduced_precision_reduction,
         torch.bfloat16: rules.allow_bf16_reduced_precision_reduction,
     }
-    if weight.device.type != "cuda" or not allowed.get(weight.dtype, False):
+    if weight.device.type != "cuda" or not allowed.get(weight.dtype):
         return 0
     return torch.cuda.get_device_properties(weight.device).multi_processor_count
 

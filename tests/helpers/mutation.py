@@ -43,6 +43,7 @@ WORK = PROJECT / "mutants"
 OWNER = WORK / "wing.json"
 LOG = WORK / "log.txt"
 SURVIVED = (0, 33)  # as mutmut's exit codes: tests passed, there are none
+NOT_TRIED = "not checked"
 CAUGHT = ("killed", "timeout", "segfault", "suspicious")
 
 
@@ -247,7 +248,8 @@ def read_mutants(target: str, sample: Sample | None) -> Iterator[Mutant]:
             name, owner = orig_function_and_class_names_from_key(key)
             function = ".".join(filter(None, (get_module_from_key(key), owner, name)))
             status = status_by_exit_code[code]
-            changed = [] if status in CAUGHT else get_diff_for_mutant(key, path=data.path).splitlines()[2:]
+            shown = status not in (*CAUGHT, NOT_TRIED)  # mutmut reads the whole file for each
+            changed = get_diff_for_mutant(key, path=data.path).splitlines()[2:] if shown else []
             removed = " ".join(line[1:].strip() for line in changed if line.startswith("-"))
             added = " ".join(line[1:].strip() for line in changed if line.startswith("+"))
             yield Mutant(function, status, removed, added)
@@ -265,8 +267,8 @@ def report(target: str, mutants: list[Mutant], left: list[Left], sample: Sample 
     survivors: list[Mutant] = []
     for mutant in mutants:
         kinds = [entry.kind for entry in left if entry.covers(mutant)]
-        if mutant.status == "not checked":
-            counts["not checked"] += 1
+        if mutant.status == NOT_TRIED:
+            counts[NOT_TRIED] += 1
         elif mutant.status in CAUGHT:
             counts["caught"] += 1
         elif kinds:
@@ -282,10 +284,10 @@ def report(target: str, mutants: list[Mutant], left: list[Left], sample: Sample 
         found["sample"] = {"seed": sample.seed, "drawn": len(mutants)}
         shown += f" of a sample of {len(mutants)} (seed {sample.seed})"
         # mutmut begins with the quickest: those alone are no sample.
-        if tried and not counts["not checked"]:
+        if tried and not counts[NOT_TRIED]:
             found["sample"]["interval"] = interval(counts["caught"], tried)
             shown += ", of all {:.1f} to {:.1f} % with 95 % confidence".format(*found["sample"]["interval"])
-    others = ", ".join(f"{counts[kind]} {kind}" for kind in ("GPU-only", "equivalent", "not checked"))
+    others = ", ".join(f"{counts[kind]} {kind}" for kind in ("GPU-only", "equivalent", NOT_TRIED))
     line = f"{target}: {shown}: {counts['caught']} caught, {counts['survived']} survived; not counted: {others}"
     name = f"mutants-{target.replace('/', '-')}"
     listed = "\n".join(

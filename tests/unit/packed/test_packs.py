@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.packed.packs import (
     LONGEST_PACK,
+    Pack,
     Packer,
     choose_lengths,
     evaluation_runs,
@@ -206,3 +207,13 @@ def test_evaluation_begins_with_the_longest_rows() -> None:
 def test_a_pack_without_a_length_is_as_long_as_its_texts() -> None:
     pack = make_pack(source([3, 9, 1]), [1, 0])
     assert (pack.length, pack.tokens, len(pack.labels)) == (16, 12, 2)
+
+
+def test_a_pack_goes_to_a_device_whole_and_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = make_pack(source([3, 9, 1]), [1, 0])
+    assert pack.to(torch.device("cpu")) is pack
+    monkeypatch.setattr(Pack, "pinned", lambda self: self)  # without a GPU there is no memory to pin
+    moved = pack.to(torch.device("meta"))
+    assert [tensor.device.type for tensor in moved.tensors] == ["meta"] * len(pack.tensors)
+    assert [tensor.shape for tensor in moved.tensors] == [tensor.shape for tensor in pack.tensors]
+    assert (moved.rows, moved.tokens, moved.longest) == (pack.rows, pack.tokens, pack.longest)

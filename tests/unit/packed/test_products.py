@@ -89,6 +89,17 @@ def test_weights_of_16_bits_with_a_long_side_may_be_cut(
     assert may_cut(OnGpu(dtype, *shape)) == cut  # type: ignore[arg-type]
 
 
+def test_the_multiprocessors_are_those_of_the_weights_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {torch.device("cuda", 0): 132, torch.device("cuda", 1): 78}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=counts[device])
+    )
+    weight = OnGpu(torch.bfloat16, 8, 8)
+    assert products.multiprocessors(weight) == 132  # type: ignore[arg-type]
+    weight.device = torch.device("cuda", 1)
+    assert products.multiprocessors(weight) == 78  # type: ignore[arg-type]
+
+
 def test_nothing_is_cut_on_the_cpu() -> None:
     assert products.multiprocessors(torch.zeros(1, 16384, dtype=torch.bfloat16)) == 0
 
