@@ -53,7 +53,7 @@ def put_on_cpu(model: nn.Module) -> None:
     for module in model.modules():
         if is_four_bit(module):
             _pack(module)
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        tables: list[Any] = [module._parameters, module._buffers, module.__dict__]
         for table in tables:
             for name, tensor in list(table.items()):
                 if isinstance(tensor, torch.Tensor) and tensor.device == META:
