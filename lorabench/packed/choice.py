@@ -64,7 +64,7 @@ def build_execution(
         gradients = setting.strategy.gradients(prepared, optimizer, config.optim.max_grad_norm, ranks)
         on_oom = config.run.on_oom
         recompute = None
-        if config.model.gradient_checkpointing == "auto" and gradients.recoverable:
+        if config.model.gradient_checkpointing == "auto":
             recompute = _recomputing(classifier, ranks)
         execution = EagerExecution(
             prepared, gradients, data, plan, ranks, on_oom, recomputes=checkpointing, recompute=recompute

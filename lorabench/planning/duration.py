@@ -12,7 +12,7 @@ from lorabench.step.optimizer import total_steps
 
 # What a step's time may turn out as, beside what is expected: captured steps are the GPU's own, eager ones the host's.
 CAPTURED_SPREAD = (0.8, 1.25)
-EAGER_SPREAD = (0.7, 2.0)
+EAGER_SPREAD = (0.5, 2.0)
 # Kernels of an update that are not of a pass: clipping, AdamW, copies of rows and losses.
 UPDATE_KERNELS = 40
 

@@ -64,10 +64,10 @@ def find_lengths(config: RunConfig, model_config: "PretrainedConfig") -> RowLeng
     if known is None:
         full = [data.max_length] * train
         return RowLengths(full, full[:evaluation], f"every row as long as --max-length {data.max_length} allows")
-    of_train, of_evaluation = (
+    lengths, validation = (
         spread_lengths(known.quantiles, rows, data.max_length, seed) for seed, rows in enumerate((train, evaluation))
     )
-    return RowLengths(of_train, of_evaluation, f"what is known of the rows of {data.task}", known.classes)
+    return RowLengths(lengths, validation, f"what is known of the rows of {data.task}", known.classes)
 
 
 def _count(config: RunConfig, model_config: "PretrainedConfig") -> RowLengths:

@@ -357,3 +357,20 @@ def test_random_state_of_another_kind_of_device_is_left_alone() -> None:
     first = torch.rand(2)
     RandomState(state.cpu, torch.zeros(16, dtype=torch.uint8)).restore(CPU)
     assert state.cuda is None and torch.equal(torch.rand(2), first)
+
+
+def test_activations_are_recomputed_before_a_batch_is_halved(accelerator: Accelerator) -> None:
+    """Once, where that is left to the run: a batch that does not fit then either is halved."""
+    for fits_recomputing, sizes in ((8, [8, 8]), (4, [8, 8, 4, 4])):
+        inner, data = BagOfWords(), toy_rows(8)
+        cramped, plan = Cramped(inner, fits=4), plan_of(data, 8, 1)
+        gradients = DataParallel(accelerator).gradients(inner, CountingSgd(inner), 1e3, one_rank())
+        asked: list[str] = []
+
+        def recompute(model: Cramped = cramped, rows: int = fits_recomputing, asked: list[str] = asked) -> None:
+            asked.append("recompute")
+            model.fits = rows
+
+        execution = EagerExecution(cramped, gradients, data, plan, one_rank(), recompute=recompute)
+        execution.step(next(plan.epoch(0)))
+        assert (cramped.sizes, asked, execution.recomputes) == (sizes, ["recompute"], True)

@@ -1,0 +1,46 @@
+"""What the benchmark of plans makes of its rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.memory_plan import KINDS, LIMITS, combinations, main, summarise
+from lorabench.config.command_line import parse_run_config
+from lorabench.errors import EXIT_BAD_INPUT
+
+
+def row(key: str, error: float, status: str = "measured", **others: object) -> dict[str, object]:
+    errors = dict.fromkeys(("eval", "train", "peak"), error) if status == "measured" else {}
+    known = {"recompute": "off", "recomputes": False, "planned": {"verdict": "fits", "recomputed_blocks": 0}}
+    return {"key": key, "status": status, "error": errors, **known, **others}
+
+
+def test_there_are_more_combinations_than_asked_for_and_all_are_runs() -> None:
+    found = [item for kind in KINDS for item in combinations(*kind)]
+    assert len({item.key for item in found}) == len(found) > 60
+    for item in (*found[:3], *found[-3:]):
+        config = parse_run_config([word for word in item.flags() if word not in ("--quantize", "nf4", "none")])
+        assert config.optim.batch_size == item.batch
+    assert sum(item.limit_gb is not None for item in found) == sum(map(len, LIMITS.values()))
+
+
+def test_the_summary_has_median_nine_in_ten_and_maximum_and_false_promises() -> None:
+    rows = [row(f"r{i}", sign * i / 100) for i, sign in zip(range(11), (1, -1) * 6, strict=False)]
+    said = summarise([*rows, row("gone", 0, "oom"), row("odd", 0, "ValueError: no")])
+    assert "peak: 11 combinations, error median 5.0%, 9 in 10 at most 9.0%, largest 10.0% (r10)" in said
+    assert "said to fit, and failed: gone; 1 with another error" in said
+    unplanned = row("more", 0.0, recompute="auto", recomputes=True)
+    assert "said to fit, and failed: more;" in summarise([unplanned])
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row("one", 0.02)) + "\n", encoding="utf-8")
+    assert main(["--output", str(path), "--summary"]) == 0
+    assert "error median 2.0%" in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert main(["--output", str(path)]) == EXIT_BAD_INPUT
+        assert "there is no CUDA GPU" in capsys.readouterr().err
