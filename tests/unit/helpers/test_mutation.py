@@ -1,8 +1,10 @@
 """What counts as caught, as survived, and as neither."""
 
 import importlib
+import tomllib
 from collections import Counter
 from functools import reduce
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,17 @@ def test_a_sample_has_an_interval_once_all_of_it_was_tried(
     found = report("step", [*tried, mutant("not checked")], [], Sample(101, seed=4))
     assert found["sample"] == {"seed": 4, "drawn": 101}
     assert capsys.readouterr().out.startswith("step: 95.0 % caught of a sample of 101 (seed 4): 95 caught")
+
+
+def test_every_test_that_mutmut_leaves_out_is_there() -> None:
+    """pytest does not say that it deselects none."""
+    settings = tomllib.loads((mutation.PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    words = settings["pytest_add_cli_args"]
+    left_out = [test for option, test in pairwise(words) if option == "--deselect"]
+    assert left_out, "what this test looks at"
+    for test in left_out:
+        file, _, name = test.partition("[")[0].partition("::")
+        assert f"def {name}(" in (mutation.PROJECT / file).read_text(encoding="utf-8"), test
 
 
 @pytest.mark.parametrize("entry", read_left(), ids=lambda entry: f"{entry.function} {entry.change}{entry.lost}")
