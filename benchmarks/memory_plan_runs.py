@@ -20,7 +20,7 @@ from lorabench.distributed.setting import enter_launch
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.planning.lengths import TWEETS, spread_lengths
-from lorabench.planning.memory import PLAYED, MemoryPlan, plan_memory
+from lorabench.planning.memory import PLAYED, plan_memory
 from lorabench.planning.terms import TRAINING
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.step.evaluation import predict_logits
@@ -66,8 +66,8 @@ class Runs:
         lengths = self._lengths(item.lengths)
         planned: dict[str, Any] = {}
         try:
-            plan, planned = self._plan(item, lengths)
-            measured, facts = self._run(item, lengths, _Planned(plan))
+            planned = self._plan(item, lengths)
+            measured, facts = self._run(item, lengths)
         except Exception as error:  # any, so that the others are measured
             gone = is_out_of_memory(error) or "out of GPU memory" in str(error)
             status = "oom" if gone else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -91,7 +91,7 @@ class Runs:
         train = spread_lengths(quantiles, ROWS, FILLED)
         return RowLengths(train, spread_lengths(quantiles, EVALUATION_ROWS, FILLED, seed=1), kind)
 
-    def _plan(self, item: "Combination", lengths: RowLengths) -> tuple[MemoryPlan, dict[str, Any]]:
+    def _plan(self, item: "Combination", lengths: RowLengths) -> dict[str, Any]:
         began = time.monotonic()
         config = parse_run_config(item.flags())
         workload = Workload(config, item.precision, lengths, Cards(self._gpu), "single_gpu")
@@ -99,14 +99,12 @@ class Runs:
         plan = plan_memory(workload, model_config)
         train, evaluation = plan.reserved(*TRAINING), plan.reserved("eval")
         peak = max(train, evaluation, key=lambda amount: amount.expected)
-        return plan, {
+        return {
             "train": train.to_json(), "eval": evaluation.to_json(), "peak": peak.to_json(), **plan.to_json(),
             "plan_seconds": time.monotonic() - began,
         }  # fmt: skip
 
-    def _run(
-        self, item: "Combination", lengths: RowLengths, planned: "_Planned"
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    def _run(self, item: "Combination", lengths: RowLengths) -> tuple[dict[str, float], dict[str, Any]]:
         config = parse_run_config(item.flags())
         torch._C._cuda_clearCublasWorkspaces()
         _settle()
@@ -115,7 +113,7 @@ class Runs:
             torch.cuda.set_per_process_memory_fraction(limit)
             setting = dataclasses.replace(self._setting, config=config)
             inputs = self._given_rows(lengths)
-            built = self._build(setting, inputs, planned)
+            built = self._build(setting, inputs)
             measured = {"load": torch.cuda.max_memory_reserved() / GB}
             _settle()
             self._evaluate(built, inputs, setting.ranks)
@@ -151,12 +149,12 @@ class Runs:
         }
         return dataclasses.replace(self._inputs, collators=collators)
 
-    def _build(self, setting: Any, inputs: Inputs, planned: "_Planned") -> Built:
+    def _build(self, setting: Any, inputs: Inputs) -> Built:
         """Everything as a run builds it, around the classifier that is there."""
         if self._classifier is None:
             kept: list[SequenceClassifier] = []
             with after_call(assembly, "build_classifier", kept.append):
-                built = assembly.build(setting, inputs, planned)
+                built = assembly.build(setting, inputs)
             (self._classifier,) = kept
             return built
         classifier, real = self._classifier, assembly.build_classifier
@@ -170,7 +168,7 @@ class Runs:
 
         assembly.build_classifier = again
         try:
-            return assembly.build(setting, inputs, planned)
+            return assembly.build(setting, inputs)
         finally:
             assembly.build_classifier = real
 
@@ -199,19 +197,6 @@ class Runs:
         torch._dynamo.reset()
         torch._C._cuda_clearCublasWorkspaces()
         _settle()
-
-
-class _Planned:
-    """What a plan says to the run that it is of."""
-
-    def __init__(self, plan: MemoryPlan) -> None:
-        self._execution = plan.execution
-
-    def recomputes(self) -> bool:
-        return self._execution.recomputed > 0
-
-    def recomputed_blocks(self) -> int:
-        return self._execution.recomputed
 
 
 def _settle() -> None:
