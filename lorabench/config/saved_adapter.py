@@ -185,18 +185,28 @@ def adapter_issues(config: RunConfig) -> list[str]:
     issues.check(
         config.model.weights == "pretrained", "--weights random: --adapter goes on from a trained model; expected one"
     )
-    issues.check(
-        _agree(config.model.model, saved.base),
-        f"--model {config.model.model}: --adapter {saved.folder} was trained on {saved.base}; expected that, or no "
-        "--model",
-    )
+    issues.check(_agree(config.model.model, saved.base), other_model_issue(config.model.model, saved))
     return list(issues)
 
 
+def other_model_issue(model: str, saved: SavedAdapter) -> str:
+    """What is said of a model that is not the one that an adapter was trained on."""
+    return f"--model {model}: --adapter {saved.folder} was trained on {saved.base}; expected that, or no --model"
+
+
 def _agree(model: str, base: str) -> bool:
-    """Whether two names can be of one model: a path that is not on this machine may be that of any."""
+    """Whether two names can be of one model.
+
+    A path that is not on this machine may be that of any, and a folder may hold any: its files are compared later
+    (`training.provenance.check_start`).
+    """
     if not os.path.isdir(base) and os.path.isabs(base):
         return True
+    return os.path.isdir(model) or is_same_model(model, base)
+
+
+def is_same_model(model: str, base: str) -> bool:
+    """Whether two names are of one model: one folder, or one model of the Hub."""
     return _identity(model) == _identity(base)
 
 

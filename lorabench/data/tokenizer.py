@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 # Chosen so that tweets come out near the 33 tokens that Llama's tokenizer gives them: memory and time depend on it.
 STAND_IN_VOCABULARY = 8192
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+# Plain words, in which no mark and no character is that tokenizers differ in by their settings; all of small letters,
+# since some lower them by a setting of `tokenizer_config.json`.
+_SENTENCE = "today the river has left its banks and people are leaving"
 
 
 def load_tokenizer(
@@ -107,6 +112,57 @@ def _broken_file(folder: Path) -> str:
         except (ValueError, RecursionError):
             return path.name
     return "one of its files"
+
+
+def file_remarks(
+    config: ModelConfig, tokenizer: "PreTrainedTokenizerBase", source: str, revision: str | None
+) -> list[str]:
+    """What the user is told where texts are read otherwise than the model's own tokenizer.json reads them.
+
+    transformers builds a tokenizer anew for the class that `tokenizer_config.json` names, with that class's own rules
+    for splitting: a class of another model may read words letter by letter.
+
+    Args:
+        source: Hub id or folder.
+        revision: of the Hub model.
+    """
+    path = _own_file(source, revision)
+    if path is None:
+        return []
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_file(str(path))
+    plain.no_truncation()
+    plain.no_padding()
+    own = plain.encode(_SENTENCE, add_special_tokens=False)
+    read = tokenizer(_SENTENCE, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    if _after_first_word(own.ids, own.offsets) == _after_first_word(read["input_ids"], read["offset_mapping"]):
+        return []
+    return [
+        f"--model {config.model}: a {type(tokenizer).__name__}, as its {TOKENIZER_SETTINGS} has it, reads texts "
+        f"otherwise than its {TOKENIZER_FILE} ({len(read['input_ids'])} tokens for {_SENTENCE!r}, not {len(own.ids)});"
+        " see whether that names the right tokenizer_class"
+    ]
+
+
+def _own_file(source: str, revision: str | None) -> Path | None:
+    """Where the model's own tokenizer.json is on this machine."""
+    if Path(source).is_dir():
+        path = Path(source) / TOKENIZER_FILE
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(source, TOKENIZER_FILE, revision=revision)
+    except HFValidationError:  # no name of the Hub's
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _after_first_word(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens of all words of the sentence but the first, which may be read with a space before it, or without."""
+    return [token for token, (start, _) in zip(ids, offsets, strict=True) if start >= _SENTENCE.index(" ")]
 
 
 def _input_names(model_config: "PretrainedConfig") -> list[str]:

@@ -3,15 +3,24 @@
 Neither PEFT nor a model is imported, so that a wrong name is answered before they are.
 """
 
+from pathlib import Path
+
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import LoraArgs, ModelConfig
-from lorabench.errors import ConfigError, IssueList
+from lorabench.errors import ConfigError, IssueList, first_line
 from lorabench.machine.hub import explain_hub_error
-from lorabench.models.folder import IS_ADAPTER, MODEL_EXPECTATION, place_issue, weights_issues
+from lorabench.models.folder import (
+    CONFIGURATION,
+    IS_ADAPTER,
+    expected_model,
+    name_model,
+    place_issue,
+    weights_issues,
+)
 from lorabench.models.positions import usable_positions
 from lorabench.models.source import model_source
 
@@ -43,19 +52,38 @@ def read_model_config(config: ModelConfig) -> PretrainedConfig:
     """The transformers configuration as it is saved.
 
     Raises:
-        ConfigError: the Hub cannot be reached, the model is gated or unknown, or is an adapter.
+        ConfigError: the Hub cannot be reached, the model is gated or unknown, or is an adapter; or transformers makes
+            no configuration of its config.json.
     """
     try:
         return fetch_model_config(config)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ImportError) as error:
         raise unavailable(config, error) from None
+    except ValueError as error:
+        is_folder = Path(model_source(config)).is_dir() and "trust_remote_code" not in str(error)
+        raise (unusable_settings if is_folder else unavailable)(config, error) from None
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:  # a value of another type: whatever the code that reads it happens to raise
+        raise unusable_settings(config, error) from None
+
+
+def unusable_settings(config: ModelConfig, error: Exception) -> ConfigError:
+    """Why transformers makes nothing of a model's configuration file, by what it raised."""
+    reason = explain_hub_error(error)
+    # A missing key, and the like, says only by its type what it is.
+    named = reason if " " in reason else f"{type(error).__name__}: {first_line(error)}"
+    return ConfigError(
+        f"{name_model(config)}: transformers cannot use its {CONFIGURATION} ({named}); expected the values that its "
+        "architecture has"
+    )
 
 
 def unavailable(config: ModelConfig, error: Exception) -> ConfigError:
     """Why a model cannot be had, by what a library raised."""
     reason = explain_hub_error(error)
-    advice = "" if "; expected " in reason else f". {MODEL_EXPECTATION}"
-    return ConfigError(f"--model {config.model}: {reason}{advice}")
+    advice = "" if "; expected " in reason else f". {expected_model(config)}"
+    return ConfigError(f"{name_model(config)}: {reason}{advice}")
 
 
 def fetch_model_config(config: ModelConfig) -> PretrainedConfig:
@@ -105,6 +133,12 @@ def configuration_issues(
         issues.add(
             f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
             "--quantize nf4 quantises as it loads"
+        )
+    layers = getattr(model_config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        issues.add(
+            f"--model {config.model}: its {CONFIGURATION} gives it {layers} layers (num_hidden_layers); expected at "
+            "least 1"
         )
     issues.extend(weights_issues(config, getattr(model_config, "transformers_weights", None)))
     if family is None:

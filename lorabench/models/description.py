@@ -12,12 +12,14 @@ from transformers.pytorch_utils import Conv1D
 
 from lorabench.catalog.families import FAMILIES, family_of
 from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.config.saved_adapter import ADAPTER_SETTINGS
 from lorabench.errors import ConfigError, IssueList, first_line
 from lorabench.models.classifier import head_names
-from lorabench.models.configuration import configuration_issues, length_issues
+from lorabench.models.configuration import configuration_issues, length_issues, unusable_settings
 from lorabench.models.footprint import WeightCount
 from lorabench.models.positions import usable_positions
 from lorabench.models.quantization import count_weights, cpu_issues
+from lorabench.models.stored import stored_issues, stored_remarks
 
 # What PEFT can add LoRA to.
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, Conv1D)
@@ -25,13 +27,16 @@ _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Multi
 
 def inspect_model(
     config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int, on_cpu: bool = False
-) -> WeightCount:
-    """Refuse what can be refused before the weights are loaded. Returns how many parameters there are.
+) -> tuple[WeightCount, list[str]]:
+    """Refuse what can be refused before the weights are loaded.
+
+    Returns how many parameters there are, and what the user is told of the checkpoint, a sentence each.
 
     Raises:
         ConfigError: no known LoRA targets, or some that take none, a rank above theirs, no classifier for this type,
             an attention implementation that is not there, a checkpoint that is quantised already, 4-bit layers that
-            the CPU cannot have, or rows longer than the model's positions.
+            the CPU cannot have, rows longer than the model's positions, or weights in a folder that are not of the
+            shapes that its configuration says.
     """
     issues = IssueList()
     issues.extend(configuration_issues(config, lora, model_config, max_length))
@@ -44,18 +49,20 @@ def inspect_model(
     skeleton = build_skeleton(config, model_config)
     issues.extend(length_issues(max_length, usable_positions(model_config, skeleton)))
     issues.raise_if_any()
-    _check_targets(lora, model_config.model_type, skeleton)
+    _check_targets(config, lora, model_config.model_type, skeleton)
+    issues.extend(stored_issues(config, skeleton))
+    issues.raise_if_any()
     if config.quantize == "nf4" and on_cpu:
         issues.extend(cpu_issues(skeleton))
         issues.raise_if_any()
-    return count_weights(skeleton)
+    return count_weights(skeleton), stored_remarks(config, skeleton)
 
 
 def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:
     """The model without storage, on the meta device.
 
     Raises:
-        ConfigError: transformers cannot build it with these settings.
+        ConfigError: transformers cannot build it with these settings, or of this configuration.
     """
     try:
         with torch.device("meta"):
@@ -63,12 +70,16 @@ def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTr
                 copy.deepcopy(model_config), **model_arguments(config, torch.float32)
             )
     except (ValueError, ImportError) as error:
-        flag = f"--attn-implementation {config.attn_implementation}"
-        subject = f"--model {config.model}" if config.attn_implementation == "auto" else flag
-        raise ConfigError(f"{subject}: {first_line(error)}") from None
+        if config.attn_implementation == "auto":
+            raise unusable_settings(config, error) from None
+        raise ConfigError(f"--attn-implementation {config.attn_implementation}: {first_line(error)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a name that no table has, a size that is none: whatever the model's code raises
+        raise unusable_settings(config, error) from None
 
 
-def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None:
+def _check_targets(config: ModelConfig, lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None:
     """Refuse targets that LoRA is not added to, and a rank that none of them can have.
 
     Raises:
@@ -82,9 +93,8 @@ def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None
         wrong = [reason for target in targets if (reason := _unfit(target, matched[target], skeleton)) is not None]
         if wrong:
             known = sorted({name.split(".")[-1] for name in linear})
-            raise ConfigError(
-                f"--lora-targets {','.join(targets)}: {'; '.join(wrong)}; its linear modules are {', '.join(known)}"
-            )
+            subject = _name_targets(config, lora, targets)
+            raise ConfigError(f"{subject}: {'; '.join(wrong)}; its linear modules are {', '.join(known)}")
         chosen = [module for modules in matched.values() for module in modules]
     largest = max((min(w.shape[0], w.numel() // w.shape[0]) for w in map(_weight, chosen) if w is not None), default=0)
     if 0 < largest < lora.lora_r:
@@ -92,6 +102,16 @@ def _check_targets(lora: LoraArgs, model_type: str, skeleton: nn.Module) -> None
             f"--lora-r {lora.lora_r}: expected at most {largest}, the rank that the weights of the targeted modules "
             "can have"
         )
+
+
+def _name_targets(config: ModelConfig, lora: LoraArgs, targets: Sequence[str]) -> str:
+    """What a message calls the targets: by who named them."""
+    named = ",".join(targets)
+    if config.adapter is not None:  # a flag has to agree with it
+        return f"--adapter {config.adapter}: target_modules {named} in its {ADAPTER_SETTINGS}"
+    if lora.lora_targets == "auto":
+        return f"--model {config.model}: LoRA goes to {named} of this type"
+    return f"--lora-targets {named}"
 
 
 def _modules_for_lora(model_type: str, skeleton: nn.Module) -> dict[str, nn.Module]:

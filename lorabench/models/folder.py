@@ -10,7 +10,8 @@ from typing import Any
 
 from lorabench.catalog.models import MODELS
 from lorabench.config.run_config import ModelConfig
-from lorabench.config.saved_adapter import ADAPTER_SETTINGS
+from lorabench.config.saved_adapter import ADAPTER_SETTINGS, read_saved_adapter
+from lorabench.errors import ConfigError
 from lorabench.files import is_address
 from lorabench.models.source import model_source
 
@@ -19,7 +20,7 @@ MODEL_EXPECTATION = (
 )
 IS_ADAPTER = "that is an adapter; --adapter FOLDER goes on from it"
 WEIGHTS_FILE = "model.safetensors"
-_CONFIGURATION = "config.json"
+CONFIGURATION = "config.json"
 # What tokenizers of transformers keep their words in.
 _VOCABULARY = re.compile(
     r"tokenizer\.json|vocab|merges|codes|bpe|spm|spiece|sentencepiece|tekken|tiktoken|dict\.txt|\.model$",
@@ -40,7 +41,7 @@ def folder_issues(config: ModelConfig) -> list[str]:
     settings = _read_settings(folder)
     if settings is None:
         expected = "expected the folder of a model for transformers"
-        return [f"--model {config.model}: its {_CONFIGURATION} is no JSON object; {expected}"]
+        return [f"--model {config.model}: its {CONFIGURATION} is no JSON object; {expected}"]
     issues = weights_issues(config, settings.get("transformers_weights"))
     if not config.trust_remote_code and not any(_VOCABULARY.search(path.name) for path in folder.iterdir()):
         issues.append(f"--model {config.model}: no tokenizer there; expected a tokenizer.json beside its config.json")
@@ -58,23 +59,48 @@ def place_issue(config: ModelConfig) -> str | None:
             return f"--revision {config.revision}: {subject} is a folder; expected a Hub model"
         if (Path(source) / ADAPTER_SETTINGS).is_file():
             return f"{subject}: {IS_ADAPTER}"
-        if not (Path(source) / _CONFIGURATION).is_file() and (Path(source) / "adapter" / ADAPTER_SETTINGS).is_file():
+        if not (Path(source) / CONFIGURATION).is_file() and (Path(source) / "adapter" / ADAPTER_SETTINGS).is_file():
             return f"{subject}: the folder of a run; --adapter {config.model}/adapter goes on from its adapter"
-        if not (Path(source) / _CONFIGURATION).is_file():
-            return f"{subject}: no {_CONFIGURATION} there; expected the folder of a model for transformers"
+        if not (Path(source) / CONFIGURATION).is_file():
+            return f"{subject}: no {CONFIGURATION} there; expected the folder of a model for transformers"
         return None
     if is_address(source):
         return f"{subject}: an address; expected a Hub id (owner/name) or a local folder"
     if Path(source).is_file():
         return f"{subject}: a file; expected the folder of a model for transformers"
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
-        return f"{subject}: no such folder. {MODEL_EXPECTATION}"
+        return f"{name_model(config)}: no such folder. {expected_model(config)}"
     return None
+
+
+def name_model(config: ModelConfig) -> str:
+    """What a message calls the model: the flag and its value, or where an adapter to go on from names it."""
+    if _is_adapters(config):
+        return f"--adapter {config.adapter}: its base model {config.model} (by its {ADAPTER_SETTINGS})"
+    return f"--model {config.model}"
+
+
+def expected_model(config: ModelConfig) -> str:
+    """What a message expects in place of a model that is not there."""
+    if _is_adapters(config):
+        return "--model FOLDER says where it is now"
+    if config.adapter is not None:
+        return f"Expected the model that --adapter {config.adapter} was trained on"
+    return MODEL_EXPECTATION
+
+
+def _is_adapters(config: ModelConfig) -> bool:
+    """Whether a model is the one that the adapter to go on from names, by that name."""
+    try:
+        saved = read_saved_adapter(config.adapter)
+    except ConfigError:  # said where the flags are checked
+        return False
+    return saved is not None and config.model in (saved.base, saved.model)
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / _CONFIGURATION).read_bytes())
+        found = json.loads((folder / CONFIGURATION).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

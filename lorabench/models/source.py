@@ -58,6 +58,21 @@ def pinned_revision(config: ModelConfig) -> str | None:
     return Path(path).parent.name if isinstance(path, str) else config.revision
 
 
+def pinned_folder(config: ModelConfig) -> Path | None:
+    """Where the model's files are on this machine: its folder, an installed package's, or the Hub's cache."""
+    source = model_source(config)
+    if os.path.isdir(source):
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(source, "config.json", revision=config.revision)
+    except HFValidationError:  # no name of the Hub's
+        return None
+    return Path(path).parent if isinstance(path, str) else None
+
+
 def fingerprint_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of each weight and configuration file of a local model, by name.
 

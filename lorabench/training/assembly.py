@@ -15,7 +15,7 @@ from lorabench.config.run_config import RunConfig
 from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.data.batching import PaddedCollator, StepPlan, TokenizedRows, tokenize
 from lorabench.data.reading import check_read, remarks_on
-from lorabench.data.tokenizer import load_tokenizer, pad_id
+from lorabench.data.tokenizer import file_remarks, load_tokenizer, pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import ConfigError
 from lorabench.machine.meters import Stopwatch
@@ -96,7 +96,7 @@ def prepare_inputs(setting: Setting) -> Inputs:
     )
     set_pad(model_config, pad_id(tokenizer))
     on_cpu = setting.ranks.device.type == "cpu"
-    weights = inspect_model(config.model, config.lora, model_config, config.data.max_length, on_cpu)
+    weights, told = inspect_model(config.model, config.lora, model_config, config.data.max_length, on_cpu)
     collators = {
         split: PaddedCollator(
             tokenize(rows, tokenizer, config.data.max_length, f"the {split} rows"),
@@ -108,7 +108,8 @@ def prepare_inputs(setting: Setting) -> Inputs:
     check_vocabulary(config, model_config, collators)
     tokens = {split: collator.data for split, collator in collators.items()}
     check_read(data.splits(), tokens)
-    remarks = remarks_on(data.splits(), tokens, tokenizer, model_config.model_type)
+    remarks = [*told, *remarks_on(data.splits(), tokens, tokenizer, model_config.model_type)]
+    remarks[:0] = file_remarks(config.model, tokenizer, model_source(config.model), pinned_revision(config.model))
     head = plan_start(config, saved_config, data.labels)
     return Inputs(model_config, saved_config, head, tokenizer, collators, weights, tuple(remarks))
 

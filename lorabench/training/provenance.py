@@ -1,15 +1,23 @@
 """Whether a finished run's adapter still has what it had: its own weights, its tokenizer, and the same base model."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.models import preset_of
 from lorabench.config.run_config import ModelConfig
-from lorabench.config.saved_adapter import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from lorabench.config.saved_adapter import (
+    ADAPTER_SETTINGS,
+    ADAPTER_WEIGHTS,
+    SavedAdapter,
+    is_same_model,
+    other_model_issue,
+    read_saved_adapter,
+)
 from lorabench.errors import ConfigError
 from lorabench.files import file_hash
-from lorabench.models.source import changed_files, local_source, model_source
+from lorabench.models.source import changed_files, fingerprint_files, local_source, model_source, pinned_folder
 from lorabench.results.ownership import present_status
 from lorabench.results.run_folder import ADAPTER_FOLDER, PREVIOUS_ADAPTER, RUN_FILE, lookup, read_run
 
@@ -65,13 +73,17 @@ def _decides(name: str) -> bool:
 
 
 def check_start(config: ModelConfig) -> None:
-    """Refuse a saved adapter to go on from whose run had another base model than is read now, where its record is
-    beside it.
+    """Refuse a saved adapter to go on from that was trained on another base model than is read now.
+
+    Where the record of its run is beside it, files are compared with those that the run began with; a folder that
+    stands for a model of another name, else, with that model's own files on this machine.
 
     Raises:
-        ConfigError: names the file that has changed.
+        ConfigError: names the file that has changed, or the model that is expected.
     """
-    run = _run_of_adapter(config)
+    run, saved = _run_of_adapter(config), read_saved_adapter(config.adapter)
+    if saved is not None and _stands_in(config, saved) and not _holds(Path(config.model), saved, run):
+        raise ConfigError(other_model_issue(config.model, saved))
     if run is None:
         return
     files, source = lookup(read_run(run), "model", "files"), Path(model_source(config))
@@ -84,8 +96,40 @@ def check_start(config: ModelConfig) -> None:
 
 def adapter_notes(config: ModelConfig) -> list[str]:
     """What the user is told of the run whose adapter is gone on from, where its record is beside it."""
-    run = _run_of_adapter(config)
-    return [] if run is None else unfinished_remarks(f"--adapter {config.adapter}", present_status(run, read_run(run)))
+    run, saved = _run_of_adapter(config), read_saved_adapter(config.adapter)
+    notes = []
+    if saved is not None and _stands_in(config, saved):
+        notes.append(f"--model {config.model}: taken as {saved.base}, which --adapter {config.adapter} was trained on")
+    if run is not None:
+        notes += unfinished_remarks(f"--adapter {config.adapter}", present_status(run, read_run(run)))
+    return notes
+
+
+def _stands_in(config: ModelConfig, saved: SavedAdapter) -> bool:
+    """Whether a folder is given for the model that an adapter knows by another name, and which is to be compared."""
+    gone = Path(saved.base).is_absolute() and not Path(saved.base).is_dir()
+    return not gone and Path(config.model).is_dir() and not is_same_model(config.model, saved.base)
+
+
+def _holds(folder: Path, saved: SavedAdapter, run: Path | None) -> bool:
+    """Whether a folder holds the model that an adapter was trained on: by its weights, or else by its sizes."""
+    recorded = None if run is None else lookup(read_run(run), "model", "files")
+    base = pinned_folder(ModelConfig(model=saved.base, revision=saved.revision))
+    if not isinstance(recorded, Mapping):
+        recorded = {} if base is None else fingerprint_files(base)
+    weights = {name: entry for name, entry in recorded.items() if _decides(name) and name != _CONFIGURATION}
+    if weights:
+        return not changed_files(folder, weights)
+    return base is not None and (sizes := _sizes(base)) != {} and sizes == _sizes(folder)
+
+
+def _sizes(folder: Path) -> dict[str, Any]:
+    """Type and whole numbers of a model's configuration; empty where it cannot be read."""
+    try:
+        found = json.loads((folder / _CONFIGURATION).read_bytes())
+        return {key: value for key, value in found.items() if key == "model_type" or type(value) is int}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def unfinished_remarks(origin: str, status: str | None) -> list[str]:

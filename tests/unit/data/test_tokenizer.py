@@ -1,6 +1,7 @@
 """The model's own tokenizer where there is one; a stand-in with like marks and lengths where there is none."""
 
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,15 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
 
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import ModelConfig
 from lorabench.data import tokenizer as tokenizer_module
 from lorabench.data.task import load_task
-from lorabench.data.tokenizer import load_tokenizer, pad_id, read_tokenizer, train_stand_in
+from lorabench.data.tokenizer import file_remarks, load_tokenizer, pad_id, read_tokenizer, train_stand_in
 from lorabench.errors import ConfigError
 from lorabench.machine.hub import explain_hub_error
 from lorabench.models.configuration import load_model_config
@@ -243,3 +247,27 @@ def test_a_file_that_is_no_json_is_named(name: str, content: str, tmp_path: Path
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"^{name} is no JSON \(.*\); expected it whole$"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("tokenizer_class", "told"), [(None, 0), ("RobertaTokenizerFast", 1)])
+def test_a_tokenizer_class_of_another_model_is_said(tokenizer_class: str | None, told: int, tmp_path: Path) -> None:
+    words = ["[UNK]", "[PAD]", "[EOS]", *tokenizer_module._SENTENCE.split()]
+    words += sorted({letter for word in words[3:] for letter in word} - {"a"})
+    backend = Tokenizer(WordPiece({word: row for row, word in enumerate(dict.fromkeys(words))}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": tokenizer_class or "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    remarks = file_remarks(ModelConfig(model="m"), read_tokenizer(tmp_path), str(tmp_path), None)
+    assert len(remarks) == told
+    assert all("--model m: a RobertaTokenizer, as its tokenizer_config.json" in remark for remark in remarks)
+
+
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_own_settings_are_no_other_reading(
+    family: str, add_prefix_space: bool, stand_ins: "dict[str, PreTrainedTokenizerBase]", tmp_path: Path
+) -> None:
+    stand_ins[family].save_pretrained(tmp_path)
+    tokenizer = read_tokenizer(tmp_path, add_prefix_space=add_prefix_space, split_special_tokens=True)
+    assert file_remarks(ModelConfig(model="m"), tokenizer, str(tmp_path), None) == []

@@ -248,7 +248,7 @@ def test_both_heads_of_an_architecture_with_two_train_and_are_saved() -> None:
 def test_targets_that_match_nothing_are_named() -> None:
     config = tiny.tiny_config("bert")
     with pytest.raises(ConfigError, match=r"--lora-targets query,nothing: .* no module nothing; .*value"):
-        inspect_model(ModelConfig(), LoraArgs(lora_targets="query,nothing"), config, max_length=8)
+        inspect_model(ModelConfig(model="some/model"), LoraArgs(lora_targets="query,nothing"), config, max_length=8)
 
 
 @pytest.mark.parametrize(
@@ -263,15 +263,24 @@ def test_targets_that_match_nothing_are_named() -> None:
 )
 def test_targets_that_take_no_lora_are_refused(targets: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"--lora-targets {targets}: {said}.* are dense, key, query, value$"):
-        inspect_model(ModelConfig(), LoraArgs(lora_targets=targets), tiny.tiny_config("bert"), max_length=8)
+        inspect_model(
+            ModelConfig(model="some/model"), LoraArgs(lora_targets=targets), tiny.tiny_config("bert"), max_length=8
+        )
 
 
 @pytest.mark.parametrize("targets", ["auto", "all-linear", "dense", "word_embeddings"])
 def test_a_rank_above_what_the_targets_can_have_is_refused(targets: str) -> None:
     config = tiny.tiny_config("bert")
-    inspect_model(ModelConfig(), LoraArgs(lora_targets=targets, lora_r=tiny.HIDDEN), config, max_length=8)
+    inspect_model(
+        ModelConfig(model="some/model"), LoraArgs(lora_targets=targets, lora_r=tiny.HIDDEN), config, max_length=8
+    )
     with pytest.raises(ConfigError, match=rf"^--lora-r {tiny.HIDDEN + 1}: expected at most {tiny.HIDDEN},"):
-        inspect_model(ModelConfig(), LoraArgs(lora_targets=targets, lora_r=tiny.HIDDEN + 1), config, max_length=8)
+        inspect_model(
+            ModelConfig(model="some/model"),
+            LoraArgs(lora_targets=targets, lora_r=tiny.HIDDEN + 1),
+            config,
+            max_length=8,
+        )
 
 
 def test_a_checkpoint_without_a_part_of_its_body_is_refused(tmp_path: Path) -> None:
@@ -309,14 +318,16 @@ def test_every_saved_tensor_is_one_that_trains(model_type: str, bias: LoraBias) 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "llama"])
 def test_rows_longer_than_the_models_positions_are_refused(model_type: str) -> None:
     config = tiny.tiny_config(model_type)
-    inspect_model(ModelConfig(), LoraArgs(), config, max_length=tiny.POSITIONS)
+    inspect_model(ModelConfig(model="some/model"), LoraArgs(), config, max_length=tiny.POSITIONS)
     with pytest.raises(ConfigError, match=rf"--max-length {tiny.POSITIONS + 1}: .* the model's {tiny.POSITIONS}$"):
-        inspect_model(ModelConfig(), LoraArgs(), config, max_length=tiny.POSITIONS + 1)
+        inspect_model(ModelConfig(model="some/model"), LoraArgs(), config, max_length=tiny.POSITIONS + 1)
 
 
 def test_a_type_without_a_sequence_classifier_is_refused() -> None:
     with pytest.raises(ConfigError, match="no sequence classifier of type 'vit'"):
-        inspect_model(ModelConfig(), LoraArgs(lora_targets="query"), AutoConfig.for_model("vit"), max_length=8)
+        inspect_model(
+            ModelConfig(model="some/model"), LoraArgs(lora_targets="query"), AutoConfig.for_model("vit"), max_length=8
+        )
 
 
 def test_a_hub_model_that_cannot_be_had_is_explained_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ from lorabench.config.defaults import apply_settings
 from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
+from lorabench.models.configuration import read_model_config
 from lorabench.training.prediction import FinishedRun
-from lorabench.training.provenance import check_start
+from lorabench.training.provenance import adapter_notes, check_start
 from lorabench.training.refusals import refuse_early
 
 WEIGHTS = "adapter_model.safetensors"
@@ -105,8 +106,37 @@ def test_the_base_models_own_tokenizer_is_no_matter_to_its_adapter(run: Path) ->
 def test_an_adapter_from_elsewhere_is_no_matter_of_a_record(run: Path, tmp_path: Path) -> None:
     adapter = shutil.copytree(run / "adapter", tmp_path / "alone")
     shutil.rmtree(run)
+    shutil.rmtree(run.parent / "tiny-bert")  # else it is compared
     check_start(ModelConfig(model=str(other_model(tmp_path / "other")), adapter=adapter))
     check_start(ModelConfig(model="minilm"))
+
+
+def test_a_folder_with_the_base_models_weights_is_taken_for_it(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.parent / "tiny-bert", tmp_path / "moved")
+    name_base(run, "owner/name")
+    model, known = ModelConfig(model=str(copy), adapter=run / "adapter"), "owner/name, which --adapter"
+    check_start(model)
+    assert adapter_notes(model)[0].startswith(f"--model {copy}: taken as {known}")
+    with pytest.raises(ConfigError, match=r"--model .*other: --adapter .* was trained on owner/name; expected that"):
+        check_start(ModelConfig(model=str(other_model(tmp_path / "other")), adapter=run / "adapter"))
+    alone = shutil.copytree(run / "adapter", tmp_path / "alone")
+    with pytest.raises(ConfigError, match="was trained on owner/name"):  # nothing tells which weights those were
+        check_start(ModelConfig(model=str(copy), adapter=alone))
+    (tmp_path / "again").mkdir()
+    shutil.move(alone, tmp_path / "again" / "adapter")
+    name_base(tmp_path / "again", run.parent / "tiny-bert")
+    check_start(ModelConfig(model=str(copy), adapter=tmp_path / "again" / "adapter"))
+
+
+def test_a_base_model_that_has_moved_is_laid_to_the_adapter(run: Path) -> None:
+    for base in ("/gone/model", "some/where/else"):
+        name_base(run, base)
+        with pytest.raises(ConfigError) as caught:
+            read_model_config(ModelConfig(model=base, adapter=run / "adapter"))
+        assert str(caught.value) == (
+            f"--adapter {run / 'adapter'}: its base model {base} (by its adapter_config.json): no such folder. "
+            "--model FOLDER says where it is now"
+        )
 
 
 def test_another_runs_adapter_is_refused(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Whether a folder's weights are of the model that its configuration describes, by the headers of their files."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from lorabench.config.model_size import StoredTensor, read_headers
+from lorabench.config.run_config import ModelConfig
+from lorabench.models.classifier import head_names
+from lorabench.models.folder import CONFIGURATION
+from lorabench.models.quantization import POOLER
+from lorabench.models.source import model_source
+
+# The outermost list of modules that a weight lies in, and its place there: `encoder.layer.3.output.bias`.
+_IN_LIST = re.compile(r"(?P<list>[^0-9].*?)\.(?P<place>\d+)\.")
+
+
+def stored_issues(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
+    """Weights that a local checkpoint has in another shape than the configuration says, and layers that it lacks.
+
+    Weights that transformers knows by another name are left to it; so are heads and pooler, which may be new.
+    """
+    stored = _stored(config, skeleton)
+    odd = [
+        (name, stored[name].shape, tuple(weight.shape))
+        for name, weight in _body(skeleton).items()
+        if name in stored and stored[name].shape != tuple(weight.shape)
+    ]
+    if odd:
+        name, there, described = odd[0]
+        more = f", and {len(odd) - 1} more of its weights differ" if len(odd) > 1 else ""
+        return [
+            f"--model {config.model}: {name} is {_by(there)} in its checkpoint and {_by(described)} by its "
+            f"{CONFIGURATION}{more}; expected the {CONFIGURATION} of these weights"
+        ]
+    return [
+        f"--model {config.model}: its {CONFIGURATION} describes {described} layers ({modules}), and its checkpoint "
+        f"has {there}; expected the {CONFIGURATION} of these weights"
+        for modules, there, described in _layers(stored, skeleton)
+        if there < described
+    ]
+
+
+def stored_remarks(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
+    """What the user is told of layers that a local checkpoint has and the configuration leaves out."""
+    return [
+        f"--model {config.model}: its checkpoint has {there} layers ({modules}), and its {CONFIGURATION} describes "
+        f"{described}: the others are left out"
+        for modules, there, described in _layers(_stored(config, skeleton), skeleton)
+        if there > described
+    ]
+
+
+def _stored(config: ModelConfig, skeleton: PreTrainedModel) -> dict[str, StoredTensor]:
+    """The tensors of a local checkpoint by their names in the base model; empty where there is none to read."""
+    folder = Path(model_source(config))
+    named = getattr(skeleton.config, "transformers_weights", None)
+    if config.weights == "random" or named is not None or not folder.is_dir():
+        return {}
+    # Checkpoints may carry layers for other ends, as for drafting tokens, which the architecture passes over.
+    passed_over = [re.compile(pattern) for pattern in skeleton._keys_to_ignore_on_load_unexpected or ()]
+    return {
+        _short(name, skeleton): tensor
+        for name, tensor in (read_headers(folder) or {}).items()
+        if not any(pattern.search(name) for pattern in passed_over)
+    }
+
+
+def _body(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Weights by their names in the base model, without those of heads and pooler."""
+    heads = tuple(f"{head}." for head in head_names(skeleton))
+    return {
+        _short(name, skeleton): weight
+        for name, weight in skeleton.state_dict().items()
+        if not name.startswith(heads) and f".{POOLER}." not in name
+    }
+
+
+def _layers(stored: Iterable[str], skeleton: PreTrainedModel) -> list[tuple[str, int, int]]:
+    """Lists of modules that checkpoint and model both have: name, how many are there, how many are described."""
+    there, described = _count(stored), _count(_body(skeleton))
+    return [(modules, there[modules], described[modules]) for modules in described if modules in there]
+
+
+def _count(names: Iterable[str]) -> dict[str, int]:
+    places: dict[str, set[str]] = {}
+    for name in names:
+        if (found := _IN_LIST.match(name)) is not None:
+            places.setdefault(found["list"], set()).add(found["place"])
+    return {modules: len(found) for modules, found in places.items()}
+
+
+def _short(name: str, skeleton: PreTrainedModel) -> str:
+    """A name as the base model has it: checkpoints of it alone lack the prefix that those with a head have."""
+    return name.removeprefix(f"{skeleton.base_model_prefix}.")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"

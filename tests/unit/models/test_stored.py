@@ -1,0 +1,95 @@
+"""A folder's config.json is that of its weights, and one that transformers can use; messages name it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.errors import ConfigError
+from lorabench.models.configuration import load_model_config
+from lorabench.models.description import inspect_model
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_tiny(tmp_path_factory.mktemp("model") / "bert", "bert")
+
+
+def told(original: Path, folder: Path, **changes: Any) -> list[str]:
+    """What is said of the model with another config.json."""
+    shutil.copytree(original, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+    model = ModelConfig(model=str(folder))
+    return inspect_model(model, LoraArgs(), load_model_config(model, 2), max_length=8)[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 384.0}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"pad_token_id": "x"}, "pad_token_id"),
+        ({"num_labels": "three"}, "'str' object"),
+        ({"id2label": ["a", "b"]}, "'list' object"),
+        ({"id2label": {"a": "b"}}, "invalid literal"),
+        ({"dtype": "float99"}, "float99"),
+        ({"hidden_act": "foo"}, "KeyError: 'foo'"),
+        ({"hidden_dropout_prob": 1.5}, "dropout probability"),
+    ],
+)
+def test_a_configuration_that_transformers_cannot_use_is_refused(
+    changes: dict[str, Any], said: str, original: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        told(original, tmp_path / "bert", **changes)
+    message = str(caught.value)
+    assert message.startswith(f"--model {tmp_path / 'bert'}: transformers cannot use its config.json (")
+    assert said in message and "\\n" not in message
+
+
+@pytest.mark.parametrize("layers", [0, -1])
+def test_a_model_without_layers_is_refused_by_its_configuration(layers: int, original: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"its config\.json gives it {layers} layers .*; expected at least 1$"):
+        told(original, tmp_path / "bert", num_hidden_layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"vocab_size": 7},
+            r"word_embeddings\.weight is \d+ x \d+ in its checkpoint and 7 x \d+ by its config\.json;",
+        ),
+        ({"intermediate_size": 6}, r"and 6 x \d+ by its config\.json, and 5 more of its weights differ;"),
+        ({"num_hidden_layers": 5}, r"describes 5 layers \(encoder\.layer\), and its checkpoint has 2;"),
+    ],
+)
+def test_a_configuration_of_other_weights_is_refused_by_their_headers(
+    changes: dict[str, Any], said: str, original: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^--model .*: .*{said} expected the config\.json of these weights$"):
+        told(original, tmp_path / "bert", **changes)
+
+
+def test_layers_that_a_configuration_leaves_out_are_said(original: Path, tmp_path: Path) -> None:
+    (remark,) = told(original, tmp_path / "bert", num_hidden_layers=1)
+    assert "its checkpoint has 2 layers (encoder.layer), and its config.json describes 1" in remark
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "llama"])
+def test_nothing_is_said_of_a_checkpoint_that_fits(model_type: str, tmp_path: Path) -> None:
+    folder = tiny.save_tiny(tmp_path / "whole", model_type)
+    assert told(folder, tmp_path / "copy") == []
+
+
+def test_targets_are_laid_to_the_adapter_that_names_them() -> None:
+    model = ModelConfig(model="some/model", adapter=Path("runs/first/adapter"))
+    with pytest.raises(
+        ConfigError, match=r"^--adapter runs/first/adapter: target_modules nothing in its adapter_config"
+    ):
+        inspect_model(model, LoraArgs(lora_targets="nothing"), tiny.tiny_config("bert"), max_length=8)
