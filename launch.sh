@@ -30,6 +30,7 @@ config_words() {
         case "$argument" in --config=*) file="${argument#--config=}" ;; esac
         before="$argument"
     done
+    file="${file/#\~\//$HOME/}"
     [ -f "$file" ] || return 0
     sed -n 's/^\([a-z_-]*\): *\([^ #]*\).*$/--\1 \2/p' "$file" | tr -d "\"'" | tr '\n' ' '
 }

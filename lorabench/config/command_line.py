@@ -25,7 +25,7 @@ from lorabench.config.defaults import (
     resolve_names,
     unknown_names,
 )
-from lorabench.config.given_flags import NO_VALUE, find_flag_issues, flags_of
+from lorabench.config.given_flags import NO_VALUE, expand_homes, find_flag_issues, flags_of
 from lorabench.config.run_config import DataConfig, ModelConfig, RunConfig, RunOptions, flag_types
 from lorabench.config.saved_adapter import adapter_issues, read_saved_adapter
 from lorabench.config.values import takes_none
@@ -79,12 +79,14 @@ def parse_train_command(arguments: Sequence[str], prog: str = PROGRAM, launching
         SystemExit: with 0 after `--help`.
     """
     hints = flag_types()
+    flags = flags_of({**hints, "config": Path, "dry_run": bool})
+    arguments = expand_homes(arguments, flags)
     file = read_config_file(find_config_file(arguments), hints, ("config", "dry_run"))
     given, _ = take_flags(arguments, (*_CHOOSING, *OWN_DATA_FLAGS))
     taken_back = {name for name, value in given.items() if value == NO_VALUE and takes_none(hints[name])}
     given |= dict.fromkeys(taken_back)
     file = replace(file, values={name: value for name, value in file.values.items() if name not in taken_back})
-    issues = find_flag_issues(arguments, flags_of({**hints, "config": Path, "dry_run": bool}))
+    issues = find_flag_issues(arguments, flags)
     preset, found = resolve_with_file(given, file)
     if issues:
         raise ConfigError([*issues, *found, *unknown_names(preset.model.model, preset.data.task)])
@@ -157,8 +159,9 @@ def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -
     hints = get_type_hints(options, include_extras=True)
     appended = [name for name, hint in hints.items() if tyro.conf.UseAppendAction in get_args(hint)]
     own = {name: hint for name, hint in get_type_hints(options).items() if name != "config"}
-    file = read_config_file(find_config_file(arguments), own, ("config",))
     flags = flags_of(hints)
+    arguments = expand_homes(arguments, flags)
+    file = read_config_file(find_config_file(arguments), own, ("config",))
     issues = [*find_flag_issues(arguments, flags, strays=bool(hints.keys() - flags.keys())), *file.issues]
     if issues:
         raise ConfigError(issues)
@@ -179,7 +182,9 @@ def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> t
         ConfigError: values of another type; several configuration files, or an empty name.
         SystemExit: with 0 after `--help`.
     """
-    issues = find_flag_issues(arguments, flags_of(get_type_hints(options, include_extras=True)), others=True)
+    flags = flags_of(get_type_hints(options, include_extras=True))
+    arguments = expand_homes(arguments, flags)
+    issues = find_flag_issues(arguments, flags, others=True)
     if find_config_file(arguments) == "":
         issues.append(EMPTY_NAME)
     if issues:

@@ -1,5 +1,6 @@
 """Configuration files (`--config run.yaml`): flags by their names, in YAML; and the one that starts a run again."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 
 from lorabench.config.nearest import meant
 from lorabench.config.run_config import RunConfig
-from lorabench.config.values import flag_word, parse_text, takes_none
+from lorabench.config.values import flag_word, parse_text, takes_none, with_home
 from lorabench.errors import ConfigError, IssueList
 from lorabench.wording import listed
 
@@ -69,7 +70,7 @@ def read_config_file(
             issues.add(f"{entry.place}: {entry.name}: {said}")
             continue
         try:
-            values[name] = read_value(entry.value, hints[name])
+            values[name] = with_home(name, read_value(entry.value, hints[name]))
         except TypeError as error:
             issues.add(f"{entry.place}: {entry.name}: {shown(entry.value)}: expected {error}")
     return ConfigFile(values, tuple(issues))
@@ -149,7 +150,7 @@ def entries(
 def _compose(path: Path, source: str) -> yaml.Node | None:
     """The file's content. Raises `ConfigError`."""
     try:
-        return yaml.compose(path.read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
+        return yaml.compose(Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"{source}: {error.strerror or error}; expected a YAML file") from None
     except UnicodeDecodeError:

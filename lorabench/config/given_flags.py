@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 import tyro
 
 from lorabench.config.nearest import meant
-from lorabench.config.values import flag_word, many_of, parse_text, takes_none
+from lorabench.config.values import flag_word, many_of, parse_text, takes_none, with_home
 from lorabench.errors import IssueList
 
 NO_VALUE = "None"
@@ -70,7 +70,7 @@ def find_flag_issues(
     issues = IssueList()
     if {"-h", "--help"} & set(words) or any(word.startswith("--tyro-") for word in words):
         return []
-    seen: set[str] = set()
+    issues.extend(repeated_flags(words, flags))
     for written, given in _grouped(_with_hyphens(words, flags, issues)):
         name = _name(written)
         flag = flags.get(name)
@@ -84,13 +84,82 @@ def find_flag_issues(
             ways = f"{flag_word(name)} or {flag_word(f'no_{name}')}" if flag else flag_word(name)
             issues.check(alone, f"{' '.join([written, *given])}: expected {ways}, alone")
         else:
-            once = many_of(flag.hint) is None or flag.repeats or flag.name not in seen
-            issues.check(once, f"{flag_word(flag.name)}: given twice; expected once, with all of its values after it")
-            seen.add(flag.name)
             texts, left = _values_of(written, given, flag)
             _check_values(written.partition("=")[0], texts, flag, issues)
             _add_strays(left, strays or others, flags, issues)
     return list(issues)
+
+
+def repeated_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """One message for each flag that is given again with another value, whichever of its names is used.
+
+    Args:
+        words: of the command line.
+        flags: see `flags_of`.
+    """
+    issues, seen = IssueList(), dict[str, Any]()
+    for written, given in _grouped(words):
+        flag, value = _given(written, given, flags)
+        if flag is None or flag.repeats:
+            continue
+        several = many_of(flag.hint) is not None
+        same = flag.name not in seen or (seen[flag.name] == value and not several)
+        more = ", with all of its values after it" if several else ""
+        issues.check(same, f"{flag_word(flag.name)}: given twice; expected once{more}")
+        seen[flag.name] = value
+    return list(dict.fromkeys(issues))
+
+
+def _given(written: str, given: list[str], flags: Mapping[str, Flag]) -> tuple[Flag | None, Any]:
+    """The flag that a word names, None for another word, and its value as far as it can be read."""
+    name = _name(written)
+    flag = flags.get(name) if written else None
+    if flag is None:
+        off = _switched_off(name, flags) if written else None
+        return off, False
+    if flag.hint is bool:
+        return flag, True
+    texts, _ = _values_of(written, given, flag)
+    try:
+        return flag, [parse_text(text, many_of(flag.hint) or flag.hint) for text in texts]
+    except TypeError:  # said where values are checked
+        return flag, texts
+
+
+def override(words: Sequence[str], later: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """The words, then the later ones, which come in place of what the first say of the same flags.
+
+    Args:
+        flags: see `flags_of`; words of others stay.
+    """
+    replaced = {flag.name for written, given in _grouped(later) if (flag := _given(written, given, flags)[0])}
+    kept: list[str] = []
+    for written, given in _grouped(words):
+        flag, _ = _given(written, given, flags)
+        if flag is None or flag.repeats or flag.name not in replaced:
+            kept += [written, *given] if written else given
+    return [*kept, *later]
+
+
+def expand_homes(words: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """The words, each path among the flags' values with the user's home in place of `~`, see `with_home`.
+
+    Args:
+        flags: see `flags_of`.
+    """
+    found: list[str] = []
+    for written, given in _grouped(words):
+        flag, _ = _given(written, given, flags)
+        kind = None if flag is None else many_of(flag.hint) or flag.hint
+
+        def expanded(text: str, flag: Flag | None = flag, kind: Any = kind) -> str:
+            is_path = text.startswith("~") and Path in (kind, *get_args(kind))
+            return text if flag is None else str(with_home(flag.name, Path(text) if is_path else text))
+
+        name, equals, attached = written.partition("=")
+        found += [f"{name}={expanded(attached)}" if equals else written] if written else []
+        found += map(expanded, given)
+    return found
 
 
 def _with_hyphens(words: Sequence[str], flags: Mapping[str, Flag], issues: IssueList) -> Iterator[str]:

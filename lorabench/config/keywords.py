@@ -27,7 +27,7 @@ from lorabench.config.run_config import (
     Weights,
     flag_types,
 )
-from lorabench.config.values import convert
+from lorabench.config.values import convert, with_home
 from lorabench.errors import IssueList
 
 
@@ -124,7 +124,7 @@ def build_run_config(flags: Mapping[str, Any], config: str | Path | None = None)
         if name == "positive_label" and isinstance(value, numbers.Real):
             value = str(value)  # the name of a class may be a number
         try:
-            values[name] = convert(value, hints[name])
+            values[name] = with_home(name, convert(value, hints[name]))
         except TypeError as error:
             issues.add(f"{name}={value!r}: expected {error}")
     issues.extend(file.issues)

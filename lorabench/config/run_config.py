@@ -13,7 +13,7 @@ from lorabench.catalog.metrics import metrics_in
 from lorabench.catalog.recipes import ORIGINAL, RECIPES
 from lorabench.catalog.settings import Checkpointing, Quantization, SplitMethod
 from lorabench.catalog.trackers import TRACKERS
-from lorabench.config.values import convert
+from lorabench.config.values import compose_names, convert
 
 Weights = Literal["pretrained", "random"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -137,6 +137,9 @@ class DataConfig:
     """Use only that many validation rows, drawn with the seed."""
     class_weights: str = "balanced"
     """Weights of the cross-entropy: `balanced` (n / (classes * count)), `none`, or one number per class: W0,W1,..."""
+
+    def __post_init__(self) -> None:
+        compose_names(self, "text_column", "template", "label_column")
 
 
 @dataclass(frozen=True, kw_only=True)

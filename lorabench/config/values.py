@@ -1,7 +1,9 @@
 """Values of a configuration from outside, as Python or JSON hands them over, held to the types of their fields."""
 
 import numbers
+import os
 import types
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -9,6 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 # Of YAML 1.1, in any case of letters.
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+
+# Options that are texts, and take a path beside other names.
+_PATHS_OR_NAMES = ("model", "models", "task", "tasks", "strategy", "strategies", "config_file")
 
 
 def flag_word(name: str) -> str:
@@ -74,6 +79,40 @@ def parse_text(text: str, hint: Any, only_texts: bool = False) -> Any:
             except ValueError:
                 continue
     raise TypeError(" or ".join(_describe(tuple(option for option in options if option is not type(None)))))
+
+
+def with_home(name: str, value: Any) -> Any:
+    """An option's value with the user's home for a `~` at the start of its paths, as a shell has it.
+
+    Shells leave it as it is in `--output-dir=~/x`, and see neither files nor Python.
+
+    Args:
+        name: of the option, with underscores.
+        value: a path, a text, or several; what is no path stays.
+    """
+    if isinstance(value, tuple):
+        return tuple(with_home(name, item) for item in value)
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if isinstance(value, str) and name in _PATHS_OR_NAMES else value
+
+
+def composed(name: str) -> str:
+    """The name of a column in Unicode's composed form (NFC), in which names are compared: a letter with its accent may
+    be written as one character or as two, and looks the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def compose_names(options: Any, *fields: str) -> None:
+    """Give names of columns their composed form, in a frozen dataclass that is being made.
+
+    Args:
+        fields: those that hold such names; what is no text stays.
+    """
+    for field in fields:
+        value = getattr(options, field)
+        if isinstance(value, str):
+            object.__setattr__(options, field, composed(value))
 
 
 def takes_none(hint: Any) -> bool:

@@ -6,6 +6,7 @@ is refused.
 """
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _SAMPLED_LINES = 200
 # A column of more different values than this says nothing of whether a line is a row.
 _KNOWN_VALUES = 1000
 _SUSPECTS = 100
+_JSON_LINES = 8
+_JSON_ARRAY = re.compile(r'\s*\[\s*\{\s*"')
 
 Record = tuple[int, list[str]]
 
@@ -52,6 +55,8 @@ def scan_delimited(path: Path, default: str, given: FileFormat) -> Scan:
     """
     with _open_lines(path, given) as (lines, said, declared):
         sample = list(islice(lines, _SAMPLED_LINES))
+    if _is_json_array(sample):
+        raise ConfigError("begins as a JSON array of objects does (is the file JSON?); expected the suffix .json")
     delimiter = given.delimiter or declared or _detect_delimiter(sample, default)
     quotes = _QuoteCheck()
     dialect, header, rows = _read_once(path, given, delimiter, quotes)
@@ -85,6 +90,12 @@ def _open_lines(path: Path, given: FileFormat) -> Iterator[tuple[Iterator[str], 
             yield chain(["\n"], file), said, text[4]
         else:
             yield chain([first] if first else [], file), said, None
+
+
+def _is_json_array(sample: list[str]) -> bool:
+    """Whether a file begins with a bracket and then a brace and a quote, which no header does."""
+    start = "".join(sample[:_JSON_LINES])
+    return _JSON_ARRAY.match(start) is not None
 
 
 # --- the delimiter

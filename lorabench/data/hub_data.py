@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lorabench.config.run_config import DataConfig
+from lorabench.config.values import composed
 from lorabench.data.file_format import Columns
 from lorabench.data.parquet_files import name_classes
-from lorabench.errors import ConfigError
+from lorabench.errors import ConfigError, first_line
 from lorabench.machine.hub import explain_hub_error, prefer_cache_if_unreachable
 from lorabench.wording import counted, named
 
@@ -92,6 +95,8 @@ def load_splits(name: str, config: DataConfig) -> Mapping[str, Any]:
         loaded: Any = datasets.load_dataset(name, **flags)
     except (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(_explain(name, error)) from None
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError) as error:
+        raise ConfigError(_explain_card(name, error)) from None
     return {str(split): rows for split, rows in loaded.items()}
 
 
@@ -111,6 +116,8 @@ def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None
         builder = datasets.load_dataset_builder(str(folder), config.dataset_config)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise ConfigError(_explain(str(folder), error)) from None
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError) as error:
+        raise ConfigError(_explain_card(str(folder), error)) from None
     listed: Any = builder.config.data_files
     _refuse_outside(folder, (file for files in (listed or {}).values() for file in files))
     form = type(builder).__module__.rpartition(".")[2]
@@ -129,9 +136,28 @@ def _explain(name: str, error: Exception) -> str:
         names = ", ".join(re.findall(r"'([^']*)'", listed[1]))
         what = "has several configurations" if "missing" in text else "has no such configuration"
         return f"--task {name}: {what}; expected --dataset-config with one of {names}"
+    # What follows is a list of all suffixes that the library knows.
+    reason = re.split(r"\.? with any supported extension", explain_hub_error(error, "--dataset-revision"))[0]
     return (
-        f"--task {name}: {explain_hub_error(error, '--dataset-revision')}. Expected a data set on the Hub, the folder "
+        f"--task {name}: {reason}. Expected a data set on the Hub, the folder "
         "of one, or --train-file with a local copy"
+    )
+
+
+def _explain_card(name: str, error: Exception) -> str:
+    """What is said of a data set whose card cannot be read: the library takes what stands there as it is."""
+    line = ""
+    if isinstance(error, yaml.MarkedYAMLError):
+        # The header's first line is the second of the file.
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 2}"
+        what = f"not valid YAML ({error.problem})"
+    elif isinstance(error, yaml.YAMLError):
+        what = f"not valid YAML ({first_line(error)})"
+    else:
+        what = f"not as `datasets` reads it ({first_line(error)})"
+    return (
+        f"--task {name}: the header of its README.md{line} is {what}; expected `configs` with the names of splits and "
+        "the paths of their files, or --train-file and its like"
     )
 
 
@@ -150,14 +176,15 @@ def dataset_columns(split: Any, start: int, stop: int) -> Columns:
     classes = class_names(split)
     rows = split if (start, stop) == (0, len(split)) else split.select(range(start, stop))
     columns = {name: list(rows[name]) for name in rows.column_names}
-    return {name: name_classes(name, v, classes[name]) if name in classes else v for name, v in columns.items()}
+    whole = {composed(name): values for name, values in columns.items()}
+    return {name: name_classes(name, v, classes[name]) if name in classes else v for name, v in whole.items()}
 
 
 def class_names(split: Any) -> dict[str, tuple[str, ...]]:
     """The columns of a `datasets.Dataset` that hold numbers of classes, and the classes' names in their order."""
     from datasets import ClassLabel
 
-    return {name: tuple(item.names) for name, item in split.features.items() if isinstance(item, ClassLabel)}
+    return {composed(name): tuple(item.names) for name, item in split.features.items() if isinstance(item, ClassLabel)}
 
 
 def local_files(split: Any) -> list[Path]:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from lorabench.config.values import composed
 from lorabench.data.delimited import scan_delimited
-from lorabench.data.file_format import Columns, FileFormat, Scan
+from lorabench.data.file_format import Columns, FileFormat, Scan, named_twice
 from lorabench.data.json_files import scan_json, scan_json_lines
 from lorabench.data.parquet_files import scan_parquet
 from lorabench.data.text_files import COMPRESSIONS
@@ -19,6 +21,8 @@ from lorabench.errors import ConfigError
 from lorabench.files import ADDRESS_ISSUE, is_address
 
 CHUNK_ROWS = 10_000
+
+Value = TypeVar("Value")
 
 
 def _scan_comma(path: Path, given: FileFormat) -> Scan:
@@ -101,13 +105,22 @@ def stream_table(
         scan = _find_scanner(path, given)(path, given)
         if not scan.columns or not scan.rows:
             raise ConfigError("no rows")
+        names = {name: composed(name) for name in scan.columns}
+        if len(set(names.values())) < len(names):
+            raise ConfigError(
+                f"names of columns are the same but for how Unicode writes them: {named_twice([*names.values()])}"
+            )
     return TableStream(
-        scan.columns,
+        tuple(names.values()),
         scan.rows,
         scan.form,
-        lambda: _name_errors(flag, path, scan.chunks(rows_per_chunk)),
-        scan.class_names,
+        lambda: _name_errors(flag, path, (_renamed(chunk, names) for chunk in scan.chunks(rows_per_chunk))),
+        _renamed(scan.class_names, names),
     )
+
+
+def _renamed(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
+    return {names[name]: value for name, value in values.items()}
 
 
 def read_columns(flag: str, path: Path, given: FileFormat | None = None) -> Columns:

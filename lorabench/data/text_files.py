@@ -37,6 +37,7 @@ _FOREIGN = {
     b"<!doctype html": "a page of HTML",
     b"<html": "a page of HTML",
 }
+_TAR_OFFSET = 257  # of the magic bytes in the header of its first file
 _HEAD_BYTES = 4096
 _EXCERPT = 12
 _BLOCK_BYTES = 1 << 20
@@ -51,17 +52,19 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, list[s
         OSError: it cannot be read.
     """
     with _open_bytes(path) as (stream, compression):
-        name = encoding or "utf-8"
+        name, mark = encoding or "utf-8", None
         try:
             head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
             _refuse_foreign(head, compression)
             name, mark = _choose_encoding(head, encoding)
             said = [name.removesuffix("-sig")] if mark not in (None, codecs.BOM_UTF8) or encoding else []
-            if encoding and not codecs.lookup(name).name.startswith("utf") and _is_utf8(path):
-                said = [f"{name}, though it is valid UTF-8"]
+            if encoding and not codecs.lookup(name).name.startswith("utf"):
+                right, wrong = _count_utf8(path)
+                if _is_mostly_utf8(right, wrong):
+                    said = [f"{name}, though it is {'nearly all' if wrong else 'valid'} UTF-8"]
             yield TextIOWrapper(stream, encoding=name, newline=""), [*said, *([compression] if compression else [])]
         except UnicodeError as error:
-            raise ConfigError(_explain_bad_byte(path, name, error)) from None
+            raise ConfigError(_explain_bad_byte(path, name, mark is not None, error)) from None
         except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
             if not compression or (isinstance(error, OSError) and error.errno is not None):
                 raise
@@ -99,12 +102,14 @@ def _refuse_foreign(head: bytes, compression: str | None) -> None:
         raise ConfigError("begins with NUL bytes alone, as a file whose content was lost; expected text")
     kind = foreign_kind(head)
     if kind is not None:
-        advice = "; save the sheet as CSV (UTF-8)" if "Excel" in kind else ""
+        advice = "; save the sheet as CSV (UTF-8)" if "Excel" in kind else "; unpack it" if "tar" in kind else ""
         raise ConfigError(f"{kind}{advice}; expected text, or Parquet with the suffix .parquet")
 
 
 def foreign_kind(head: bytes) -> str | None:
     """What a file is that begins so, where it is no text with rows; in words."""
+    if head[_TAR_OFFSET:].startswith(b"ustar"):
+        return "a tar archive"
     start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     return next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic) or start.startswith(magic)), None)
 
@@ -126,35 +131,58 @@ def _choose_encoding(head: bytes, given: str | None) -> tuple[str, bytes | None]
     return "utf-8", None
 
 
-def _is_utf8(path: Path) -> bool:
-    """Whether the file is UTF-8 with more characters than those of ASCII, which is hardly so by chance."""
-    decoder, plain = codecs.getincrementaldecoder("utf-8")(), True
+def _count_utf8(path: Path) -> tuple[int, int]:
+    """Characters beyond ASCII that the file has if it is UTF-8, and bytes that are none then."""
+    decoder, right, wrong = codecs.getincrementaldecoder("utf-8")("surrogateescape"), 0, 0
     with _open_bytes(path) as (stream, _):
-        try:
-            while block := stream.read(_BLOCK_BYTES):
-                plain &= block.isascii()
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return False
-    return not plain
+        while True:
+            block = stream.read(_BLOCK_BYTES)
+            text = decoder.decode(block, final=not block)
+            if not text.isascii():
+                escaped = sum("\udc80" <= character <= "\udcff" for character in text)
+                right += sum(not character.isascii() for character in text) - escaped
+                wrong += escaped
+            if not block:
+                return right, wrong
 
 
-def _explain_bad_byte(path: Path, encoding: str, error: UnicodeError) -> str:
-    """Which byte in which line, and what to do about it."""
+def _is_mostly_utf8(right: int, wrong: int) -> bool:
+    """Whether a file is UTF-8, maybe damaged: text of another encoding hardly has such characters by chance."""
+    return right > 0 and right >= wrong
+
+
+def _explain_bad_byte(path: Path, encoding: str, marked: bool, error: UnicodeError) -> str:
+    """Which byte in which line, and what to do about it.
+
+    Args:
+        marked: a byte order mark says the encoding, so that no other one can be given.
+    """
     shown = encoding.removesuffix("-sig").upper()
     if encoding.startswith(("utf-16", "utf-32")):
         reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        if marked:
+            return f"not {shown} ({reason}), as the mark at its beginning says; expected it throughout: save it anew"
         return f"not {shown} ({reason}); expected --encoding with the file's own"
+    damaged = encoding.startswith("utf-8") and _is_mostly_utf8(*_count_utf8(path))
     with _open_bytes(path) as (stream, _):
         for number, line in enumerate(stream, start=1):
             try:
-                line.decode(encoding)
+                line.decode(encoding if number == 1 else encoding.removesuffix("-sig"))
             except UnicodeDecodeError as found:
                 byte, at = line[found.start], found.start
                 text = f"line {number}: byte 0x{byte:02x} is not {shown}"
+                if damaged:
+                    return f"{text}, as the rest mostly is: the file is damaged there; expected UTF-8 throughout"
+                if marked:
+                    return f"{text}, as the mark at the file's beginning says; expected it throughout: save it anew"
                 if not encoding.startswith("utf-8"):
                     return f"{text}; expected --encoding with the file's own"
+                cut = ", or the file is cut off in its last character" if _is_cut(found, line) else ""
                 around = line[max(0, at - _EXCERPT) : at + _EXCERPT].decode("cp1252", errors="replace").strip()
-                return f"{text}; expected UTF-8, or --encoding: cp1252 (Windows, Western Europe) reads {around!r}"
+                return f"{text}{cut}; expected UTF-8, or --encoding: cp1252 (Windows, Western Europe) reads {around!r}"
     return f"not {shown} ({error}); expected --encoding with the file's own"
+
+
+def _is_cut(error: UnicodeDecodeError, line: bytes) -> bool:
+    """Whether a line ends before its last character does, without a line end: only the last line can."""
+    return error.reason == "unexpected end of data" and error.end == len(line)

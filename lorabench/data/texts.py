@@ -82,7 +82,8 @@ def read_texts(
     # A column of numbers alone is hardly the text that was meant; beside other columns numbers say something.
     numbers = config.template is not None
     read = {
-        name: _column_texts(origin, name, columns[name], numbers, issues, first_row) for name in dict.fromkeys(names)
+        name: _column_texts(origin, name, columns[name], numbers, _template_of(names), issues, first_row)
+        for name in dict.fromkeys(names)
     }
     known = {name: values for name, values in read.items() if values is not None}
     if len(known) < len(read):
@@ -102,12 +103,13 @@ def check_training_texts(
     """
     if config.template is not None or preset.row_text.columns:
         return
-    for name in text_columns(config.text_column, columns):
+    names = text_columns(config.text_column, columns)
+    for name in names:
         texts = [value for value in columns.get(name, ()) if isinstance(value, str) and not is_blank(value)]
         if texts and all(map(is_written_number, texts)):
             issues.add(
-                f"{origin}: column {name!r} holds numbers alone; expected texts; --template '{{{name}}}' reads "
-                "them as texts"
+                f"{origin}: column {name!r} holds numbers alone; expected texts; {_template_of(names)} reads them as "
+                "texts"
             )
 
 
@@ -191,23 +193,30 @@ def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) 
 
 
 def _column_texts(
-    origin: str, name: str, values: Sequence[Any], numbers: bool, issues: IssueList, first_row: int
+    origin: str, name: str, values: Sequence[Any], numbers: bool, advice: str, issues: IssueList, first_row: int
 ) -> list[str] | None:
     """A column's values as texts, empty where they are missing or blank; None, and an issue, for what is no text.
 
     Args:
         numbers: whether numbers, dates and the like are read as their text.
+        advice: the flag with which they are.
         first_row: see `read_texts`.
     """
     kinds = {i: kind for i, value in enumerate(values) if (kind := _odd_kind(value, numbers)) is not None}
     if kinds:
         found = " and ".join(sorted(set(kinds.values())))
-        hint = f"; --template '{{{name}}}' reads them as texts" if set(kinds.values()) <= {_NUMBER, _TRUTH} else ""
+        hint = f"; {advice} reads them as texts" if set(kinds.values()) <= {_NUMBER, _TRUTH} else ""
         rows = describe_rows(list(kinds), first_row)
         issues.add(f"{origin}: {rows} with {found} in column {name!r}; expected texts{hint}")
         return None
     texts = ["" if _is_missing(value) else str(value) for value in values]
     return ["" if is_blank(text) else text for text in texts]
+
+
+def _template_of(names: Sequence[str]) -> str:
+    """The flag that reads columns as one text, whatever they hold."""
+    template = f"--template '{' '.join(f'{{{name}}}' for name in names)}'"
+    return f"{template} in place of --text-column" if len(names) > 1 else template
 
 
 def _is_missing(value: Any) -> bool:

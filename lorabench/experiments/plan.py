@@ -26,8 +26,9 @@ from lorabench.catalog.tasks import CUSTOM_TASK
 from lorabench.config.command_line import take_flags
 from lorabench.config.config_file import read_config_file
 from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_names
-from lorabench.config.given_flags import find_flag_issues, flags_of
+from lorabench.config.given_flags import find_flag_issues, flags_of, override
 from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, flag_types
+from lorabench.config.values import with_home
 from lorabench.errors import ConfigError, IssueList
 from lorabench.experiments.checking import SharedIssues, load_data, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
@@ -94,7 +95,8 @@ class Plan:
     def words(self, cell: Cell, seed: int) -> tuple[str, ...]:
         """The flags of a run."""
         named = ("--model", cell.model, "--task", cell.task)
-        return (*named, *self.flags, *self.settings[cell.setting], "--seed", str(seed))
+        own = override(self.flags, self.settings[cell.setting], flags_of(flag_types()))
+        return (*named, *own, "--seed", str(seed))
 
     def runs(self, folder: Path) -> list[PlannedRun]:
         """All runs, seed by seed, so that every cell has a result early.
@@ -144,7 +146,7 @@ def read_plan(preset: str | None, file: Path | None, given: Mapping[str, Any], w
         values |= _converted(read_plan_file(file, issues), f"--config {file}", issues)
     values |= _converted({name: value for name, value in given.items() if value is not None}, "", issues)
     issues.raise_if_any()
-    values["flags"] = (*values.get("flags", ()), *words)
+    values["flags"] = tuple(override(values.get("flags", ()), words, flags_of(flag_types())))
     plan = Plan(**values)
     return plan if "tasks" in values else replace(plan, tasks=(_unnamed_task(plan),))
 
@@ -182,7 +184,7 @@ def _converted(values: Mapping[str, Any], source: str, issues: IssueList) -> dic
         elif name == "settings":
             found[name] = _settings(value, where, issues)
         else:
-            found[name] = _list(value, int if name == "seeds" else str, where, issues)
+            found[name] = with_home(name, _list(value, int if name == "seeds" else str, where, issues))
     return found
 
 

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from lorabench.config.command_line import take_flags
+from lorabench.config.given_flags import flags_of, repeated_flags
+from lorabench.config.values import with_home
 from lorabench.errors import ConfigError
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -47,8 +49,11 @@ def take_launch_options(arguments: Sequence[str]) -> tuple[LaunchOptions, list[s
     """The launcher's flags, and the other arguments.
 
     Raises:
-        ConfigError: a flag without a value, or whose value is no such number.
+        ConfigError: a flag without a value, or whose value is no such number; one that is given twice.
     """
+    issues = repeated_flags(arguments, flags_of(get_type_hints(LaunchOptions)))
+    if issues:
+        raise ConfigError(issues)
     given, rest = take_flags(arguments, [field.name for field in fields(LaunchOptions)])
     values = {name: _read_value(name, text) for name, text in given.items() if text is not None}
     return LaunchOptions(**values), rest
@@ -59,7 +64,7 @@ def _read_value(name: str, text: str) -> Any:
         raise ConfigError(f"--{name}: expected a value after it")
     least = _LEAST.get(name)
     if least is None:
-        return text
+        return with_home(name, text)
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise ConfigError(f"--{name} {text}: expected a whole number of at least {least}")
     return int(text)

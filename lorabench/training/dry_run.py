@@ -14,7 +14,7 @@ from lorabench.results.class_table import name_cells
 from lorabench.training.data_facts import data_facts
 from lorabench.training.data_notes import data_lines, source_lines
 from lorabench.training.provenance import adapter_notes
-from lorabench.training.refusals import refuse_early
+from lorabench.training.refusals import refuse_early, refuse_other_data
 from lorabench.wording import listed
 
 # Classes that a line names before it only counts them.
@@ -28,6 +28,7 @@ def show_dry_run(config: RunConfig) -> None:
         ConfigError: what a run would be refused for before its model's files are looked for.
     """
     check_driver()
+    refuse_other_data(config)
     data = load_task(config.data, config.optim.seed)
     refuse_early(config, data, model_too=False)
     if is_first_on_host():

@@ -53,7 +53,7 @@ def predict_file(options: PredictOptions) -> PredictSummary:
     run, source = check(options)
     print(f"input      {printable(source.description)}", flush=True)
     facts = source.survey()
-    for remark in (*run.remarks(), *odd_remarks(source.origin, facts.odd)):
+    for remark in (*run.remarks(), *source.remarks, *odd_remarks(source.origin, facts.odd)):
         print(f"note       {printable(remark)}", flush=True)
     # Heavy imports, only for input that is known to be good.
     from lorabench.training.predictor import RowPredictor

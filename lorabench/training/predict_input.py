@@ -134,6 +134,14 @@ class PredictInput:
         """The file, how many rows it has and how it was read, in words."""
         return f"{self.origin.removeprefix('--input ')}: {counted(self._table.rows, 'row')} ({self._table.form})"
 
+    @property
+    def remarks(self) -> list[str]:
+        """A sentence where a column is named as ids are but for the case of its letters, which counts."""
+        near = [name for name in self._table.columns if name.strip().lower() in ID_COLUMNS]
+        if self._id_column is not None or not near:
+            return []
+        return [f"{self.origin}: ids are the numbers of the rows; --id-column {near[0]} takes that column"]
+
     def survey(self) -> InputFacts:
         """Read the texts of all rows once.
 

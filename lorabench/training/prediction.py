@@ -11,6 +11,7 @@ from lorabench.catalog.settings import ComputeDtype
 from lorabench.config.command_line import ConfigOption
 from lorabench.config.run_config import RunConfig
 from lorabench.config.saved_adapter import ADAPTER_WEIGHTS
+from lorabench.config.values import compose_names
 from lorabench.errors import ConfigError
 from lorabench.files import replacing
 from lorabench.results.ownership import present_status
@@ -70,6 +71,9 @@ class PredictOptions(ConfigOption):
     run's own; `auto`: that if there is one; a number above 0; `none`: no such columns."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you say so."""
+
+    def __post_init__(self) -> None:
+        compose_names(self, "text_column", "template", "id_column", "keep_columns")
 
 
 def classes_and_probabilities(logits: "torch.Tensor") -> tuple[list[int], list[list[float]]]:

@@ -4,13 +4,14 @@ import os
 
 from lorabench.config.changes import recorded_changes
 from lorabench.config.checks import batch_issues, is_one_machine, looks_into_output_dir
-from lorabench.config.run_config import RunConfig
+from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import gpus_hidden, limit_issues, list_gpus
 from lorabench.models.folder import folder_issues
-from lorabench.results.run_folder import read_run
+from lorabench.results.run_folder import CONFIG_FILE, read_run
 from lorabench.training.provenance import check_start
+from lorabench.wording import named
 
 
 def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> None:
@@ -30,6 +31,40 @@ def refuse_early(config: RunConfig, data: TaskData, model_too: bool = True) -> N
         except ConfigError as error:
             issues.extend(error.issues)
     issues.raise_if_any()
+
+
+def refuse_other_data(config: RunConfig) -> None:
+    """Refuse to go on, before any rows are read, where the run had another task, or files where this launch has none.
+
+    Raises:
+        ConfigError: says how the run is started again; or that it is complete.
+    """
+    folder = config.run.output_dir
+    if not config.run.resume or folder is None or not looks_into_output_dir():
+        return
+    record = read_run(folder)
+    if not recorded_changes(folder, record, config):
+        return
+    before, now = RunConfig.from_json(record["config"]).data, config.data
+    if _data_flags(before) == _data_flags(now):
+        return
+    same = folder / CONFIG_FILE
+    advice = f"--config {same} --output-dir {folder} --resume" if same.is_file() else "the flags of the run"
+    raise ConfigError(
+        f"--resume: the run in {folder} has other settings than this launch: {_describe_data(before)}, and here "
+        f"{_describe_data(now)}; expected {advice}, the same command again"
+    )
+
+
+def _data_flags(data: DataConfig) -> tuple[str, ...]:
+    """The task, and the flags that name files: which ones these are may change."""
+    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    return data.task, *(f"--{split}-file" for split, path in files.items() if path is not None)
+
+
+def _describe_data(data: DataConfig) -> str:
+    task, *files = _data_flags(data)
+    return " ".join([f"--task {task}", *(f"with {named(files)}" for _ in files[:1])])
 
 
 def _check_device(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
 from lorabench.models.source import local_source
 from lorabench.results.ownership import Ownership
-from lorabench.training.refusals import refuse_early
+from lorabench.training.refusals import refuse_early, refuse_other_data
 
 
 def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -35,6 +35,7 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
     began = time.time() if in_process else None
     with owning(config.run) as ownership:
         check_driver()
+        refuse_other_data(config)
         if needs_hub(config.model):
             prefer_cache_if_unreachable()
         data = load_task(config.data, config.optim.seed)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lorabench.catalog.metrics import metrics_in
 from lorabench.config.changes import FREE_FIELDS
 from lorabench.config.command_line import take_flags
-from lorabench.config.run_config import RunConfig
+from lorabench.config.given_flags import flags_of, repeated_flags
+from lorabench.config.run_config import RunConfig, flag_types
 from lorabench.config.values import flag_word
 from lorabench.errors import ConfigError, IssueList
 from lorabench.experiments.checking import SharedIssues, load_data, parse_words, with_track_group
@@ -108,7 +109,14 @@ def trial_name(number: int) -> str:
 
 
 def run_flags(search: Search, words: Sequence[str]) -> tuple[str, ...]:
-    """The flags of every trial: model and task first, and the metric that also chooses each run's adapter."""
+    """The flags of every trial: model and task first, and the metric that also chooses each run's adapter.
+
+    Raises:
+        ConfigError: a flag is given twice.
+    """
+    issues = repeated_flags(words, flags_of(flag_types()))
+    if issues:
+        raise ConfigError(issues)
     first, rest = take_flags(words, ("model", "task"))
     given, rest = take_flags(rest, ("best_metric", "track", "track_project"))
     if given["best_metric"] is None and search.metric in metrics_in("best_metric"):
