@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -490,3 +490,17 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="SlowTokenizer gives no character offsets"):
         tokenize(plain(["a"]), SlowTokenizer(), 8, "file")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_batch_goes_to_a_device_whole_and_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = TokenizedRows([[5, 6], [7]], [1, 0], 0, token_types=[[0, 1], [0]])
+    batch = PaddedCollator(data, (1.0, 4.0), 9)(MicroBatch([0, 1], real=2))
+    assert batch.to(torch.device("cpu")) is batch
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # without a GPU there is no memory to pin
+    moved = batch.to(torch.device("meta"))
+    for field in fields(batch):
+        tensor, then = getattr(batch, field.name), getattr(moved, field.name)
+        if isinstance(tensor, torch.Tensor):
+            assert (then.device.type, then.shape) == ("meta", tensor.shape)
+        else:
+            assert then == tensor

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_letters, digits
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from minilm import needs_minilm
@@ -220,6 +220,27 @@ def remarks(texts: list[str], tokenizer: PreTrainedTokenizerBase, model_type: st
 
 def test_nothing_is_said_of_ordinary_texts(tokenizer: PreTrainedTokenizerBase) -> None:
     assert remarks(["flood and fire", "a <b>storm</b>"], tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "unknown", "share"),
+    [([[1, 0, 2]], 0, 1.0), ([[1, 0, 5, 2], [1, 5, 5, 2]], 0, 0.25), ([[1, 2]], 0, 0.0), ([[1, 0, 2]], None, 0.0)],
+)
+def test_marks_are_no_tokens_of_a_text_and_what_has_no_mark_for_unknown_words_has_none(
+    texts: list[list[int]], unknown: int | None, share: float
+) -> None:
+    class Tokenizer:
+        """[1, words, 2]."""
+
+        unk_token_id = unknown
+
+        def num_special_tokens_to_add(self) -> int:
+            return 2
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [1, 2]}
+
+    assert unknown_share(texts, cast(Any, Tokenizer())) == share
 
 
 @needs_minilm

@@ -256,8 +256,9 @@ def test_an_encoding_that_is_named_for_utf8_is_said_to_be_doubtful(tmp_path: Pat
     path.write_bytes("text\ncaf\xe9\n".encode())
     assert stream_table("--x", path, FileFormat(encoding="cp1252")).form == "CSV, cp1252, though it is valid UTF-8"
     assert stream_table("--x", path, FileFormat(encoding="utf8")).form == "CSV, utf8"
-    path.write_bytes(b"text\ncafe\n")
-    assert stream_table("--x", path, FileFormat(encoding="cp1252")).form == "CSV, cp1252"
+    for other in (b"text\ncafe\n", b"text\ncaf\xc3\xa9 \xc3"):  # none beyond ASCII; and one that is cut in its middle
+        path.write_bytes(other)
+        assert stream_table("--x", path, FileFormat(encoding="cp1252")).form == "CSV, cp1252"
 
 
 def test_an_encoding_that_is_named_is_used(tmp_path: Path) -> None:
@@ -537,6 +538,9 @@ def test_what_a_file_is_instead_is_said(tmp_path: Path) -> None:
     table = tmp_path / "rows.json"
     table.write_text('{"text": ["a", "b"], "label": ["x", "y"]}')
     with pytest.raises(ConfigError, match="one JSON object with the keys 'text', 'label'; expected an array"):
+        read_columns("--train-file", table)
+    table.write_text(json.dumps({letter: ["a"] for letter in "abcdef"}))
+    with pytest.raises(ConfigError, match="one JSON object with the keys 'a', 'b', 'c', 'd', 'e'; expected an array"):
         read_columns("--train-file", table)
     assert list_columns(['{"text": "a"', ' "label": "x"}']).endswith(
         "(is the file JSON? expected the suffix .json or .jsonl)"

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.config.run_config import DataConfig
 from lorabench.data import sources
 from lorabench.data.file_format import FileFormat
-from lorabench.data.hub_data import resolved_commit
+from lorabench.data.hub_data import local_files, resolved_commit
 from lorabench.data.sources import idle_format_flags
 from lorabench.data.task import TaskData, load_task
 from lorabench.errors import ConfigError
@@ -34,9 +35,10 @@ def load(folder: Path, **flags: Any) -> TaskData:
     return load_task(DataConfig(task=str(folder), **flags), seed=42)
 
 
-def refused(folder: Path, **flags: Any) -> str:
+def refused(folder: Path | str, **flags: Any) -> str:
+    """`folder` as it is given: a path has no `//`."""
     with pytest.raises(ConfigError) as raised:
-        load(folder, **flags)
+        load_task(DataConfig(task=str(folder), **flags), seed=42)
     (issue,) = raised.value.issues
     return issue
 
@@ -239,6 +241,28 @@ def test_a_saved_split_without_rows_is_one_sentence(tmp_path: Path) -> None:
     assert refused(tmp_path / "d") == f"--task {tmp_path / 'd'}: its split test has no rows"
 
 
+def test_a_folder_whose_card_names_the_classes_is_read_by_datasets_in_the_configuration_asked_for(
+    tmp_path: Path,
+) -> None:
+    classes = {"class_label": {"names": {"0": "calm", "1": "storm"}}}
+    features = [{"name": "text", "dtype": "string"}, {"name": "label", "dtype": classes}]
+    names = ("one", "two")
+    for name in names:
+        write_csv(tmp_path / f"{name}.csv", ["0", "1"] * 5, text=name)
+    card = {
+        "configs": [{"config_name": name, "data_files": f"{name}.csv"} for name in names],
+        "dataset_info": [{"config_name": name, "features": features} for name in names],
+    }
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    data = load(tmp_path, dataset_config="two")
+    assert data.labels == ("calm", "storm") and set(data.train.texts) == {"two"}
+
+
+def test_an_address_is_no_data_set() -> None:
+    said = "an address; expected the Hub id (owner/name) or the folder of a data set"
+    assert refused("https://host/rows.csv") == f"--task https://host/rows.csv: {said}"
+
+
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ["a", "b"])
     assert "has no versions" in refused(tmp_path, dataset_revision="main")
@@ -359,6 +383,17 @@ def test_the_commit_is_the_one_that_the_files_came_from() -> None:
     cached = [{"filename": f"/cache/owner___name/default/0.0.0/{commit}/name-train.arrow"}]
     assert resolved_commit(SimpleNamespace(info=None, cache_files=cached)) == commit
     assert resolved_commit(SimpleNamespace(info=None, cache_files=[])) is None
+
+
+def test_the_files_of_a_data_set_are_those_that_it_was_read_from_and_that_are_here(tmp_path: Path) -> None:
+    here, there = tmp_path / "rows.csv", tmp_path / "gone.csv"
+    here.touch()
+    cached = [{"filename": str(tmp_path / "rows.arrow")}]
+    (tmp_path / "rows.arrow").touch()
+    info = SimpleNamespace(download_checksums={str(here): {}, str(there): {}})
+    assert local_files(SimpleNamespace(info=info, cache_files=cached)) == [here]
+    assert local_files(SimpleNamespace(info=None, cache_files=cached)) == [tmp_path / "rows.arrow"]
+    assert local_files(SimpleNamespace()) == []
 
 
 def test_a_class_number_without_a_name_is_refused(tmp_path: Path) -> None:
