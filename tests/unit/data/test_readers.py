@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import tarfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
