@@ -132,13 +132,18 @@ def override(words: Sequence[str], later: Sequence[str], flags: Mapping[str, Fla
     Args:
         flags: see `flags_of`; words of others stay.
     """
+    return [*without_flags_of(words, later, flags), *later]
+
+
+def without_flags_of(words: Sequence[str], later: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """The words but for the flags that later ones give; see `override`."""
     replaced = {flag.name for written, given in _grouped(later) if (flag := _given(written, given, flags)[0])}
     kept: list[str] = []
     for written, given in _grouped(words):
         flag, _ = _given(written, given, flags)
         if flag is None or flag.repeats or flag.name not in replaced:
             kept += [written, *given] if written else given
-    return [*kept, *later]
+    return kept
 
 
 def expand_homes(words: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:

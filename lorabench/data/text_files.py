@@ -132,7 +132,7 @@ def _choose_encoding(head: bytes, given: str | None) -> tuple[str, bytes | None]
 
 
 def _count_utf8(path: Path) -> tuple[int, int]:
-    """Characters beyond ASCII that the file has if it is UTF-8, and bytes that are none then."""
+    """Characters beyond ASCII that the file has if it is UTF-8, marks left out, and bytes that are none then."""
     decoder, right, wrong = codecs.getincrementaldecoder("utf-8")("surrogateescape"), 0, 0
     with _open_bytes(path) as (stream, _):
         while True:
@@ -140,7 +140,7 @@ def _count_utf8(path: Path) -> tuple[int, int]:
             text = decoder.decode(block, final=not block)
             if not text.isascii():
                 escaped = sum("\udc80" <= character <= "\udcff" for character in text)
-                right += sum(not character.isascii() for character in text) - escaped
+                right += sum(not character.isascii() for character in text) - text.count("\ufeff") - escaped
                 wrong += escaped
             if not block:
                 return right, wrong

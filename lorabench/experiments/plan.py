@@ -26,7 +26,7 @@ from lorabench.catalog.tasks import CUSTOM_TASK
 from lorabench.config.command_line import take_flags
 from lorabench.config.config_file import read_config_file
 from lorabench.config.defaults import OWN_DATA_FLAGS, resolve_names
-from lorabench.config.given_flags import find_flag_issues, flags_of, override
+from lorabench.config.given_flags import find_flag_issues, flags_of, override, without_flags_of
 from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, flag_types
 from lorabench.config.values import with_home
 from lorabench.errors import ConfigError, IssueList
@@ -95,8 +95,9 @@ class Plan:
     def words(self, cell: Cell, seed: int) -> tuple[str, ...]:
         """The flags of a run."""
         named = ("--model", cell.model, "--task", cell.task)
-        own = override(self.flags, self.settings[cell.setting], flags_of(flag_types()))
-        return (*named, *own, "--seed", str(seed))
+        seeded, flags = ("--seed", str(seed)), flags_of(flag_types())
+        own = override(self.flags, self.settings[cell.setting], flags)
+        return (*named, *without_flags_of(own, (*named, *seeded), flags), *seeded)
 
     def runs(self, folder: Path) -> list[PlannedRun]:
         """All runs, seed by seed, so that every cell has a result early.

@@ -3,16 +3,17 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import tyro
 
 from lorabench import cli
 from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import TASKS
 from lorabench.config import command_line as arguments
 from lorabench.config.command_line import parse_run_config, parse_train_command, report_config_error, take_flags
-from lorabench.config.given_flags import find_flag_issues, flags_of
+from lorabench.config.given_flags import find_flag_issues, flags_of, override, repeated_flags
 from lorabench.config.keywords import build_run_config
 from lorabench.config.run_config import DataConfig, RunConfig, flag_types
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
@@ -172,7 +173,9 @@ def test_each_flag_sets_its_field_and_no_other(
     start = ["--model", "a/b", "--task", "c/d"]
     words, section, expected = FLAGS[flag]
     field = flag.removeprefix("--").replace("-", "_")
-    config = parse_run_config([*start, "--" + field if underscores else flag, *words])
+    asked = dict(zip(start[::2], start[1::2], strict=True)).items()
+    others = [word for name, value in asked if name != flag for word in (name, value)]
+    config = parse_run_config([*others, "--" + field if underscores else flag, *words])
     before, after = flat(parse_run_config(start)), flat(config)
     assert getattr(getattr(config, section), field) == expected
     assert {key for key in after if after[key] != before[key]} == {field}
@@ -332,11 +335,52 @@ def test_a_flag_may_ask_for_the_default_that_a_preset_changed() -> None:
     assert parse_run_config(["--task", "reclor", "--epochs", "5", "--lora-targets", "auto"]).optim.epochs == 5
 
 
-@pytest.mark.parametrize("words", [["--model", "minilm"], ["--model=minilm"], ["--model", "x/y", "--model", "minilm"]])
-def test_both_spellings_choose_the_preset_and_the_last_one_wins(words: list[str]) -> None:
+@pytest.mark.parametrize("words", [["--model", "minilm"], ["--model=minilm"], ["--model=minilm", "--model", "minilm"]])
+def test_both_spellings_choose_the_preset(words: list[str]) -> None:
     config = parse_run_config(words)
     assert config.model.model == "minilm"
     assert (config.optim.learning_rate, config.optim.batch_size, config.optim.epochs) == (2e-3, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--model", "x/y", "--model", "minilm"], "--model"),
+        (["--batch-size", "1", "--batch_size=5"], "--batch-size"),
+        (["--drop-duplicates", "--no-drop-duplicates"], "--drop-duplicates"),
+    ],
+)
+def test_a_flag_with_two_values_is_refused(words: list[str], flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{flag}: given twice; expected once$"):
+        parse_run_config(words)
+
+
+def test_a_flag_twice_with_one_value_is_one_flag() -> None:
+    config = parse_run_config(["--learning-rate", "1e-3", "--learning-rate=0.001"])
+    assert config.optim.learning_rate == 1e-3
+
+
+def test_aliases_are_one_flag_and_later_words_replace_it() -> None:
+    flags = flags_of({"seed": Annotated[int, tyro.conf.arg(aliases=("--start",))], "fast": bool})
+    assert repeated_flags(["--seed", "1", "--start", "2"], flags) == ["--seed: given twice; expected once"]
+    words = ["--start=1", "--fast", "--other", "x"]
+    assert override(words, ["--seed", "2", "--no-fast"], flags) == ["--other", "x", "--seed", "2", "--no-fast"]
+
+
+def test_a_tilde_is_the_home_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows, file = tmp_path / "rows.csv", tmp_path / "run.yaml"
+    rows.write_text("text,label\n")
+    file.write_text("train_file: ~/rows.csv\noutput_dir: ~/out\nmodel: ~/model\ndelimiter: '~'\n")
+    by_words = ["--train-file=~/rows.csv", "--output-dir=~/out", "--model=~/model", "--delimiter=~"]
+    found = [
+        parse_run_config(["--config=~/run.yaml"]),
+        parse_run_config(by_words),
+        build_run_config({"train_file": "~/rows.csv", "output_dir": "~/out", "model": "~/model", "delimiter": "~"}),
+    ]
+    for config in found:
+        assert (config.data.train_file, config.run.output_dir) == (rows, tmp_path / "out")
+        assert (config.model.model, config.data.delimiter) == (str(tmp_path / "model"), "~")
 
 
 def test_naming_columns_without_a_task_selects_custom() -> None:
@@ -511,4 +555,5 @@ def test_four_bits_without_their_package_are_refused_with_both_ways_out(
     assert raised.value.issues == (
         "--quantize nf4: the package is not installed; expected `pip install bitsandbytes` before, or --quantize none",
     )
-    assert parse_run_config([*words, "--quantize", "none"]).model.quantize == "none"
+    others = [] if "--quantize" in words else words
+    assert parse_run_config([*others, "--quantize", "none"]).model.quantize == "none"

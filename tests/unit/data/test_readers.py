@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import tarfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from lorabench.config.run_config import DataConfig
 from lorabench.data import delimited
 from lorabench.data.file_format import FileFormat, list_columns
 from lorabench.data.readers import read_columns, stream_table
@@ -249,6 +251,58 @@ def test_a_first_line_that_names_the_delimiter_is_no_header(tmp_path: Path) -> N
 def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, name: str, encoding: str) -> None:
     content = "text\ncaf\xe9\n" if name == "a.csv" else '{"text": "caf\xe9"}'
     assert read(tmp_path, name, content.encode(encoding)) == {"text": ["caf\xe9"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xef\xbb\xbftext\ncaf\xe9\n", "as the mark at the file's beginning says; expected it throughout"),
+        ("text\ncafé\nthé\n".encode() + b"th\xe9\n", "line 4: byte 0xe9 is not UTF-8, as the rest mostly is"),
+        ("text\ncafé\nthé".encode()[:-1], "line 3: byte 0xc3 is not UTF-8, as the rest mostly is"),
+    ],
+)
+def test_no_encoding_is_advised_that_would_be_refused_or_spoil_the_rest(
+    content: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as raised:
+        read_columns("--x", path)
+    assert "--encoding" not in str(raised.value)
+
+
+def test_an_encoding_named_for_damaged_utf8_is_said_to_be_doubtful(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text\ncafé\nthé\n".encode() + b"th\xe9\n")
+    form = stream_table("--x", path, FileFormat(encoding="cp1252")).form
+    assert form == "CSV, cp1252, though it is nearly all UTF-8"
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a", "label": 0}]', '[\n  {"text": "a", "label": 0}\n]\n'])
+def test_a_json_array_named_csv_is_known(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="is the file JSON"):
+        read_columns("--x", path)
+
+
+def test_a_tar_archive_under_another_name_is_known(tmp_path: Path) -> None:
+    path, inner = tmp_path / "a.csv.gz", tmp_path / "b.csv"
+    inner.write_text("text\na\n")
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(inner, "b.csv")
+    with pytest.raises(ConfigError, match="a tar archive; unpack it"):
+        read_columns("--x", path)
+
+
+def test_names_of_columns_are_composed(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("te\u0301xt\na\n", encoding="utf-8")
+    assert read_columns("--x", path) == {"t\xe9xt": ["a"]}
+    assert DataConfig(text_column="te\u0301xt").text_column == "t\xe9xt"
+    path.write_text("te\u0301xt,t\xe9xt\na,b\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="the same but for how Unicode writes them"):
+        read_columns("--x", path)
 
 
 def test_an_encoding_that_is_named_for_utf8_is_said_to_be_doubtful(tmp_path: Path) -> None:

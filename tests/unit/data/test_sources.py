@@ -55,6 +55,23 @@ def data_set(labels: list[int], names: list[str]) -> Any:
     return Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels}, features=features)
 
 
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("configs: [", "README.md, line 2 is not valid YAML"),
+        ("title: a: b\nconfigs:\n- config_name: default\n  data_files: train.csv", "README.md, line 2 is not valid"),
+        ("configs:\n\t- config_name: default", "README.md, line 3 is not valid YAML"),
+        ("configs:\n- config_name: default\n  data_files: [{split: 5, path: 7}]", "README.md is not as `datasets`"),
+        ("configs:\n- config_name: default\n  data_files: gone.csv", "gone.csv'. Expected a data set"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_one_message(tmp_path: Path, header: str, said: str) -> None:
+    write_csv(tmp_path / "train.csv", ["0", "1"])
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
+    issue = refused(tmp_path)
+    assert said in issue and len(issue) < 600
+
+
 def test_a_folder_of_one_file_per_split_is_read_as_files_are(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", ["1.0", "0", "null"])
     write_csv(tmp_path / "dev.csv", ["1"])

@@ -33,7 +33,7 @@ def test_a_byte_that_is_not_utf_8_is_shown_as_windows_reads_it(line: bytes, arou
         f"{around}"
     )
     found = error(tmp_path, b"\xef\xbb\xbftext\nplain\n" + line)
-    assert found.startswith("line 3: byte 0xe9 is not UTF-8; expected UTF-8, or --encoding: cp1252 ")
+    assert found.startswith("line 3: byte 0xe9 is not UTF-8, as the mark at the file's beginning says; ")
 
 
 def test_a_byte_that_another_encoding_lacks_is_named_alone(tmp_path: Path) -> None:

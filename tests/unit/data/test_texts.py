@@ -104,7 +104,8 @@ def test_what_is_no_text_is_refused_naming_the_row(value: Any, kind: str) -> Non
     for settings in ({}, {"text_column": "text,other"}):
         issue = issue_of(columns, **settings)
         assert issue.startswith(f"rows.csv: 1 row (2) with {kind} in column 'text'; expected texts")
-        assert ("--template '{text}'" in issue) == (kind in ("a number or a date", "true or false"))
+        template = "'{text} {other}' in place of --text-column" if settings else "'{text}'"
+        assert (f"--template {template} reads" in issue) == (kind in ("a number or a date", "true or false"))
     if kind not in ("a number or a date", "true or false"):
         assert f"1 row (2) with {kind} in column 'text'" in issue_of(columns, template="{text}")
 

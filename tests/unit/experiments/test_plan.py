@@ -138,6 +138,12 @@ def test_what_is_an_axis_or_the_comparisons_own_is_no_flag_of_its_runs() -> None
     }
 
 
+def test_settings_win_over_the_flags_of_every_run() -> None:
+    plan = plan_of(models=["minilm"], tasks=["sample"], settings={"a": "--epochs 3"}, words=["--epochs", "1"])
+    (config,) = check_plan(plan).values()
+    assert config.optim.epochs == 3
+
+
 def test_rows_are_read_before_a_run_is_started(tmp_path: Path) -> None:
     rows = tiny.write_rows(tmp_path / "rows.csv", 20)
     plan = plan_of(

@@ -111,6 +111,15 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- rows
 
 
+def test_ids_in_other_letters_are_said_not_to_be_taken(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"ID": "x7", "text": "alpha beta"}])
+    predict(run, source, tmp_path / "out.csv", **PLAIN)
+    assert "ids are the numbers of the rows; --id-column ID takes that column" in capsys.readouterr().out
+    assert [row["id"] for row in rows_of(tmp_path / "out.csv")] == ["0"]
+
+
 def test_rows_without_a_text_are_left_empty_and_counted(run: Path, tmp_path: Path) -> None:
     texts = ["storm", " ", "rain", "", "\u200b"]
     source = tiny.write_csv(tmp_path / "new.csv", {"id": range(5), "text": texts})

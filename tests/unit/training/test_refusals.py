@@ -14,7 +14,7 @@ from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
 from lorabench.models.folder import folder_issues
 from lorabench.training import refusals
-from lorabench.training.refusals import refuse_early
+from lorabench.training.refusals import refuse_early, refuse_other_data
 
 MINILM = apply_settings(RunConfig(), {"model": "minilm", "weights": "random"})
 PROGRAM = """
@@ -56,6 +56,19 @@ def test_all_is_said_at_once(tmp_path: Path) -> None:
         "--precision fp16",
         *["--resume"] * 2,
     ]
+
+
+def test_going_on_without_the_runs_flags_says_the_command_before_rows_are_read(tmp_path: Path) -> None:
+    folder = leave_record(tmp_path / "run", task="custom", train_file=Path("rows.csv"))
+    (folder / "config.yaml").touch()
+    asked = {"resume": True, "output_dir": folder}
+    with pytest.raises(ConfigError) as caught:
+        refuse_other_data(apply_settings(MINILM, asked))
+    (issue,) = caught.value.issues
+    assert "--task custom with --train-file, and here --task " in issue
+    assert f"--config {folder}/config.yaml --output-dir {folder} --resume" in issue
+    # Files may have moved.
+    refuse_other_data(apply_settings(MINILM, {**asked, "task": "custom", "train_file": Path("moved/rows.csv")}))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
