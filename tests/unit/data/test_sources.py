@@ -434,8 +434,9 @@ def test_a_file_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
 
 def test_flags_that_no_file_has_a_use_for_are_said() -> None:
     given = FileFormat(";", "cp1252")
-    assert [flag for flag, _ in idle_format_flags(given, ["Parquet", ""])] == ["--delimiter ';'", "--encoding cp1252"]
-    assert [flag for flag, _ in idle_format_flags(given, ["JSON lines"])] == ["--delimiter ';'"]
+    delimiter, encoding = ("--delimiter ';'", "no file is CSV or TSV"), ("--encoding cp1252", "no file is text")
+    assert idle_format_flags(given, ["Parquet", ""]) == [delimiter, encoding]
+    assert idle_format_flags(given, ["JSON lines"]) == [delimiter]
     assert idle_format_flags(given, ["Parquet", "CSV, ';', cp1252"]) == idle_format_flags(FileFormat(), []) == []
 
 

@@ -16,6 +16,7 @@ from lorabench.config import checks
 from lorabench.config.command_line import parse_run_config
 from lorabench.errors import ConfigError
 from lorabench.launch import launcher
+from lorabench.training import refusals
 
 
 @pytest.fixture
@@ -108,6 +109,13 @@ def test_the_first_rank_speaks_for_all(
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.train(words) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_model_is_not_looked_at(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration may be on the Hub, and takes a second to read."""
+    looked: list[object] = []
+    monkeypatch.setattr(refusals, "_check_model", looked.append)
+    assert cli.train(words) == 0 and not looked
 
 
 def test_it_is_light(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
