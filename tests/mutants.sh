@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Mutation testing of one wing, in an environment that it makes itself: tests/mutants.sh WING [--minutes N] [--workers N]
+# Mutation testing of one wing, in an environment that it makes itself: tests/mutants.sh WING [--minutes N]
+# [--workers N] [--sample N [--sample-seed S]]
 #
 # LORABENCH_MUTANTS_VENV     the environment; default .venv-mutants
 set -euo pipefail
