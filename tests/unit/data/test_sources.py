@@ -432,6 +432,23 @@ def test_a_file_without_a_header_is_said_to_have_none(tmp_path: Path) -> None:
         load_task(DataConfig(task="custom", train_file=path), 42)
 
 
+@pytest.mark.parametrize(
+    ("delimiter", "sign", "form"), [("tab", "\t", "TSV"), ("\\t", "\t", "TSV"), (";", ";", "CSV, ';'")]
+)
+def test_files_that_flags_name_are_read_as_the_flags_say(tmp_path: Path, delimiter: str, sign: str, form: str) -> None:
+    names = ("train", "validation", "test")
+    files: dict[str, Any] = {f"{name}_file": tmp_path / f"{name}.csv" for name in names}
+    for name, path in zip(names, files.values(), strict=True):
+        # A comma in every text: by the sign that files of this name have, there would be other columns.
+        rows = "".join(f"{name}, caf\xe9 {i}{sign}{i % 2}\n" for i in range(4))
+        path.write_bytes(f"text{sign}label\n{rows}".encode("cp1252"))
+    data = load_task(DataConfig(**files, delimiter=delimiter, encoding="cp1252"), seed=42)
+    assert data.test is not None
+    for name, split in zip(names, (data.train, data.validation, data.test), strict=True):
+        assert split.texts == [f"{name}, caf\xe9 {i}" for i in range(4)]
+        assert data.sources[name]["form"] == f"{form}, cp1252"
+
+
 def test_flags_that_no_file_has_a_use_for_are_said() -> None:
     given = FileFormat(";", "cp1252")
     delimiter, encoding = ("--delimiter ';'", "no file is CSV or TSV"), ("--encoding cp1252", "no file is text")
