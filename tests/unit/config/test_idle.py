@@ -7,7 +7,8 @@ from lorabench.config.idle import config_notes
 
 
 def notes(*words: str) -> list[str]:
-    return config_notes(parse_run_config(["--model", "minilm", "--task", "sample", *words]))
+    task = [] if "--task" in words else ["--task", "sample"]
+    return config_notes(parse_run_config(["--model", "minilm", *task, *words]))
 
 
 @pytest.mark.parametrize(

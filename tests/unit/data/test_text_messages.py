@@ -45,7 +45,7 @@ def test_a_byte_that_another_encoding_lacks_is_named_alone(tmp_path: Path) -> No
 @pytest.mark.parametrize(("encoding", "shown"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
 def test_two_or_four_bytes_a_character_are_not_looked_for_in_lines(encoding: str, shown: str, tmp_path: Path) -> None:
     assert error(tmp_path, "text\nplain\n".encode(encoding) + b"x", encoding) == (
-        f"not {shown} (truncated data); expected --encoding with the file's own"
+        f"not {shown} (truncated data), as the mark at its beginning says; expected it throughout: save it anew"
     )
 
 

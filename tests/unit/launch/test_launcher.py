@@ -202,11 +202,13 @@ def test_damaged_weights_are_of_unknown_size(tmp_path: Path, content: bytes) -> 
 
 
 def test_launch_options_are_taken_out_of_the_runs_flags() -> None:
-    arguments = ["--model", "m", "--config_file", "a.yaml", "--config-file=b.yaml", "--config-files", "x", "two words"]
+    arguments = ["--model", "m", "--config-file=b.yaml", "--config-files", "x", "two words"]
     options, rest = take_launch_options([*arguments, "--num-processes=3"])
     assert options == LaunchOptions(config_file="b.yaml", num_processes=3)
     assert rest == ["--model", "m", "--config-files", "x", "two words"]
     assert take_launch_options(["value"]) == (LaunchOptions(), ["value"])
+    with pytest.raises(ConfigError, match=r"^--config-file: given twice; expected once$"):
+        take_launch_options(["--config_file", "a.yaml", "--config-file=b.yaml"])
 
 
 @pytest.mark.parametrize("arguments", [["--config_file"], ["--config-file="], ["--config_file", "--model", "m"]])

@@ -29,6 +29,16 @@ from lorabench.results.ownership import is_held
 _WEIGHTS = {"class_weights": {"values": ["none", "balanced"]}}
 
 
+def given(words: list[str], *flags: str) -> list[str]:
+    """A command with these flags, each with a value, in place of its own."""
+    kept = list(words)
+    for name in flags[::2]:
+        if name in kept:
+            place = kept.index(name)
+            del kept[place : place + 2]
+    return [*kept, *flags]
+
+
 def starts(tmp_path: Path) -> list[list[str]]:
     """Of each launch: the trial's name, `new` or `resumed`, and its flags."""
     file = tmp_path / "starts.log"
@@ -100,7 +110,7 @@ def test_the_same_seed_proposes_the_same_trials(words: list[str], tmp_path: Path
     proposed = []
     for seed, name in (("1", "a"), ("1", "b"), ("2", "c")):
         folder = str(tmp_path / name)
-        assert cli.main([*words, "--trials", "2", "--search-seed", seed, "--output-dir", folder]) == 0
+        assert cli.main(given(words, "--trials", "2", "--search-seed", seed, "--output-dir", folder)) == 0
         proposed.append([trial["values"] for trial in page_of(Path(folder))["trials"]])
     assert proposed[0] == proposed[1] != proposed[2]
 
@@ -229,7 +239,7 @@ def test_wandbs_own_search_proposes_and_each_trial_is_a_run_of_its_tracker(
     method: str, words: list[str], search: Path, tmp_path: Path
 ) -> None:
     changed(search, method=method, project="mine")
-    words = [*words, "--backend", "wandb", "--trials", "3"]
+    words = given(words, "--backend", "wandb", "--trials", "3")
     assert cli.main(words) == 0
     page = page_of(tmp_path / "out")
     values = [trial["values"] for trial in page["trials"]]
@@ -239,7 +249,7 @@ def test_wandbs_own_search_proposes_and_each_trial_is_a_run_of_its_tracker(
         text = " ".join(flags)
         assert "--track wandb --track-project mine" in text and "--track-group out" in text
     assert "--track-group" not in page["best"]["command"]
-    again = [*words, "--output-dir", str(tmp_path / "again")]
+    again = given(words, "--output-dir", str(tmp_path / "again"))
     assert cli.main(again) == 0
     assert [trial["values"] for trial in page_of(tmp_path / "again")["trials"]] == values, "seeded"
 
@@ -253,7 +263,7 @@ def test_nothing_is_started_where_anything_is_wrong(
     assert "--gpus-per-run 2: 0 usable GPUs" in said
     assert "the first values, lora_dropout 1.0: --lora-r 0: expected a whole number of at least 1" in said
     assert "lora_dropout 1.0, the last values: --lora-dropout 1.0: expected a number of at least 0 and below 1" in said
-    bad = ["--lora-r", "8", "--output-dir=x", "--weights", "random", "--strategy", "no", "--trials", "0"]
+    bad = ["--lora-r", "8", "--weights", "random", "--strategy", "no", "--trials", "0"]
     assert cli.main([*words, *bad, "--workers", "0"]) == EXIT_BAD_INPUT
     said = capsys.readouterr().err
     for issue in (
@@ -265,9 +275,9 @@ def test_nothing_is_started_where_anything_is_wrong(
     ):
         assert issue in said
     changed(search, parameters={"lora_r": {"values": [4, 8]}}, run_cap=None)
-    assert cli.main([*words, "--train-file", "gone.csv"]) == EXIT_BAD_INPUT
+    assert cli.main(given(words, "--train-file", "gone.csv")) == EXIT_BAD_INPUT
     assert "no run_cap, and no --trials; expected one of the two" in capsys.readouterr().err
-    assert cli.main([*words, "--trials", "1", "--train-file", "gone.csv"]) == EXIT_BAD_INPUT
+    assert cli.main(given(words, "--trials", "1", "--train-file", "gone.csv")) == EXIT_BAD_INPUT
     assert "error: --train-file gone.csv: no such file" in capsys.readouterr().err
     assert cli.main([*words, "--trials", "1", "--no-such-flag"]) == EXIT_BAD_INPUT
     assert "no-such-flag" in capsys.readouterr().err
