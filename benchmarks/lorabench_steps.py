@@ -11,6 +11,8 @@ from benchmarks.launch_state import LaunchState
 from benchmarks.patching import after_call
 from benchmarks.workload import WindowRun, Workload, fill_weights
 from lorabench.config.command_line import parse_run_config
+from lorabench.config.given_flags import flags_of, override
+from lorabench.config.run_config import flag_types
 from lorabench.data.batching import StepPlan, Window
 from lorabench.distributed.setting import enter_launch
 from lorabench.errors import ConfigError
@@ -66,7 +68,8 @@ class LorabenchContestant:
 
     def __init__(self, workload: Workload, *flags: str) -> None:
         # A step in two halves after a lack of memory would be another step than was asked for.
-        config = parse_run_config([*workload.flags, *flags, "--logging-steps", "1", "--on-oom", "stop"])
+        own = (*flags, "--logging-steps", "1", "--on-oom", "stop")
+        config = parse_run_config(override(workload.flags, own, flags_of(flag_types())))
         # Building may write into the model's configuration; the tokens are shared.
         inputs = dataclasses.replace(workload.inputs, model_config=copy.deepcopy(workload.inputs.model_config))
         self._launch = LaunchState()

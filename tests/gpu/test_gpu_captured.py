@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lorabench import cli
-from lorabench.config.run_config import LoraArgs, ModelConfig
+from lorabench.config.given_flags import flags_of, override
+from lorabench.config.run_config import LoraArgs, ModelConfig, flag_types
 from lorabench.data.batching import PaddedCollator, TokenizedRows
 from lorabench.data.readers import read_columns
 from lorabench.data.tokenizer import train_stand_in
@@ -88,13 +89,12 @@ def fresh_state() -> Iterator[None]:
 def run(model: Path, output: Path, *flags: str, steps: int = 12) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A short run in this process; its record and its training lines."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    code = cli.train(
-        [
-            *("--model", str(model), "--task", "sample", "--output-dir", str(output), "--max-steps", str(steps)),
-            *("--class-weights", "1,3", "--learning-rate", "1e-3", "--lora-dropout", "0", "--precision", "bf16"),
-            *("--base-dropout", "0", "--batch-size", "16", *flags),
-        ]
-    )
+    usual = [
+        *("--model", str(model), "--task", "sample", "--output-dir", str(output), "--max-steps", str(steps)),
+        *("--class-weights", "1,3", "--learning-rate", "1e-3", "--lora-dropout", "0", "--precision", "bf16"),
+        *("--base-dropout", "0", "--batch-size", "16"),
+    ]
+    code = cli.train(override(usual, flags, flags_of(flag_types())))
     assert code == 0
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return json.loads((output / "run.json").read_text()), [line for line in lines if line["event"] == "train"]

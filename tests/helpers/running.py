@@ -7,18 +7,22 @@ from typing import Any
 
 from nccl import PROJECT, launch_ranks
 
+from lorabench.config.given_flags import flags_of, override
+from lorabench.config.run_config import flag_types
+
 SAMPLE = PROJECT / "lorabench" / "data" / "sample" / "train.csv"
 
 
 def run_arguments(
     model: Path, output: Path, *flags: str, batch_size: int = 16, accumulation: int = 1, steps: int = 12
 ) -> list[str]:
-    """A short run without dropout, by default 12 steps of 16 rows."""
-    return [
+    """A short run without dropout, by default 12 steps of 16 rows; flags come in place of its own."""
+    usual = [
         *("--model", str(model), "--task", "sample", "--output-dir", str(output), "--lora-dropout", "0"),
         *("--batch-size", str(batch_size), "--gradient-accumulation", str(accumulation), "--max-steps", str(steps)),
-        *("--class-weights", "1,3", "--learning-rate", "1e-3", *flags),
+        *("--class-weights", "1,3", "--learning-rate", "1e-3"),
     ]
+    return override(usual, flags, flags_of(flag_types()))
 
 
 def train(
