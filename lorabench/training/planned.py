@@ -10,6 +10,7 @@ import torch
 from lorabench.catalog.gpus import GpuPreset, gpu_of
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.setting import Setting
+from lorabench.errors import first_line
 from lorabench.machine.meters import free_bytes
 from lorabench.planning.ahead import PlanAhead
 from lorabench.planning.workload import Cards, RowLengths, Workload
@@ -26,7 +27,12 @@ def planning_ahead(setting: Setting, inputs: Inputs) -> Iterator[PlanAhead | Non
     if not setting.ranks.is_main or setting.ranks.device.type != "cuda":
         yield None
         return
-    ahead = PlanAhead(workload_of(setting, inputs))
+    try:
+        ahead = PlanAhead(workload_of(setting, inputs))
+    except Exception as error:  # any: a run is no failure for the lack of a plan
+        print(f"plan       none ({type(error).__name__}: {first_line(error)})", flush=True)
+        yield None
+        return
     try:
         yield ahead
     finally:

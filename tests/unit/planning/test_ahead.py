@@ -4,11 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from limits import HANG_S
 
 from lorabench.planning.ahead import MEASURED, PlanAhead, answer, workload_from_json, workload_json
 from lorabench.planning.memory import plan_memory
 from lorabench.planning.terms import TRAINING
+from lorabench.training import planned
 from lorabench.training.planned import comparison_lines, note_plan, plan_line, strategy_name
 from lorabench.units import GB
 
@@ -106,3 +108,34 @@ def test_the_plan_is_said_in_a_line() -> None:
         "plan       fits: about 16.4 of 16.5 GB per GPU, 32 of 32 blocks recompute their activations"
     )
     assert plan_line({**plan, "recomputed_blocks": 0}) == "plan       fits: about 16.4 of 16.5 GB per GPU"
+
+
+def test_a_run_is_planned_on_its_first_rank_by_its_rows_and_its_gpu(
+    workload: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, asked = workload(), []
+    rows = SimpleNamespace(lengths=[3, 4], token_types=None)
+    ranks = SimpleNamespace(is_main=True, device=torch.device("cuda"), world_size=2)
+    setting: Any = SimpleNamespace(
+        ranks=ranks, config=known.config, precision="bf16", data=SimpleNamespace(labels=("a", "b")),
+        strategy=SimpleNamespace(name="DDP", offloads_weights=False),
+    )  # fmt: skip
+    inputs: Any = SimpleNamespace(tokens={"train": rows, "validation": rows})
+    card = SimpleNamespace(name="NVIDIA GeForce RTX 3090", total_memory=24 << 30, major=8, minor=6)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(planned, "free_bytes", lambda device: 20 << 30)
+    monkeypatch.setattr(planned, "PlanAhead", lambda workload: asked.append(workload) or SimpleNamespace(close=list))
+    with planned.planning_ahead(setting, inputs) as ahead:
+        assert ahead is not None
+    (made,) = asked
+    assert (made.strategy, made.cards.per_node, made.lengths.train, made.lengths.classes) == ("ddp", 2, [3, 4], 2)
+    assert made.cards.gpu.usable_bytes == 20 << 30 and "3090" in made.cards.gpu.name
+    assert workload_from_json(workload_json(made)) == made
+    monkeypatch.setattr(planned, "free_bytes", lambda device: 1 // 0)
+    with planned.planning_ahead(setting, inputs) as ahead:
+        assert ahead is None
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "plan       none (ZeroDivisionError: integer division or modulo by zero)"
+    ranks.is_main = False
+    with planned.planning_ahead(setting, inputs) as ahead:
+        assert ahead is None
