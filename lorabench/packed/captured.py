@@ -99,7 +99,8 @@ class CapturedExecution(EagerExecution):
         say: Callable[[str], None] = lambda line: None,
         complain: Callable[[str], None] = lambda line: None,
     ) -> None:
-        super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory)
+        recompute = self._recompute_all if checkpointing == "auto" else None
+        super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory, recompute=recompute)
         self.forward: Forward = PackedForward(passes.packed, ranks.device)
         self._passes = passes
         self._graphs = GraphedPasses(passes) if use_graphs else None
@@ -111,7 +112,6 @@ class CapturedExecution(EagerExecution):
         self._longest_text = max(data.data.lengths)
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
-        self._must_recompute = False
 
     @property
     def recomputes(self) -> bool:
@@ -168,18 +168,15 @@ class CapturedExecution(EagerExecution):
                 self._complain(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
-        """Recompute the activations of all blocks, which costs a third of a step, before halving, which costs more."""
         if self._graphs is not None:
             self._graphs.release()
         self._packer = None
-        if self._checkpointing != "auto" or self._must_recompute:
-            super()._shrink(problem)
-            return
-        self._must_recompute = True
-        self._give_up_passes()
-        self._say(
-            f"memory ran out: all {len(self._passes.packed.blocks)} blocks recompute their activations from now on"
-        )
+        super()._shrink(problem)
+
+    def _recompute_all(self) -> None:
+        blocks = len(self._passes.packed.blocks)
+        self._passes.checkpointed = blocks
+        self._say(f"memory ran out: all {blocks} blocks recompute their activations from now on")
 
     def _prepare(self) -> Packer:
         """Choose the lengths of packs, how many blocks recompute, and whether to compile."""
@@ -194,9 +191,8 @@ class CapturedExecution(EagerExecution):
         return self._make_packer(lengths)
 
     def _take_over(self, plan: PackPlan) -> list[int]:
-        if self._checkpointing == "auto":
-            blocks = len(self._passes.packed.blocks)
-            self._passes.checkpointed = blocks if self._must_recompute else plan.recomputed_blocks
+        if self._checkpointing == "auto" and not self._recomputes:
+            self._passes.checkpointed = plan.recomputed_blocks
         self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
         if self._passes.compiled and self._graphs is not None:
             # Code is made with the first length in mind, so it is the same one as before.
@@ -214,12 +210,10 @@ class CapturedExecution(EagerExecution):
         passes = self._passes
         passes.compiled = False
         chosen = self._choose_lengths(totals)
-        if self._must_recompute:
-            passes.checkpointed = len(passes.packed.blocks)
         if self._graphs is None:
             return chosen
         self._graphs.release()
-        if self._checkpointing == "auto" and not self._must_recompute:
+        if self._checkpointing == "auto" and not self._recomputes:
             passes.checkpointed = 0  # to measure what all blocks would hold
             passes.checkpointed = self._blocks_to_checkpoint(chosen[0], chosen[-1])
         estimate = "not timed"

@@ -131,7 +131,10 @@ class EagerExecution:
         Raises:
             RunError: that is not wanted, or not possible.
         """
-        self._give_up_passes()
+        self._gradients.discard()
+        gc.collect()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
         if self._recompute is not None and not self._recomputes:
             self._recompute()
             self._recomputes = True
@@ -141,10 +144,3 @@ class EagerExecution:
             one = self.batch_size == 1
             raise RunError(out_of_memory_advice(said, "train", False, row_by_row=one, may_shrink=self._may_shrink))
         self.batch_size = -(-self.batch_size // 2)
-
-    def _give_up_passes(self) -> None:
-        """Forget the gradients of the window that failed, and give back the memory that nothing holds."""
-        self._gradients.discard()
-        gc.collect()
-        if self._ranks.device.type == "cuda":
-            torch.cuda.empty_cache()
