@@ -1,23 +1,27 @@
 """Planned memory against measured, on one GPU: every model, dtype, batch, length, execution and way to recompute.
 
     python -m benchmarks.memory_plan --output rows.jsonl --limit-minutes 25
+    python -m benchmarks.memory_plan --output rows.jsonl --replan      of what has been measured; needs no GPU
     python -m benchmarks.memory_plan --output rows.jsonl --summary
 
 A process for each model and dtype draws random weights once and runs a few steps of each combination: a pass of an
 evaluation, then the steps with the most and with the usual number of tokens. Between combinations caches are emptied
 and the allocator's peaks reset. What is compared is the allocator's peak of reserved memory in evaluation and in
 training, which `--gpu-memory-limit` limits, in GB of 10^9 bytes. Rows are written as they are measured; combinations
-that are in the file already are left out.
+that are in the file already are left out. Plans are made when all is measured, or time is up: they take a core, and
+a GPU would wait.
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,11 @@ class Combination:
         limit = "" if self.limit_gb is None else f" limit {self.limit_gb:g}"
         return f"{self.model} {self.dtype} {self.execution} {self.lengths} {self.batch} {self.recompute}{limit}"
 
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> "Combination":
+        """What a row measured."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
+
     @property
     def precision(self) -> str:
         """What it computes in."""
@@ -79,15 +88,14 @@ class Combination:
         return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def combinations(model: str, dtype: str) -> Iterator[Combination]:
-    """All of a model and dtype; eager ones first, since captured ones lay weights out anew."""
-    for execution in EXECUTIONS:
-        for batch in BATCHES:
-            for lengths in LENGTHS:
-                for recompute in RECOMPUTATION:
-                    yield Combination(model, dtype, execution, lengths, batch, recompute)
-    for limit in LIMITS.get((model, dtype), ()):
-        yield Combination(model, dtype, "captured", "tweets", 8, "auto", limit)
+def combinations(model: str, dtype: str, execution: str) -> list[Combination]:
+    """All of a model, dtype and execution, in an order that mixes what they ask for, should the time run out."""
+    grid = itertools.product(BATCHES, LENGTHS, RECOMPUTATION)
+    found = [Combination(model, dtype, execution, lengths, batch, recompute) for batch, lengths, recompute in grid]
+    if execution == "captured":
+        limits = LIMITS.get((model, dtype), ())
+        found += [Combination(model, dtype, execution, "tweets", 8, "auto", limit) for limit in limits]
+    return sorted(found, key=lambda item: hashlib.sha256(item.key.encode()).digest())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(summarise(read_rows(options.output)))
         return 0
     quiet_libraries()
+    if options.replan:
+        return replan(options.output)
     import torch
 
     if not torch.cuda.is_available():
@@ -103,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     deadline = time.monotonic() + 60 * options.limit_minutes
     if options.only is not None:
-        measure_kind(*options.only.split(":"), options.output, deadline)
+        model, dtype = options.only.split(":")
+        measure_kind(model, dtype, options.output, deadline)
         return 0
     for model, dtype in KINDS:
         left = deadline - time.monotonic()
@@ -112,7 +123,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = ["--output", str(options.output), "--only", f"{model}:{dtype}", "--limit-minutes", f"{left / 60:.2f}"]
         # A process of its own: what one model leaves on the GPU is none of the next one's.
         subprocess.run([sys.executable, "-m", "benchmarks.memory_plan", *words], check=False)
-    print(summarise(read_rows(options.output)))
+    return replan(options.output)
+
+
+def replan(output: Path) -> int:
+    """Plan every row anew, and say how far the plans are off."""
+    from benchmarks.memory_plan_runs import planned_row
+
+    rows = []
+    for row in read_rows(output):
+        rows.append(planned_row(row))
+        print(said(rows[-1]), flush=True)
+    output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(summarise(rows))
     return 0
 
 
@@ -122,6 +145,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", default=[], help="only these (default: all)")
     parser.add_argument("--limit-minutes", type=float, default=60.0)
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--replan", action="store_true", help="only plan anew what has been measured")
     parser.add_argument("--summary", action="store_true", help="only say what is in the file")
     return parser.parse_args(arguments)
 
@@ -138,21 +162,24 @@ def measure_kind(model: str, dtype: str, output: Path, deadline: float) -> None:
     from benchmarks.memory_plan_runs import Runs
 
     known = {row["key"] for row in read_rows(output)}
-    wanted = [item for item in combinations(model, dtype) if item.key not in known]
-    if not wanted:
-        return
-    try:
-        runs = Runs(wanted[0].flags())
-    except (ConfigError, RuntimeError) as error:
-        print(f"{model} {dtype}: {error}", file=sys.stderr, flush=True)
-        return
-    for item in wanted:
-        if time.monotonic() > deadline:
-            return
-        row = {"key": item.key, **asdict(item), **runs.measure(item)}
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(said(row), flush=True)
+    runs = None
+    # Eager ones first, since captured ones lay weights out anew; they have half the time.
+    halfway = time.monotonic() + (deadline - time.monotonic()) / 2
+    for execution, until in zip(EXECUTIONS, (halfway, deadline), strict=True):
+        for item in combinations(model, dtype, execution):
+            if time.monotonic() > until:
+                break
+            if item.key in known:
+                continue
+            try:
+                runs = runs or Runs(item.flags())
+            except (ConfigError, RuntimeError) as error:
+                print(f"{model} {dtype}: {error}", file=sys.stderr, flush=True)
+                return
+            row = {"key": item.key, **asdict(item), **runs.measure(item)}
+            with output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{item.key}: {row['status']}, {row['seconds']:.0f} s", flush=True)
 
 
 def said(row: dict[str, Any]) -> str:
@@ -164,14 +191,14 @@ def said(row: dict[str, Any]) -> str:
         f"{phase} {planned[phase]['expected_gb']:.2f} / {measured[phase]:.2f} ({row['error'][phase]:+.1%})"
         for phase in row["error"]
     ]
-    return f"{row['key']}: {', '.join(parts)}; {row['seconds']:.0f} s"
+    return f"{row['key']}: {', '.join(parts)}"
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> str:
     """Median, 90th percentile and maximum of the errors, and where a run failed that was said to fit."""
     lines = []
     for phase in ("eval", "train", "peak"):
-        errors = sorted((abs(row["error"][phase]), row["key"]) for row in rows if row["status"] == "measured")
+        errors = sorted((abs(row["error"][phase]), row["key"]) for row in rows if phase in row["error"])
         if not errors:
             continue
         values = [error for error, _ in errors]
@@ -179,7 +206,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> str:
             f"{phase}: {len(values)} combinations, error median {statistics.median(values):.1%}, 9 in 10 at most "
             f"{values[int(0.9 * (len(values) - 1))]:.1%}, largest {values[-1]:.1%} ({errors[-1][1]})"
         )
-    wrong = [row["key"] for row in rows if row["planned"].get("verdict") == "fits" and _failed(row)]
+    planned = [row for row in rows if row["planned"]]
+    wrong = [row["key"] for row in planned if row["planned"].get("verdict") == "fits" and _failed(row)]
     failed = sum(row["status"] not in ("measured", "oom") for row in rows)
     lines.append(f"said to fit, and failed: {', '.join(wrong) or 'none'}; {failed} with another error")
     return "\n".join(lines)

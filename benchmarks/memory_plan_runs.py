@@ -1,6 +1,5 @@
 """The runs of `memory_plan`: one model in many settings, without drawing its weights again."""
 
-import copy
 import dataclasses
 import gc
 import time
@@ -20,7 +19,7 @@ from lorabench.distributed.setting import enter_launch
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.planning.lengths import TWEETS, spread_lengths
-from lorabench.planning.memory import PLAYED, plan_memory
+from lorabench.planning.memory import PLAYED, Planner
 from lorabench.planning.terms import TRAINING
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.step.evaluation import predict_logits
@@ -32,9 +31,38 @@ if TYPE_CHECKING:
     from benchmarks.memory_plan import Combination
 
 FILLED = 512
+COMPARED = ("eval", "train", "peak")
 ROWS = 2000
 EVALUATION_ROWS = 200
 TIMED_STEPS = 3
+
+
+def planned_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A measured row with its plan, and how far that is off. Needs no GPU."""
+    from benchmarks.memory_plan import Combination
+
+    item, began = Combination.of_row(row), time.monotonic()
+    gpu = GpuPreset(**{**row["gpu"], "capability": tuple(row["gpu"]["capability"])})
+    config = parse_run_config(item.flags())
+    planner = Planner(Workload(config, item.precision, row_lengths(item.lengths), Cards(gpu), "single_gpu"))
+    plan = planner.plan()
+    train, evaluation = plan.reserved(*TRAINING), plan.reserved("eval")
+    peak = max(train, evaluation, key=lambda amount: amount.expected)
+    planned = {
+        "train": train.to_json(), "eval": evaluation.to_json(), "peak": peak.to_json(), **plan.to_json(),
+        "plan_seconds": time.monotonic() - began,
+    }  # fmt: skip
+    errors = {
+        phase: planned[phase]["expected_gb"] / row["measured"][phase] - 1 for phase in COMPARED
+    } if row["status"] == "measured" else {}  # fmt: skip
+    return {**row, "planned": planned, "error": errors}
+
+
+def row_lengths(kind: str) -> RowLengths:
+    """Tokens of the rows that are trained on and evaluated."""
+    quantiles = TWEETS if kind == "tweets" else (FILLED, FILLED)
+    train = spread_lengths(quantiles, ROWS, FILLED)
+    return RowLengths(train, spread_lengths(quantiles, EVALUATION_ROWS, FILLED, seed=1), kind)
 
 
 class Runs:
@@ -61,13 +89,10 @@ class Runs:
         )  # fmt: skip
 
     def measure(self, item: "Combination") -> dict[str, Any]:
-        """Plan one combination, run it, compare."""
+        """Run one combination."""
         began = time.monotonic()
-        lengths = self._lengths(item.lengths)
-        planned: dict[str, Any] = {}
         try:
-            planned = self._plan(item, lengths)
-            measured, facts = self._run(item, lengths)
+            measured, facts = self._run(item, row_lengths(item.lengths))
         except Exception as error:  # any, so that the others are measured
             gone = is_out_of_memory(error) or "out of GPU memory" in str(error)
             status = "oom" if gone else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -78,30 +103,9 @@ class Runs:
             status = "measured"
         finally:
             self._forget()
-        errors = {
-            phase: planned[phase]["expected_gb"] / measured[phase] - 1 for phase in ("eval", "train", "peak")
-        } if status == "measured" else {}  # fmt: skip
         return {
-            "status": status, "planned": planned, "measured": measured, "error": errors, **facts,
-            "gpu": self._gpu.name, "torch": torch.__version__, "seconds": time.monotonic() - began,
-        }  # fmt: skip
-
-    def _lengths(self, kind: str) -> RowLengths:
-        quantiles = TWEETS if kind == "tweets" else (FILLED, FILLED)
-        train = spread_lengths(quantiles, ROWS, FILLED)
-        return RowLengths(train, spread_lengths(quantiles, EVALUATION_ROWS, FILLED, seed=1), kind)
-
-    def _plan(self, item: "Combination", lengths: RowLengths) -> dict[str, Any]:
-        began = time.monotonic()
-        config = parse_run_config(item.flags())
-        workload = Workload(config, item.precision, lengths, Cards(self._gpu), "single_gpu")
-        model_config = copy.deepcopy(self._inputs.model_config)
-        plan = plan_memory(workload, model_config)
-        train, evaluation = plan.reserved(*TRAINING), plan.reserved("eval")
-        peak = max(train, evaluation, key=lambda amount: amount.expected)
-        return {
-            "train": train.to_json(), "eval": evaluation.to_json(), "peak": peak.to_json(), **plan.to_json(),
-            "plan_seconds": time.monotonic() - began,
+            "status": status, "planned": {}, "measured": measured, "error": {}, **facts,
+            "gpu": dataclasses.asdict(self._gpu), "torch": torch.__version__, "seconds": time.monotonic() - began,
         }  # fmt: skip
 
     def _run(self, item: "Combination", lengths: RowLengths) -> tuple[dict[str, float], dict[str, Any]]:

@@ -243,6 +243,7 @@ class CapturedExecution(EagerExecution):
         device = self._ranks.device
         torch.cuda.empty_cache()
         held = self._passes.measure_activations(self._example(shortest).to(device))
+        torch.cuda.empty_cache()  # graphs have a pool of their own, and could not use what this pass leaves
         free = free_bytes(device)
         if free is None:
             return 0

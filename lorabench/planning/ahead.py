@@ -56,6 +56,13 @@ class PlanAhead:
                 self._answer = json.loads(output)
         return self._answer
 
+    def wait(self, seconds: float) -> dict[str, Any] | None:
+        """What `read` gives, once the process has ended or the time is up."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        return self.read()
+
     def close(self) -> None:
         """Give up what is still under way."""
         if self._process is not None:

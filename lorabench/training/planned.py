@@ -18,6 +18,8 @@ from lorabench.results.run_folder import lookup, number_at
 from lorabench.training.assembly import Inputs
 from lorabench.training.record import RecordKeeper
 
+# A run that is through before its plan is a very short one; then the plan is what is left to wait for.
+LONGEST_WAIT_S = 60.0
 _NAMES = {"single": "single_gpu", "DDP": "ddp", "FSDP2": "fsdp2"}
 
 
@@ -39,9 +41,13 @@ def planning_ahead(setting: Setting, inputs: Inputs) -> Iterator[PlanAhead | Non
         ahead.close()
 
 
-def note_plan(keeper: RecordKeeper, world_size: int, ahead: PlanAhead | None) -> None:
-    """Print and record the plan as soon as there is one: the run does not wait for it."""
-    plan = None if ahead is None or keeper.record["plan"] is not None else ahead.read()
+def note_plan(keeper: RecordKeeper, world_size: int, ahead: PlanAhead | None, wait_s: float = 0.0) -> None:
+    """Print and record the plan, once.
+
+    Args:
+        wait_s: seconds that the run waits for it, should it be under way still.
+    """
+    plan = None if ahead is None or keeper.record["plan"] is not None else ahead.wait(wait_s)
     if plan is None:
         return
     others = {name: value for name, value in plan.items() if name != "phases"}

@@ -45,7 +45,7 @@ from lorabench.training.job import Job, Progress
 from lorabench.training.loop import predict, score_split, score_split_classes, train
 from lorabench.training.memory_snapshot import memory_recorded, snapshot_notes
 from lorabench.training.peak import TrainingPeak
-from lorabench.training.planned import note_plan, planning_ahead
+from lorabench.training.planned import LONGEST_WAIT_S, note_plan, planning_ahead
 from lorabench.training.prediction import write_predictions
 from lorabench.training.provenance import adapter_notes
 from lorabench.training.record import (
@@ -116,7 +116,7 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
         peak = TrainingPeak(setting.strategy, built.classifier, built.optimizer, memory)
         known.held = peak.held
         train_and_prove(setting, inputs, built, keeper, savepoint, progress, memory, peak)
-        note_plan(keeper, ranks.world_size, ahead)
+        note_plan(keeper, ranks.world_size, ahead, LONGEST_WAIT_S)
     keeper.complete()
     if ranks.is_main:
         draw(keeper)

@@ -1,11 +1,13 @@
 """What the benchmark of plans makes of its rows."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from benchmarks.memory_plan import KINDS, LIMITS, combinations, main, summarise
+from benchmarks.memory_plan import EXECUTIONS, KINDS, LIMITS, Combination, combinations, main, read_rows, summarise
+from lorabench.catalog.gpus import gpu_of
 from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT
 
@@ -17,7 +19,7 @@ def row(key: str, error: float, status: str = "measured", **others: object) -> d
 
 
 def test_there_are_more_combinations_than_asked_for_and_all_are_runs() -> None:
-    found = [item for kind in KINDS for item in combinations(*kind)]
+    found = [item for kind in KINDS for execution in EXECUTIONS for item in combinations(*kind, execution)]
     assert len({item.key for item in found}) == len(found) > 60
     for item in (*found[:3], *found[-3:]):
         config = parse_run_config([word for word in item.flags() if word not in ("--quantize", "nf4", "none")])
@@ -44,3 +46,17 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     if not torch.cuda.is_available():
         assert main(["--output", str(path)]) == EXIT_BAD_INPUT
         assert "there is no CUDA GPU" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_planned_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    item = Combination("roberta-large", "bf16", "eager", "tweets", 8, "off")
+    measured = dict.fromkeys(("eval", "train", "peak"), 1.5)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        json.dumps(row(item.key, 0.0) | asdict(item) | {"measured": measured, "gpu": asdict(gpu_of("H100"))}) + "\n",
+        encoding="utf-8",
+    )
+    assert main(["--output", str(path), "--replan"]) == 0
+    (again,) = read_rows(path)
+    assert again["planned"]["train"]["expected_gb"] == 1.5 * (1 + again["error"]["train"])
+    assert f"{item.key}: eval" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from lorabench.planning.ahead import MEASURED, PlanAhead, answer, workload_from_
 from lorabench.planning.memory import plan_memory
 from lorabench.planning.terms import TRAINING
 from lorabench.training import planned
-from lorabench.training.planned import comparison_lines, note_plan, plan_line, strategy_name
+from lorabench.training.planned import LONGEST_WAIT_S, comparison_lines, note_plan, plan_line, strategy_name
 from lorabench.units import GB
 
 
@@ -46,28 +46,28 @@ def test_another_process_answers(workload: Any) -> None:
 
 def test_a_plan_that_fails_or_is_given_up_is_none(workload: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorabench.planning.ahead.workload_json", lambda asked: {})
-    assert ended(PlanAhead(workload())).read() is None
+    assert PlanAhead(workload()).wait(600) is None
     other = PlanAhead(workload())
     assert other.read() is None, "it is under way"
     other.close()
     assert other.read() is None
 
 
-def test_a_run_tells_of_its_plan_once_and_waits_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_tells_of_its_plan_once_and_waits_only_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     plan = {
         "verdict": "fits", "expected_gb": 4.04, "capacity_gb": 24.0, "recomputed_blocks": 0, "blocks": 2,
         "phases": {"train": {"low_gb": 3.0, "expected_gb": 4.0, "high_gb": 5.0}},
     }  # fmt: skip
-    answers: list[Any] = [None, plan]
-    ahead: Any = SimpleNamespace(read=lambda: answers.pop(0))
+    answers = {0.0: None, 60.0: plan}  # by the seconds that it is waited for
+    ahead: Any = SimpleNamespace(wait=lambda seconds: answers.pop(seconds))
     record: dict[str, Any] = {"plan": None}
     keeper: Any = SimpleNamespace(record=record, update=record.update)
     note_plan(keeper, 2, None)
     note_plan(keeper, 2, ahead)
     assert record == {"plan": None} and capsys.readouterr().out == ""
-    note_plan(keeper, 2, ahead)
-    note_plan(keeper, 2, ahead)
-    assert answers == [] and capsys.readouterr().out == "plan       fits: about 4.0 of 24.0 GB per GPU\n"
+    note_plan(keeper, 2, ahead, LONGEST_WAIT_S)
+    note_plan(keeper, 2, ahead, LONGEST_WAIT_S)
+    assert answers == {} and capsys.readouterr().out == "plan       fits: about 4.0 of 24.0 GB per GPU\n"
     expected = [{"rank": rank, "phases": plan["phases"]} for rank in (0, 1)]
     assert record["plan"]["per_gpu"] == expected and "phases" not in record["plan"]
 
