@@ -19,12 +19,13 @@ from lorabench.distributed.setting import enter_launch
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.planning.lengths import TWEETS, spread_lengths
-from lorabench.planning.memory import PLAYED, Planner
+from lorabench.planning.memory import PLAYED, MemoryPlan, plan_memory
 from lorabench.planning.terms import TRAINING
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.step.evaluation import predict_logits
 from lorabench.training import assembly
 from lorabench.training.assembly import Built, Inputs, prepare_inputs
+from lorabench.training.recomputation import AskPlan
 from lorabench.units import GB
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ def planned_row(row: dict[str, Any]) -> dict[str, Any]:
 
     item, began = Combination.of_row(row), time.monotonic()
     gpu = GpuPreset(**{**row["gpu"], "capability": tuple(row["gpu"]["capability"])})
-    config = parse_run_config(item.flags())
-    planner = Planner(Workload(config, item.precision, row_lengths(item.lengths), Cards(gpu), "single_gpu"))
-    plan = planner.plan()
+    plan = plan_of(item, gpu)
     train, evaluation = plan.reserved(*TRAINING), plan.reserved("eval")
     peak = max(train, evaluation, key=lambda amount: amount.expected)
     planned = {
@@ -56,6 +55,12 @@ def planned_row(row: dict[str, Any]) -> dict[str, Any]:
         phase: planned[phase]["expected_gb"] / row["measured"][phase] - 1 for phase in COMPARED
     } if row["status"] == "measured" else {}  # fmt: skip
     return {**row, "planned": planned, "error": errors}
+
+
+def plan_of(item: "Combination", gpu: GpuPreset) -> MemoryPlan:
+    """Its plan on such a GPU."""
+    config, lengths = parse_run_config(item.flags()), row_lengths(item.lengths)
+    return plan_memory(Workload(config, item.precision, lengths, Cards(gpu), "single_gpu"))
 
 
 def row_lengths(kind: str) -> RowLengths:
@@ -110,6 +115,11 @@ class Runs:
 
     def _run(self, item: "Combination", lengths: RowLengths) -> tuple[dict[str, float], dict[str, Any]]:
         config = parse_run_config(item.flags())
+        answer = None
+        if item.recompute == "auto":
+            execution = plan_of(item, self._gpu).execution
+            names = {True: "captured", False: "eager"}
+            answer = {"execution": names[execution.captured], "recomputed_blocks": execution.recomputed}
         torch._C._cuda_clearCublasWorkspaces()
         _settle()
         with self._launch.active():
@@ -117,7 +127,7 @@ class Runs:
             torch.cuda.set_per_process_memory_fraction(limit)
             setting = dataclasses.replace(self._setting, config=config)
             inputs = self._given_rows(lengths)
-            built = self._build(setting, inputs)
+            built = self._build(setting, inputs, lambda seconds: answer)
             measured = {"load": torch.cuda.max_memory_reserved() / GB}
             _settle()
             self._evaluate(built, inputs, setting.ranks)
@@ -153,26 +163,24 @@ class Runs:
         }
         return dataclasses.replace(self._inputs, collators=collators)
 
-    def _build(self, setting: Any, inputs: Inputs) -> Built:
+    def _build(self, setting: Any, inputs: Inputs, ask_plan: AskPlan | None) -> Built:
         """Everything as a run builds it, around the classifier that is there."""
         if self._classifier is None:
             kept: list[SequenceClassifier] = []
             with after_call(assembly, "build_classifier", kept.append):
-                built = assembly.build(setting, inputs)
+                built = assembly.build(setting, inputs, ask_plan)
             (self._classifier,) = kept
             return built
         classifier, real = self._classifier, assembly.build_classifier
 
-        def again(config: Any, lora: Any, model_config: Any, placement: Any, *others: Any) -> SequenceClassifier:
+        def again(*asked: Any) -> SequenceClassifier:
             base: Any = classifier.adapted.get_base_model()
             base.gradient_checkpointing_disable()
-            if placement.checkpointing:
-                base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             return classifier
 
         assembly.build_classifier = again
         try:
-            return assembly.build(setting, inputs)
+            return assembly.build(setting, inputs, ask_plan)
         finally:
             assembly.build_classifier = real
 

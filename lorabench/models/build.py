@@ -99,9 +99,10 @@ def build_classifier(
     _check_trained_copies(adapted, placement.trainable_dtype)
     if config.adapter is not None:
         origin = put_saved_adapter(adapted, config.adapter, plan, origin)
+    classifier = SequenceClassifier(adapted, origin)
     if placement.checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return SequenceClassifier(adapted, origin)
+        classifier.recompute_activations()
+    return classifier
 
 
 def load_adapted(

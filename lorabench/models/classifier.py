@@ -42,6 +42,11 @@ class SequenceClassifier(nn.Module):
         base: Any = self.adapted.get_base_model()
         return getattr(base, base.base_model_prefix)
 
+    def recompute_activations(self) -> None:
+        """From now on blocks keep what they are given, and compute the rest anew in the backward pass."""
+        base: Any = self.adapted.get_base_model()
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -78,6 +78,7 @@ class CapturedExecution(EagerExecution):
         use_graphs: capture passes as CUDA graphs; without, they run as they are, on any device.
         steps: optimizer steps of the whole run, for whether compiling pays.
         checkpointing: which blocks recompute their activations: none, all, or as many as memory asks for.
+        planned_blocks: how many that is for the plan's micro-batches; None for what a pass is measured to hold.
         say: tells the user what was decided.
         complain: tells the user, from any rank, what did not work.
     """
@@ -96,6 +97,7 @@ class CapturedExecution(EagerExecution):
         use_graphs: bool,
         steps: int,
         checkpointing: Checkpointing,
+        planned_blocks: int | None = None,
         say: Callable[[str], None] = lambda line: None,
         complain: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -106,6 +108,7 @@ class CapturedExecution(EagerExecution):
         self._graphs = GraphedPasses(passes) if use_graphs else None
         self._steps = steps
         self._checkpointing: Checkpointing = checkpointing
+        self._planned_blocks = planned_blocks
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._complain = complain
@@ -238,9 +241,14 @@ class CapturedExecution(EagerExecution):
     def _blocks_to_checkpoint(self, shortest: int, longest: int) -> int:
         """How many blocks must recompute their activations for the longest pack to fit into the free memory.
 
-        Measured by a forward pass of the shortest pack.
+        As planned; else measured by a forward pass of the shortest pack.
         """
-        device = self._ranks.device
+        device, planned = self._ranks.device, self._planned_blocks
+        if planned is not None and self.batch_size == self._plan.batch_size:
+            if planned:
+                blocks = len(self._passes.packed.blocks)
+                self._say(f"{planned} of {blocks} blocks recompute their activations, as planned")
+            return planned
         torch.cuda.empty_cache()
         held = self._passes.measure_activations(self._example(shortest).to(device))
         torch.cuda.empty_cache()  # graphs have a pool of their own, and could not use what this pass leaves

@@ -43,7 +43,8 @@ def build_execution(
     *,
     steps: int,
     longest_text: int,
-    checkpointing: bool,
+    recomputes: bool,
+    planned_blocks: int | None = None,
 ) -> tuple[Execution, str]:
     """The execution that `--execution` asks for, or allows, and in a few words why this one. A collective call.
 
@@ -53,7 +54,9 @@ def build_execution(
         data: makes batches, or packs, of training rows.
         steps: optimizer steps of the whole run.
         longest_text: tokens of the longest text of all splits.
-        checkpointing: whether the model recomputes activations; the captured execution chooses anew.
+        recomputes: the model recomputes activations; captured steps do it in their own way.
+        planned_blocks: how many blocks recompute in captured steps, where that may be chosen; None if nobody has
+            planned it.
 
     Raises:
         ConfigError: `captured` was asked for, and the model cannot be.
@@ -67,19 +70,18 @@ def build_execution(
         if config.model.gradient_checkpointing == "auto":
             recompute = _recomputing(classifier, ranks)
         execution = EagerExecution(
-            prepared, gradients, data, plan, ranks, on_oom, recomputes=checkpointing, recompute=recompute
+            prepared, gradients, data, plan, ranks, on_oom, recomputes=recomputes, recompute=recompute
         )
         return execution, passes
     how = "packed rows, CUDA graphs" if ranks.device.type == "cuda" else "packed rows"
-    return _build_captured(setting, passes, optimizer, data, plan, steps), how
+    return _build_captured(setting, passes, optimizer, data, plan, steps, planned_blocks), how
 
 
 def _recomputing(classifier: SequenceClassifier, ranks: Ranks) -> Callable[[], None]:
     """What has a model recompute its activations from some step on."""
 
     def begin() -> None:
-        base: Any = classifier.adapted.get_base_model()
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        classifier.recompute_activations()
         if ranks.is_main:
             print("execution  memory ran out: activations are recomputed from here on", flush=True)
 
@@ -145,6 +147,7 @@ def _build_captured(
     data: PaddedCollator,
     plan: StepPlan,
     steps: int,
+    planned_blocks: int | None,
 ) -> CapturedExecution:
     config, ranks = setting.config, setting.ranks
     # Their own way to recompute activations works inside a graph.
@@ -160,6 +163,7 @@ def _build_captured(
         use_graphs=ranks.device.type == "cuda",
         steps=steps,
         checkpointing=config.model.gradient_checkpointing,
+        planned_blocks=planned_blocks,
         say=lambda line: print(f"execution  {line}", flush=True) if ranks.is_main else None,
         complain=lambda line: print(f"execution  rank {ranks.rank}: {line}", flush=True),
     )

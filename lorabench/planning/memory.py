@@ -292,6 +292,10 @@ class Planner:
     # What runs, in order -------------------------------------------------------------------------------------------
 
     def _load(self, play: Playback) -> None:
+        self._load_weights(play)
+        play.memory.empty_cache()
+
+    def _load_weights(self, play: Playback) -> None:
         held = self.holdings
         weights = (*held.frozen, *held.quantized, *held.scales)
         if self.workload.config.model.weights == "pretrained" and not self.workload.splits_weights:

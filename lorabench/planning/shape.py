@@ -79,6 +79,8 @@ def _pack(layer: Any) -> None:
         absmax=torch.empty(-(-scales // SCALES_BLOCK)), code=torch.empty(256), blocksize=SCALES_BLOCK,
         dtype=torch.float32,
     )  # fmt: skip
+    # Evaluating on a CPU that has the instructions for it, bitsandbytes lays weights out anew; on a GPU it does not.
+    layer.support_avx512bf16_for_cpu = False
     state = QuantState(
         absmax=torch.empty(scales, dtype=torch.uint8), shape=shape, code=torch.empty(16), blocksize=BLOCK,
         quant_type="nf4", dtype=layer.compute_dtype, offset=torch.empty(()), state2=outer,

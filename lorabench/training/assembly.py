@@ -37,13 +37,11 @@ from lorabench.packed.head_start import compiling_ahead
 from lorabench.step.execution import Execution
 from lorabench.step.optimizer import build_optimizer, build_schedule, total_steps
 from lorabench.training.provenance import check_start
-from lorabench.units import GB
+from lorabench.training.recomputation import AskPlan, choose_recomputation
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-# Frozen weights above this share of the GPU's memory leave little for activations: recompute those.
-CHECKPOINTING_SHARE = 0.5
 # What rounding may change of a row's logits beside others, relative to the largest one.
 NEIGHBOUR_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
@@ -168,12 +166,15 @@ class Built:
     construction_seconds: float
 
 
-def build(setting: Setting, inputs: Inputs) -> Built:
-    """Load the weights, add the adapter, and hand model and optimizer to the strategy."""
+def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> Built:
+    """Load the weights, add the adapter, and hand model and optimizer to the strategy.
+
+    Args:
+        ask_plan: gives the run's plan, on the first rank; None where there will be none.
+    """
     config, ranks = setting.config, setting.ranks
     frozen_dtype = torch.float32 if config.model.frozen_dtype == "fp32" else DTYPES[setting.precision]
-    checkpointing = use_checkpointing(setting, inputs.weights, frozen_dtype)
-    placement = place_model(setting, frozen_dtype, checkpointing)
+    placement = place_model(setting, frozen_dtype)
     plan = plan_steps(setting, inputs)
     steps = total_steps(config.optim, plan.steps_per_epoch)
     longest_text = max(max(tokens.lengths) for tokens in inputs.tokens.values())
@@ -187,10 +188,18 @@ def build(setting: Setting, inputs: Inputs) -> Built:
             )
         )
         watch.stop()
+    if ranks.device.type == "cuda":
+        # Drawing and quantising weights leaves room that is free and in pieces, gigabytes of it for 4 bits.
+        torch.cuda.empty_cache()
     ranks.together(lambda: check_neighbours(setting, inputs, classifier))
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
     counts = count_parameters(classifier.adapted)
+    recomputation = choose_recomputation(
+        setting, inputs.weights, frozen_dtype, inputs.model_config, inputs.tokens["train"], ask_plan
+    )
+    if recomputation.whole:
+        classifier.recompute_activations()
     fused = ranks.device.type == "cuda"
     prepared, optimizer = setting.strategy.prepare(
         classifier, lambda model: build_optimizer(model, config.optim, fused), ranks
@@ -204,7 +213,8 @@ def build(setting: Setting, inputs: Inputs) -> Built:
         plan,
         steps=steps,
         longest_text=longest_text,
-        checkpointing=checkpointing,
+        recomputes=recomputation.whole,
+        planned_blocks=recomputation.blocks,
     )
     return Built(
         classifier=classifier,
@@ -254,39 +264,7 @@ def plan_steps(setting: Setting, inputs: Inputs) -> StepPlan:
     )
 
 
-def use_checkpointing(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
-    """The flag; under `auto`, whether some rank's GPU is short of memory. The CPU recomputes nothing by itself.
-
-    A collective call. All ranks decide alike: with sharded weights, recomputing on some of them only would have those
-    wait for ever.
-    """
-    choice = setting.config.model.gradient_checkpointing
-    if choice != "auto":
-        return choice == "on"
-    return setting.ranks.any(setting.ranks.device.type == "cuda" and _is_short(setting, weights, frozen_dtype))
-
-
-def _is_short(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> bool:
-    """Whether the frozen weights take more than half of what this rank may have of its GPU, or have been put outside.
-
-    Of split weights the rank's own part counts. The blocks that are whole while they compute are few at any time, and
-    left to the other half.
-    """
-    if setting.strategy.offloads_weights:
-        # The GPU holds none of them but the blocks that compute. Yet whoever offloads says that its memory is short
-        # for this model, and so for its activations, and a batch that does not fit ends a run with split weights.
-        # Time goes into moving weights between host and GPU; recomputing adds little to it.
-        return True
-    ranks = setting.ranks.world_size if setting.strategy.splits_weights else 1
-    held = weights.held_bytes(frozen_dtype.itemsize, setting.config.model.quantize == "nf4", ranks)
-    _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
-    limit = setting.config.run.gpu_memory_limit
-    if limit is not None:
-        capacity = min(capacity, limit * GB)
-    return held > CHECKPOINTING_SHARE * capacity
-
-
-def place_model(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool) -> Placement:
+def place_model(setting: Setting, frozen_dtype: torch.dtype) -> Placement:
     """Where and in which dtypes the strategy wants the model to be built."""
     splits = setting.strategy.splits_weights
     return Placement(
@@ -295,7 +273,6 @@ def place_model(setting: Setting, frozen_dtype: torch.dtype, checkpointing: bool
         trainable_dtype=setting.strategy.trainable_dtype(setting.precision),
         # 4-bit weights are quantised where they are used, and small.
         load_on_cpu=splits and setting.config.model.quantize == "none",
-        checkpointing=checkpointing,
         quant_storage=setting.strategy.quant_storage(frozen_dtype),
         regathers=splits,
     )

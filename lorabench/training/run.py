@@ -48,6 +48,7 @@ from lorabench.training.peak import TrainingPeak
 from lorabench.training.planned import LONGEST_WAIT_S, note_plan, planning_ahead
 from lorabench.training.prediction import write_predictions
 from lorabench.training.provenance import adapter_notes
+from lorabench.training.recomputation import AskPlan
 from lorabench.training.record import (
     RecordKeeper,
     execution_facts,
@@ -111,7 +112,7 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
     memory = MemoryMonitor(ranks.device, gpu=gpu, limit_gb=config.run.gpu_memory_limit)
     progress = Progress(Stopwatch(ranks.device, energy=EnergyMeter(gpu)))
     with memory_recorded(setting, folder, memory) as known, planning_ahead(setting, inputs) as ahead:
-        built = load(setting, inputs, keeper, memory)
+        built = load(setting, inputs, keeper, memory, None if ahead is None else ahead.wait)
         note_plan(keeper, ranks.world_size, ahead)
         peak = TrainingPeak(setting.strategy, built.classifier, built.optimizer, memory)
         known.held = peak.held
@@ -182,12 +183,18 @@ def given_up_if_refused(setting: Setting, ownership: Ownership) -> Iterator[None
         raise
 
 
-def load(setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryMonitor) -> Built:
-    """The model, and all that trains it; the record says what it is."""
+def load(
+    setting: Setting, inputs: Inputs, keeper: RecordKeeper, memory: MemoryMonitor, ask_plan: AskPlan | None
+) -> Built:
+    """The model, and all that trains it; the record says what it is.
+
+    Args:
+        ask_plan: gives the run's plan, on the first rank; None where there will be none.
+    """
     with hashing(Path(keeper.record["model"]["source"]), setting.ranks.is_main) as hashes:
         alone = setting.ranks.world_size == 1
         with recorded(setting, keeper, loading=True), terminable(alone), memory.phase("load"):
-            built = build(setting, inputs)
+            built = build(setting, inputs, ask_plan)
         files = hashes()
     with recorded(setting, keeper, loading=True):
         keeper.update(

@@ -42,6 +42,9 @@ class OneRank:
     def sum_in_place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.mul_(self.copies)
 
+    def from_main(self, value: Any) -> Any:
+        return value
+
     def any(self, flag: bool) -> bool:
         answer, self.elsewhere = self.elsewhere[:1], self.elsewhere[1:]
         return flag or any(answer)

@@ -79,7 +79,7 @@ def build(
         token_types = [[0] * length for length in data.data.lengths]
         data = dataclasses.replace(data, data=dataclasses.replace(data.data, token_types=token_types))
     plan = StepPlan(data.data.lengths, 2, 2, world_size=1, rank=0, seed=0)
-    asked: Any = {"steps": 40, "longest_text": 32, "checkpointing": True, **settings}
+    asked: Any = {"steps": 40, "longest_text": 32, "recomputes": True, **settings}
     prepared, optimizer = torch.nn.Identity(), torch.optim.SGD(classifier.parameters())
     execution, reason = build_execution(setting, classifier, prepared, optimizer, data, plan, **asked)
     made: Any = execution
@@ -97,7 +97,7 @@ def test_eager_steps_run_what_the_strategy_wrapped(on_oom: str, shrinks: bool, f
     assert (kind, norm, ranks) == ("gradients", 0.7, setting.ranks)
     assert isinstance(optimizer, torch.optim.SGD) and made._model is model
     assert made.recomputes is True and made._may_shrink is shrinks
-    assert build(folder, setting, checkpointing=False)[0].recomputes is False
+    assert build(folder, setting, recomputes=False)[0].recomputes is False
 
 
 def test_without_a_gpu_steps_are_eager_and_say_why(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run's packs are decided to be, for given texts, times and free memory, and what is said of it."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,6 +148,22 @@ def test_blocks_recompute_by_what_the_shortest_pack_holds_and_the_longest_would(
     assert execution._decide() == [128, 192, 256]
     assert passes.checkpointed == blocks and execution.recomputes is (blocks > 0)
     assert said[:-1] == ([line] if line else [])
+
+
+@pytest.mark.parametrize("planned", [0, 1])
+def test_a_plan_says_how_many_blocks_recompute_until_the_batch_is_another(
+    planned: int, passes: PackedPasses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captured, "free_bytes", {CPU: 1e9}.__getitem__)
+    monkeypatch.setattr(PackedPasses, "measure_activations", lambda passes, pack: 1e12)
+    execution, said = make(passes, [128, 192, 256] * 20, steps=1000, checkpointing="auto", planned_blocks=planned)
+    execution._decide()
+    assert passes.checkpointed == planned
+    assert said[:-1] == ([f"{planned} of 2 blocks recompute their activations, as planned"] if planned else [])
+    execution.batch_size = 1
+    execution._plan = dataclasses.replace(execution._plan, batch_size=2)
+    execution._decide()
+    assert passes.checkpointed == 2, "measured"
 
 
 @pytest.mark.parametrize("compiled", [True, False])

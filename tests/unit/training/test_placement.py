@@ -15,12 +15,12 @@ from lorabench.training.assembly import check_vocabulary, place_model
 HALF = torch.bfloat16
 
 
-def place(name: str, quantize: Quantization = "none", precision: str = "bf16", checkpointing: bool = False) -> Any:
+def place(name: str, quantize: Quantization = "none", precision: str = "bf16") -> Any:
     setting: Any = SimpleNamespace(
         config=RunConfig(model=ModelConfig(quantize=quantize)), ranks=OneRank(), strategy=make_strategy(name),
         precision=precision,
     )  # fmt: skip
-    return place_model(setting, HALF, checkpointing)
+    return place_model(setting, HALF)
 
 
 @pytest.mark.parametrize("name", ["single", "DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3", "FSDP2"])
@@ -34,11 +34,6 @@ def test_split_weights_come_from_the_host_unless_they_are_small(name: str, quant
     strategy = make_strategy(name)
     assert placement.trainable_dtype == strategy.trainable_dtype("bf16")
     assert placement.quant_storage == strategy.quant_storage(HALF)
-
-
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_activations_are_recomputed_where_that_was_decided(checkpointing: bool) -> None:
-    assert place("single", checkpointing=checkpointing).checkpointing is checkpointing
 
 
 def collators(*rows: list[list[int]], pad: int = 0) -> dict[str, PaddedCollator]:

@@ -118,6 +118,7 @@ def test_a_loaded_model_is_in_the_record(
 ) -> None:
     phases: list[str] = []
     updates: dict[str, Any] = {}
+    ask: Any = object()
 
     class Memory:
         def phase(self, name: str) -> Any:
@@ -125,7 +126,9 @@ def test_a_loaded_model_is_in_the_record(
             return nullcontext()
 
     built = SimpleNamespace(construction_seconds=2.5, execution=SimpleNamespace(name="eager"), reason="as asked for")
-    monkeypatch.setattr(run, "build", lambda setting, inputs: built if inputs == "inputs" else None)
+    monkeypatch.setattr(
+        run, "build", lambda setting, inputs, plan: built if (inputs, plan) == ("inputs", ask) else None
+    )
     monkeypatch.setattr(run, "model_facts", lambda known, of: {**known, "counted": of is built})
     monkeypatch.setattr(run, "fingerprint_files", lambda folder: {"files of": folder})
     source = str(tmp_path) if is_folder else "owner/mine"
@@ -135,7 +138,7 @@ def test_a_loaded_model_is_in_the_record(
     setting: Any = SimpleNamespace(ranks=Alone(is_main))
     inputs: Any = "inputs"
     memory: Any = Memory()
-    assert load(setting, inputs, keeper, memory) is built
+    assert load(setting, inputs, keeper, memory, ask) is built
     assert phases == ["load"]
     assert updates == {
         "model": {**model, "counted": True, "files": {"files of": tmp_path} if is_main and is_folder else None},
@@ -146,7 +149,7 @@ def test_a_loaded_model_is_in_the_record(
 
 
 def test_a_lack_of_memory_while_loading_is_recorded_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(setting: Any, inputs: Any) -> None:
+    def fail(setting: Any, inputs: Any, ask_plan: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     failures: list[str] = []
@@ -159,7 +162,7 @@ def test_a_lack_of_memory_while_loading_is_recorded_as_one(monkeypatch: pytest.M
     nothing: Any = None
     memory: Any = SimpleNamespace(phase=lambda name: nullcontext())
     with pytest.raises(RankError):
-        load(setting, nothing, keeper, memory)
+        load(setting, nothing, keeper, memory, None)
     assert len(failures) == 1 and "--batch-size" not in failures[0] and "--eval-batch-size" not in failures[0]
 
 

@@ -9,7 +9,7 @@ from toys import CPU, OneRank, make_strategy
 
 from lorabench.config.run_config import Checkpointing, ModelConfig, Quantization, RunConfig, RunOptions
 from lorabench.models.footprint import NF4_BITS, WeightCount
-from lorabench.training.assembly import use_checkpointing
+from lorabench.training.recomputation import BYTES_PER_HIDDEN, PLAN_WAIT_S, Recomputation, choose_recomputation
 from lorabench.units import GB
 
 CUDA = torch.device("cuda", 3)
@@ -31,10 +31,19 @@ def setting_of(
     return SimpleNamespace(config=config, strategy=make_strategy(strategy, one.world_size, offload), ranks=one)
 
 
-def recomputes(setting: Any, weights_gb: float, linear: float = 0) -> bool:
-    """Whether a model recomputes whose weights take so much in 16 bits, such a part of them in linear layers."""
+def choose(setting: Any, weights_gb: float, linear: float = 0, length: int = 512, **asked: Any) -> Recomputation:
+    """What recomputes of a model whose weights take so much in 16 bits, such a part of them in linear layers."""
     total = round(weights_gb * GB / 2)
-    return use_checkpointing(setting, WeightCount(total, round(total * linear)), torch.bfloat16)
+    text = SimpleNamespace(hidden_size=4096, num_hidden_layers=32)
+    config = SimpleNamespace(get_text_config=lambda: asked.pop("text", text))
+    tokens: Any = SimpleNamespace(lengths=[10, length])
+    weights = WeightCount(total, round(total * linear))
+    return choose_recomputation(setting, weights, torch.bfloat16, config, tokens, asked.pop("plan", None))
+
+
+def recomputes(setting: Any, weights_gb: float, linear: float = 0) -> bool:
+    """Whether the model recomputes where there is no plan."""
+    return choose(setting, weights_gb, linear).whole
 
 
 @pytest.fixture
@@ -95,7 +104,9 @@ def test_a_limit_above_the_gpu_makes_it_no_larger() -> None:
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
 def test_ranks_recompute_together() -> None:
-    assert recomputes(setting_of(elsewhere=(True,)), 1)
+    """They first tell each other whether memory may be scarce, then whether weights take too much of it."""
+    assert recomputes(setting_of(elsewhere=(True, True)), 1)
+    assert not recomputes(setting_of(elsewhere=(True, False)), 1)
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
@@ -108,3 +119,58 @@ def test_the_cpu_recomputes_only_where_asked_to() -> None:
     assert not recomputes(setting_of(device=CPU), 10**6)
     assert not recomputes(setting_of(device=CPU, strategy="FSDP2", offload=True), 10**6)
     assert recomputes(setting_of("on", device=CPU), 0)
+
+
+class Plan:
+    """A plan under way, and how long it was waited for."""
+
+    def __init__(self, execution: str, blocks: int) -> None:
+        self.waited: list[float] = []
+        self._answer = {"execution": execution, "recomputed_blocks": blocks}
+
+    def __call__(self, seconds: float) -> dict[str, Any]:
+        self.waited.append(seconds)
+        return self._answer
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+@pytest.mark.parametrize(
+    ("execution", "blocks", "weights_gb", "expected"),
+    [
+        ("eager", 0, 60, Recomputation(False)),
+        ("eager", 32, 30, Recomputation(True)),
+        ("captured", 0, 30, Recomputation(False, 0)),
+        ("captured", 7, 30, Recomputation(False, 7)),
+        ("captured", 7, 60, Recomputation(True, 7)),  # eager after all, steps recompute by the weights' size
+    ],
+)
+def test_where_memory_may_be_scarce_the_plan_decides(
+    execution: str, blocks: int, weights_gb: float, expected: Recomputation
+) -> None:
+    plan = Plan(execution, blocks)
+    assert choose(setting_of(), weights_gb, plan=plan) == expected
+    assert plan.waited == [PLAN_WAIT_S]
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+def test_nobody_waits_for_a_plan_that_could_only_say_yes() -> None:
+    plan = Plan("captured", 3)
+    assert choose(setting_of("on"), 60, plan=plan) == Recomputation(True)
+    assert choose(setting_of(), 1, length=16, plan=plan) == Recomputation(False)
+    assert plan.waited == []
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+@pytest.mark.parametrize("longer", [0, 1])
+def test_activations_count_as_well_as_weights(longer: int) -> None:
+    """A batch of 8 rows; half of the GPU's 80 GB are ample."""
+    length = int(40 * GB / (8 * 32 * 4096 * BYTES_PER_HIDDEN))
+    plan = Plan("eager", 32)
+    assert choose(setting_of(), 0, length=length + longer, plan=plan).whole is (longer == 1)
+    assert plan.waited == [PLAN_WAIT_S] * longer
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+def test_a_model_of_unknown_shape_is_planned() -> None:
+    plan = Plan("eager", 32)
+    assert choose(setting_of(), 0, length=1, text=SimpleNamespace(), plan=plan).whole
