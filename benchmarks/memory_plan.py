@@ -3,6 +3,8 @@
     python -m benchmarks.memory_plan --output rows.jsonl --limit-minutes 25
     python -m benchmarks.memory_plan --output rows.jsonl --replan      of what has been measured; needs no GPU
     python -m benchmarks.memory_plan --output rows.jsonl --summary
+    python -m benchmarks.memory_plan --output rows.jsonl --largest     the largest batches that are said to fit; no GPU
+    python -m benchmarks.memory_plan --output rows.jsonl --run-largest do they?
 
 A process for each model and dtype draws random weights once and runs a few steps of each combination: a pass of an
 evaluation, then the steps with the most and with the usual number of tokens. Between combinations caches are emptied
@@ -20,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,11 @@ LENGTHS = ("tweets", "filled")
 EXECUTIONS = ("eager", "captured")
 # GB that some are given besides, with batches of 8 tweets: what little they have has to do.
 LIMITS = {("llama3-8b", "bf16"): (24.0, 18.0, 16.5), ("llama2-7b", "nf4"): (8.0, 6.0)}
+# And GB of which the largest batch is asked for that is said to fit.
+FILLED_UP = {
+    ("llama3-8b", "bf16"): (18.0, 24.0), ("llama2-7b", "nf4"): (6.0, 10.0), ("roberta-large", "bf16"): (2.0, 8.0)
+}  # fmt: skip
+LARGEST_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -106,12 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     if options.replan:
         return replan(options.output)
+    if options.largest:
+        return plan_largest(options.output, options.models)
     import torch
 
     if not torch.cuda.is_available():
         print("memory_plan: there is no CUDA GPU; expected one", file=sys.stderr)
         return EXIT_BAD_INPUT
     deadline = time.monotonic() + 60 * options.limit_minutes
+    if options.run_largest:
+        return run_largest(options.output, deadline)
     if options.only is not None:
         model, dtype = options.only.split(":")
         measure_kind(model, dtype, options.output, deadline)
@@ -139,6 +150,57 @@ def replan(output: Path) -> int:
     return 0
 
 
+def plan_largest(output: Path, models: Sequence[str]) -> int:
+    """Of some models and limits, the largest batch of tweets that is said to fit: rows that wait to be run."""
+    from benchmarks.memory_plan_runs import fits
+
+    with output.open("a", encoding="utf-8") as file:
+        for (model, dtype), limits in FILLED_UP.items():
+            for execution, limit in itertools.product(EXECUTIONS if model in models or not models else (), limits):
+                kind = Combination(model, dtype, execution, "tweets", 1, "auto", limit)
+                item = largest(kind, fits)
+                print(
+                    f"{model} {dtype} {execution} in {limit:g} GB: {'none' if item is None else item.batch}",
+                    flush=True,
+                )
+                if item is not None:
+                    file.write(json.dumps({"key": f"{item.key} largest", "status": "planned", **asdict(item)}) + "\n")
+                    file.flush()
+    return 0
+
+
+def largest(kind: Combination, fits: Callable[[Combination], bool]) -> Combination | None:
+    """With the largest batch that fits, found by doubling and halving to within a tenth."""
+    least, most = 0, 1
+    while most <= LARGEST_BATCH and fits(replace(kind, batch=most)):
+        least, most = most, 2 * most
+    while most - least > max(1, least // 10):
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(replace(kind, batch=middle)) else (least, middle)
+    return replace(kind, batch=least) if least else None
+
+
+def run_largest(output: Path, deadline: float) -> int:
+    """Run the rows that wait for it; what they come to takes their place."""
+    from benchmarks.memory_plan_runs import Runs
+
+    rows = read_rows(output)
+    kept: tuple[object, Runs | None] = (None, None)
+    for place, row in enumerate(rows):
+        if row["status"] != "planned" or time.monotonic() > deadline:
+            continue
+        item = Combination.of_row(row)
+        kind = item.model, item.dtype
+        runs = kept[1] if kept[0] == kind else None
+        kept = (None, None)  # the other model goes before this one comes
+        runs = runs or Runs(item.flags())
+        kept = kind, runs
+        rows[place] = {**row, **runs.measure(item)}
+        print(f"{row['key']}: {rows[place]['status']}, {rows[place]['seconds']:.0f} s", flush=True)
+        output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return 0
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, gone on with if it is there")
@@ -146,6 +208,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit-minutes", type=float, default=60.0)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--replan", action="store_true", help="only plan anew what has been measured")
+    parser.add_argument("--largest", action="store_true", help="only plan the largest batches of some limits")
+    parser.add_argument("--run-largest", action="store_true", help="only run those")
     parser.add_argument("--summary", action="store_true", help="only say what is in the file")
     return parser.parse_args(arguments)
 
@@ -208,7 +272,11 @@ def summarise(rows: Sequence[dict[str, Any]]) -> str:
         )
     planned = [row for row in rows if row["planned"]]
     wrong = [row["key"] for row in planned if row["planned"].get("verdict") == "fits" and _failed(row)]
-    failed = sum(row["status"] not in ("measured", "oom") for row in rows)
+    failed = sum(row["status"] not in ("measured", "oom", "planned") for row in rows)
+    filled = [row for row in rows if row["key"].endswith(" largest") and row["status"] != "planned"]
+    if filled:
+        did = sum(row["status"] == "measured" for row in filled)
+        lines.append(f"largest batches said to fit: {did} of {len(filled)} did")
     lines.append(f"said to fit, and failed: {', '.join(wrong) or 'none'}; {failed} with another error")
     return "\n".join(lines)
 

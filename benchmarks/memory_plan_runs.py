@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.launch_state import LaunchState
 from benchmarks.patching import after_call
-from lorabench.catalog.gpus import GpuPreset, gpu_of
+from lorabench.catalog.gpus import GPUS, GpuPreset, gpu_of
 from lorabench.config.command_line import parse_run_config
 from lorabench.data.batching import PaddedCollator, TokenizedRows, Window
 from lorabench.data.task import load_task
@@ -61,6 +61,11 @@ def plan_of(item: "Combination", gpu: GpuPreset) -> MemoryPlan:
     """Its plan on such a GPU."""
     config, lengths = parse_run_config(item.flags()), row_lengths(item.lengths)
     return plan_memory(Workload(config, item.precision, lengths, Cards(gpu), "single_gpu"))
+
+
+def fits(item: "Combination") -> bool:
+    """Whether it is said to fit on an H100, within its limit."""
+    return plan_of(item, GPUS["h100"]).verdict == "fits"
 
 
 def row_lengths(kind: str) -> RowLengths:

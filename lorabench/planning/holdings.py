@@ -1,6 +1,6 @@
 """What a run holds from beginning to end: frozen weights, adapter, head, and what captured steps keep beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class JointSize:
     """Frozen projections that become one product.
 
     Attributes:
-        weights: their sizes in bytes.
+        weights: where their sizes stand among those of all frozen weights.
         joint: the joint weight's.
         has_lora: several of them are laid out together.
         layout: those with the same may be.
@@ -73,12 +73,12 @@ def measure(classifier: SequenceClassifier, joins: torch.dtype | None) -> Holdin
     scales: list[int] = []
     trained: list[int] = []
     counts = {True: 0, False: 0}
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
     for module in classifier.modules():
         for parameter in (*module._parameters.values(), *module._buffers.values()):
             if parameter is None or id(parameter) in seen:
                 continue
-            seen.add(id(parameter))
+            seen[id(parameter)] = len(frozen)
             size = parameter.numel() * parameter.element_size()
             counts[parameter.requires_grad] += parameter.numel()
             if parameter.requires_grad:
@@ -96,7 +96,7 @@ def measure(classifier: SequenceClassifier, joins: torch.dtype | None) -> Holdin
         tuple(frozen), tuple(quantized), tuple(scales), tuple(trained), counts[True], counts[False],
         block_bytes=max((_bytes(block) for block in blocks), default=0),
         embedding_bytes=_bytes(body.get_input_embeddings()),
-        joints=tuple(joint for block in blocks for joint in _joints(block, joins)) if joins else (),
+        joints=tuple(joint for block in blocks for joint in _joints(block, joins, seen)) if joins else (),
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def _held(module: nn.Module, parameter: torch.Tensor) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def _joints(block: nn.Module, dtype: torch.dtype) -> list[JointSize]:
+def _joints(block: nn.Module, dtype: torch.dtype, places: Mapping[int, int]) -> list[JointSize]:
     """As `packed.joints` finds them, without products that are only cut: those keep their weights."""
     found = []
     for parent in block.modules():
@@ -123,13 +123,13 @@ def _joints(block: nn.Module, dtype: torch.dtype) -> list[JointSize]:
             taken.update(names)
         groups += [(name,) for name, child in children.items() if name not in taken and isinstance(child, LoraLinear)]
         for names in groups:
-            joint = _joint([children[name] for name in names], dtype)
+            joint = _joint([children[name] for name in names], dtype, places)
             if joint is not None:
                 found.append(joint)
     return found
 
 
-def _joint(members: Sequence[nn.Module], dtype: torch.dtype) -> JointSize | None:
+def _joint(members: Sequence[nn.Module], dtype: torch.dtype, places: Mapping[int, int]) -> JointSize | None:
     bases: list[Any] = [m.base_layer if isinstance(m, LoraLinear) else m for m in members]
     if any(type(base) is not nn.Linear or base.weight.dtype != dtype for base in bases):
         return None
@@ -137,7 +137,7 @@ def _joint(members: Sequence[nn.Module], dtype: torch.dtype) -> JointSize | None
     rank = sum(adapter.r[name] for adapter in adapters for name in adapter.active_adapters)
     rank += -rank % ALIGNMENT
     inputs, outputs = bases[0].in_features, sum(base.out_features for base in bases)
-    weights = tuple(base.weight.numel() * dtype.itemsize for base in bases)
+    weights = tuple(places[id(base.weight)] for base in bases)
     return JointSize(weights, outputs * (inputs + rank) * dtype.itemsize, bool(adapters), (outputs, inputs, rank))
 
 

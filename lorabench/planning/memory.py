@@ -390,11 +390,9 @@ class Planner:
     def _load_captured(self, play: Playback) -> None:
         self._load(play)
         held = self.holdings
+        weights = play.pieces("frozen weights")
         for group in side_by_side(held.joints):
-            by_size: dict[int, list[Any]] = {}
-            for piece in play.pieces("frozen weights"):
-                by_size.setdefault(piece.size, []).append(piece)
-            old = [by_size[_rounded(size)].pop(0) for joint in group for size in joint.weights]
+            old = [weights[place] for joint in group for place in joint.weights]
             play.exchange("frozen weights", old, sum(joint.joint for joint in group))
         # Values and gradients lie in one buffer each; what computes with them has a copy in its own dtype.
         play.hold("gradients", [FLOAT * held.trained_count])
@@ -524,10 +522,6 @@ class _Texts:
         self.data = TokenizedRows([[0] * length] * count, [0] * count, cut_rows=0)
         self.class_weights: Sequence[float] = (1.0,)
         self.pad_token_id = 0
-
-
-def _rounded(size: int) -> int:
-    return -(-size // 512) * 512
 
 
 _SENTENCES = {

@@ -5,8 +5,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmarks.memory_plan import EXECUTIONS, KINDS, LIMITS, Combination, combinations, main, read_rows, summarise
+from benchmarks.memory_plan import (
+    EXECUTIONS,
+    KINDS,
+    LARGEST_BATCH,
+    LIMITS,
+    Combination,
+    combinations,
+    largest,
+    main,
+    read_rows,
+    summarise,
+)
 from lorabench.catalog.gpus import gpu_of
 from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT
@@ -34,6 +47,20 @@ def test_the_summary_has_median_nine_in_ten_and_maximum_and_false_promises() -> 
     assert "said to fit, and failed: gone; 1 with another error" in said
     unplanned = row("more", 0.0, recompute="auto", recomputes=True)
     assert "said to fit, and failed: more;" in summarise([unplanned])
+
+
+@given(st.integers(0, LARGEST_BATCH))
+def test_the_largest_batch_that_fits_is_found_to_within_a_tenth(most: int) -> None:
+    kind = Combination("llama3-8b", "bf16", "eager", "tweets", 1, "auto", 18.0)
+    found = largest(kind, lambda item: item.batch <= most)
+    assert (found is None) is (most == 0)
+    if found is not None:
+        assert found.batch <= most <= found.batch + max(1, found.batch // 10)
+
+
+def test_the_largest_batches_are_counted_apart() -> None:
+    rows = [row("a largest", 0.0), row("b largest", 0, "oom"), row("c largest", 0, "planned"), row("d", 0.0)]
+    assert "largest batches said to fit: 1 of 2 did" in summarise(rows)
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

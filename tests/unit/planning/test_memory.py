@@ -118,6 +118,33 @@ def test_four_bits_take_less_than_sixteen_and_their_scales_are_counted(workload:
     assert packed.holdings.trained_count == plain.holdings.trained_count
 
 
+@pytest.mark.parametrize("support", [True, False])
+def test_evaluating_four_bits_leaves_nothing_whatever_this_machines_cpu_can_do(
+    support: bool, workload: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some CPUs bitsandbytes lays its weights out anew where a model is evaluated."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: support)
+    planner = Planner(workload(quantize="nf4", execution="eager"))
+    alive: dict[int, int] = {}
+    for number, size in planner.padded_pass([16, 30], recomputes=False, trains=False).events:
+        if size:
+            alive[number] = size
+        else:
+            del alive[number]
+    assert sum(alive.values()) < min(planner.holdings.quantized)
+
+
+def test_joints_take_the_place_of_their_own_weights_and_no_others_of_their_size() -> None:
+    """RoBERTa's q, k, v and the projection behind them are of one shape; only the first three become one product."""
+    planner = Planner(preset("roberta-large"))
+    size = 2 * 1024 * 1024
+    squares = [place for place, held in enumerate(planner.holdings.frozen) if held == size]
+    joined = [joint.weights for joint in planner.holdings.joints if planner.holdings.frozen[joint.weights[0]] == size]
+    assert len(squares) == 4 * 24 + 1 and len(joined) == 24  # the last one is the head's
+    assert [squares.index(place) for joint in joined for place in joint] == [i for i in range(96) if i % 4 != 3]
+
+
 def test_lora_of_a_higher_rank_is_counted(workload: Any) -> None:
     low, high = (Planner(workload(lora_r=rank)).holdings for rank in (4, 8))
     head = 2 * 64
