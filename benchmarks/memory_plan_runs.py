@@ -18,8 +18,9 @@ from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.setting import enter_launch
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier
+from lorabench.planning.duration import plan_duration
 from lorabench.planning.lengths import TWEETS, spread_lengths
-from lorabench.planning.memory import PLAYED, MemoryPlan, plan_memory
+from lorabench.planning.memory import PLAYED, Planner
 from lorabench.planning.terms import TRAINING
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.step.evaluation import predict_logits
@@ -44,12 +45,13 @@ def planned_row(row: dict[str, Any]) -> dict[str, Any]:
 
     item, began = Combination.of_row(row), time.monotonic()
     gpu = GpuPreset(**{**row["gpu"], "capability": tuple(row["gpu"]["capability"])})
-    plan = plan_of(item, gpu)
+    planner = planner_of(item, gpu)
+    plan = planner.plan()
     train, evaluation = plan.reserved(*TRAINING), plan.reserved("eval")
     peak = max(train, evaluation, key=lambda amount: amount.expected)
     planned = {
         "train": train.to_json(), "eval": evaluation.to_json(), "peak": peak.to_json(), **plan.to_json(),
-        "plan_seconds": time.monotonic() - began,
+        "plan_seconds": time.monotonic() - began, "step_s": plan_duration(planner, plan).step.expected,
     }  # fmt: skip
     errors = {
         phase: planned[phase]["expected_gb"] / row["measured"][phase] - 1 for phase in COMPARED
@@ -57,15 +59,15 @@ def planned_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "planned": planned, "error": errors}
 
 
-def plan_of(item: "Combination", gpu: GpuPreset) -> MemoryPlan:
-    """Its plan on such a GPU."""
+def planner_of(item: "Combination", gpu: GpuPreset) -> Planner:
+    """What plans it on such a GPU."""
     config, lengths = parse_run_config(item.flags()), row_lengths(item.lengths)
-    return plan_memory(Workload(config, item.precision, lengths, Cards(gpu), "single_gpu"))
+    return Planner(Workload(config, item.precision, lengths, Cards(gpu), "single_gpu"))
 
 
 def fits(item: "Combination") -> bool:
     """Whether it is said to fit on an H100, within its limit."""
-    return plan_of(item, GPUS["h100"]).verdict == "fits"
+    return planner_of(item, GPUS["h100"]).plan().verdict == "fits"
 
 
 def row_lengths(kind: str) -> RowLengths:
@@ -122,7 +124,7 @@ class Runs:
         config = parse_run_config(item.flags())
         answer = None
         if item.recompute == "auto":
-            execution = plan_of(item, self._gpu).execution
+            execution = planner_of(item, self._gpu).plan().execution
             names = {True: "captured", False: "eager"}
             answer = {"execution": names[execution.captured], "recomputed_blocks": execution.recomputed}
         torch._C._cuda_clearCublasWorkspaces()

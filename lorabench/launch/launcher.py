@@ -7,17 +7,18 @@ the training process itself where there is only one. `--config_file` overrides t
 it on each with `--num_machines N --machine_rank R --main_process_ip HOST_OF_RANK_0`. A model counts as fitting one
 card when
 
-    1.1 x bytes of its frozen weights + 2 GB <= memory of the smallest card
+    1.1 x bytes of its frozen weights + 2 GB <= memory of the smallest card, or --gpu-memory-limit
 
 where the tenth covers buffers and fragmentation, and the 2 GB the CUDA context, adapter, optimizer and activations
-under gradient checkpointing.
+under gradient checkpointing. Where several cards are there and this is no clear answer, the run is planned.
 """
 
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.config.command_line import PROGRAM, TrainCommand, parse_train_command
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
+from lorabench.launch.fitting import Fit, plan_data_parallel
 from lorabench.launch.one_process import start_alone
 from lorabench.launch.options import CONFIGS, LaunchOptions, find_config, launch_command, take_launch_options
 from lorabench.machine.gpus import Gpu, check_driver, list_gpus
@@ -35,6 +37,8 @@ from lorabench.wording import counted
 
 _WEIGHT_FACTOR = 1.1
 _RESERVED_BYTES = 2 * GB
+# Of the card: below, the rule's answer is sure, and so it is where weights alone take more than all.
+_SURE_SHARE = 0.75
 _BYTES_PER_WEIGHT = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -92,7 +96,9 @@ def build_command(arguments: Sequence[str]) -> list[str]:
         command, reason = launch_command(path, options, flags), f"{path} as asked by --config_file"
     else:
         check_driver()
-        choice = choose(usable_gpus(options), measure_model(asked.flags), options.num_machines or 1)
+        gpus, machines = limited(usable_gpus(options), asked.flags.run.gpu_memory_limit), options.num_machines or 1
+        ask = partial(plan_data_parallel, flags, gpus, machines)
+        choice = choose(gpus, measure_model(asked.flags), machines, ask)
         path = find_config(str(CONFIGS / choice.config))
         command = launch_command(path, replace(options, num_processes=choice.num_processes), flags)
         reason = f"{choice.reason} (accelerate_configs/{choice.config})"
@@ -131,11 +137,21 @@ def usable_gpus(options: LaunchOptions) -> list[Gpu]:
     return gpus[:share]
 
 
-def choose(gpus: Sequence[Gpu], size: ModelSize, machines: int = 1) -> Choice:
+def limited(gpus: Sequence[Gpu], limit_gb: float | None) -> list[Gpu]:
+    """Cards as large as the run lets them be."""
+    if limit_gb is None:
+        return list(gpus)
+    return [replace(gpu, total_bytes=min(gpu.total_bytes, int(limit_gb * GB))) for gpu in gpus]
+
+
+def choose(
+    gpus: Sequence[Gpu], size: ModelSize, machines: int = 1, ask_plan: Callable[[], Fit | None] = lambda: None
+) -> Choice:
     """The strategy for these cards: one process, data parallel where the model fits each card, else ZeRO-3.
 
     Args:
         gpus: of this machine; the other machines are taken to have the same.
+        ask_plan: plans the run under DDP; called where the weights' size does not settle it.
     """
     everywhere = f" on each of {machines} machines" if machines > 1 else ""
     if not gpus:
@@ -152,7 +168,10 @@ def choose(gpus: Sequence[Gpu], size: ModelSize, machines: int = 1) -> Choice:
         reason = f"{found}: size of {size.model} is unknown -> DDP; if it does not fit one card: zero3.yaml"
         return Choice(data_parallel, ranks, reason)
     taken = f"{found}: weights of {size.model} take {_gigabytes(size.weight_bytes)} in {size.dtype}"
-    if _fits(size.weight_bytes, gpus):
+    fit = None if _is_sure(size.weight_bytes, gpus) else ask_plan()
+    if fit is not None:
+        taken += f", the run {fit.expected_gb:.1f} of {fit.capacity_gb:.1f} GB by its plan"
+    if _fits(size.weight_bytes, gpus) if fit is None else fit.fits:
         return Choice(data_parallel, ranks, f"{taken} and fit one card -> DDP")
     reason = f"{taken} and do not fit one card -> ZeRO-3"
     if not _fits(size.weight_bytes // ranks, gpus):
@@ -162,7 +181,16 @@ def choose(gpus: Sequence[Gpu], size: ModelSize, machines: int = 1) -> Choice:
 
 
 def _fits(weight_bytes: int, gpus: Sequence[Gpu]) -> bool:
-    return weight_bytes * _WEIGHT_FACTOR + _RESERVED_BYTES <= min(gpu.total_bytes for gpu in gpus)
+    return _needed(weight_bytes) <= min(gpu.total_bytes for gpu in gpus)
+
+
+def _is_sure(weight_bytes: int, gpus: Sequence[Gpu]) -> bool:
+    smallest = min(gpu.total_bytes for gpu in gpus)
+    return _needed(weight_bytes) <= _SURE_SHARE * smallest or weight_bytes >= smallest
+
+
+def _needed(weight_bytes: int) -> float:
+    return weight_bytes * _WEIGHT_FACTOR + _RESERVED_BYTES
 
 
 def _nearest_file(strategy: str, gpus: int, machines: int) -> str:

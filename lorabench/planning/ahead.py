@@ -17,7 +17,6 @@ from lorabench.catalog.gpus import GpuPreset
 from lorabench.config.run_config import RunConfig
 from lorabench.planning.terms import TRAINING, Amount, Phase
 from lorabench.planning.workload import Cards, RowLengths, Workload
-from lorabench.units import GB
 
 # Phases as a run measures them, and those of a plan that they consist of.
 MEASURED: dict[str, tuple[Phase, ...]] = {
@@ -108,21 +107,28 @@ def answer(values: dict[str, Any]) -> dict[str, Any]:
     """
     from lorabench.planning.memory import plan_memory
 
-    plan = plan_memory(workload_from_json(values))
+    workload = workload_from_json(values)
+    plan = plan_memory(workload)
     reserved = {
         name: max((phase.reserved for phase in plan.phases if phase.phase in phases), key=_expected, default=None)
         for name, phases in MEASURED.items()
     }
-    worst = max((plan.taken(phase) for phase in plan.phases), key=_expected)
+    kept = ("verdict", "expected_gb", "capacity_gb", "execution", "recomputed_blocks", "blocks")
+    said = plan.to_json()
     return {
-        "verdict": plan.verdict,
-        "expected_gb": worst.expected / GB,
-        "capacity_gb": plan.capacity / GB,
-        "execution": "captured" if plan.execution.captured else "eager",
-        "recomputed_blocks": plan.execution.recomputed,
-        "blocks": plan.execution.blocks,
+        **{name: said[name] for name in kept},
+        "hopeless": plan.verdict == "does not fit" and is_hopeless(workload),
         "phases": {name: amount.to_json() for name, amount in reserved.items() if amount is not None},
     }
+
+
+def is_hopeless(workload: Workload) -> bool:
+    """Whether a run that does not fit cannot help itself: it may not halve its batches, or one row is too much."""
+    from lorabench.planning.memory import plan_memory
+
+    if workload.config.run.on_oom == "stop" or workload.meets_in_steps:
+        return True
+    return plan_memory(workload.changed("optim", batch_size=1)).verdict == "does not fit"
 
 
 def _expected(amount: Amount) -> float:

@@ -114,6 +114,7 @@ class MemoryPlan:
         execution = self.execution
         return {
             "verdict": self.verdict,
+            "expected_gb": max(self.taken(phase).expected for phase in self.phases) / GB,
             "capacity_gb": self.capacity / GB,
             "capacity_is_limit": self.limited,
             "runs_out": self.runs_out,
@@ -229,11 +230,13 @@ class Planner:
         steps = self._captured(play, recomputed) if self.captured else self._eager(play, recomputed)
         try:
             for phase, run in steps:
-                runs_out = phase
-                with play.phase() as peak:
-                    run()
-                if phase not in peaks or peak.reserved > peaks[phase].reserved:
-                    peaks[phase] = peak  # the worse of several times
+                runs_out, peak = phase, Peak()
+                try:
+                    with play.phase(peak):
+                        run()
+                finally:
+                    if phase not in peaks or peak.reserved > peaks[phase].reserved:
+                        peaks[phase] = peak  # the worse of several times
             runs_out = None
         except OutOfMemory:
             pass

@@ -47,13 +47,13 @@ class Playback:
         self._in_graphs = 0
 
     @contextmanager
-    def phase(self) -> Iterator[Peak]:
-        """What is inside is one phase; what is yielded is filled."""
+    def phase(self, peak: Peak) -> Iterator[None]:
+        """What is inside is one phase, whose peak is filled in, however it ends."""
         self.memory.reset_peaks()
-        peak = self._peak = Peak()
+        self._peak = peak
         self._look(0, 0)
         try:
-            yield peak
+            yield
         finally:
             peak.reserved = self.memory.peak_reserved
             peak.graphs = self.memory.reserved_by.get(GRAPHS, 0) - self._in_graphs

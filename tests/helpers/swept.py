@@ -1,7 +1,8 @@
 """Trials of a sweep that only look like runs: scores that follow from the rank, an epoch at a time.
 
 Variables of the environment say how it goes: `SWEPT_EPOCH_S`, seconds of an epoch; `SWEPT_SAVE_S`, seconds after the
-last one; `SWEPT_FAIL`, ranks that fail, with commas between them; `SWEPT_LOG`, a file that gets a line for each start.
+last one; `SWEPT_FAIL`, ranks that fail, with commas between them; `SWEPT_TOO_LARGE`, ranks that no GPU holds, by the
+plans of their runs; `SWEPT_LOG`, a file that gets a line for each start.
 A run that goes on does so after its last epoch.
 """
 
@@ -69,6 +70,8 @@ def main() -> int:
         "config": {"optim": {"batch_size": 8, "gradient_accumulation": 1, "epochs": EPOCHS}},
         "data": {"rows": {"train": 8 * 10}},
     }  # fmt: skip
+    if str(options.lora_r) in os.environ.get("SWEPT_TOO_LARGE", "").split(","):
+        record["plan"] = {"verdict": "does not fit", "hopeless": True}
     write(folder, record)
 
     def stop(number: int, _: object) -> None:

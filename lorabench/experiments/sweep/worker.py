@@ -263,20 +263,29 @@ class Worker:
         with answering(self._url):
             for name, running in self._running.items():
                 self._ledger.beat(running.claimed)
-                if self._report(running) and not running.pruned and self._is_hopeless(running):
+                has_news = self._report(running)
+                why = None if running.pruned else self._why_hopeless(running, has_news)
+                if why is not None:
                     running.pruned = True
                     # Before it stops: were this worker killed now, the trial would be taken for one to go on with.
-                    self._ledger.note(running.claimed.trial.number, {"pruned": max(running.reported)})
+                    self._ledger.note(running.claimed.trial.number, {"pruned": why})
                 if running.pruned and not running.told:
                     running.told = True
                     scheduler.stop(name)
             self.entries = self._ledger.entries()
 
-    def _is_hopeless(self, running: _Running) -> bool:
-        """Whether a run that has epochs left is given up."""
-        return not running.epochs.is_last(_record(running.launch.folder)) and self._ledger.is_hopeless(
-            running.claimed.trial.number
-        )
+    def _why_hopeless(self, running: _Running, has_news: bool) -> str | int | None:
+        """Why a run that has epochs left is given up: the epoch that was too bad, or its plan; None if it is not.
+
+        Args:
+            has_news: epochs have ended since the last look.
+        """
+        record = _record(running.launch.folder)
+        if lookup(record, "plan", "hopeless") is True and not running.reported:
+            return "does not fit its GPUs, by its plan"
+        if has_news and not running.epochs.is_last(record):
+            return max(running.reported) if self._ledger.is_hopeless(running.claimed.trial.number) else None
+        return None
 
     def _report(self, running: _Running) -> bool:
         """Tell the study what each epoch came to that it does not know. Returns whether there was any."""

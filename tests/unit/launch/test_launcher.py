@@ -13,7 +13,8 @@ from limits import HANG_S
 
 from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
-from lorabench.launch import launcher
+from lorabench.launch import fitting, launcher
+from lorabench.launch.fitting import Fit
 from lorabench.launch.launcher import ModelSize, build_command, choose, measure_model
 from lorabench.launch.options import LaunchOptions, find_config, take_launch_options
 from lorabench.machine.gpus import Gpu
@@ -89,6 +90,82 @@ def test_the_margin_is_a_tenth_and_two_gigabytes() -> None:
     enough = Gpu("card", 13_000_000_000)
     assert choose([enough, enough], size).config == "ddp.yaml"
     assert choose([enough, Gpu("card", 12_999_999_999)], size).config == "zero3.yaml"
+
+
+@pytest.mark.parametrize(
+    ("weight_gb", "fits", "expected"),
+    [
+        (15.9, True, None),  # 1.1 x 15.9 + 2 = 19.49 of 26
+        (16.0, True, "ddp.yaml"),
+        (16.0, False, "zero3.yaml"),
+        (25.9, True, "ddp.yaml"),
+        (26.0, True, None),
+    ],
+)
+def test_where_the_weights_settle_nothing_the_plan_does(weight_gb: float, fits: bool, expected: str | None) -> None:
+    asked: list[bool] = []
+
+    def ask() -> Fit:
+        asked.append(fits)
+        return Fit(fits, 25.04, 26.0)
+
+    choice = choose([Gpu("card", 26_000_000_000)] * 2, ModelSize("m", int(weight_gb * 1e9), "bf16"), 1, ask)
+    assert (asked == []) is (expected is None)
+    if expected is not None:
+        assert choice.config == expected and "in bf16, the run 25.0 of 26.0 GB by its plan and " in choice.reason
+
+
+def test_a_run_that_cannot_be_planned_is_chosen_for_by_its_weights() -> None:
+    cards = [Gpu("card", 26_000_000_000)] * 2
+    assert choose(cards, ModelSize("m", 21_000_000_000, "bf16"), 1, lambda: None).config == "ddp.yaml"
+    assert choose(cards, ModelSize("m", 22_000_000_000, "bf16"), 1, lambda: None).config == "zero3.yaml"
+
+
+def test_a_limit_makes_cards_small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    use_gpus(monkeypatch, A6000, A6000)
+    monkeypatch.setattr(launcher, "plan_data_parallel", lambda *asked: None)
+    for limit, expected in ((24, "ddp.yaml"), (12, "zero3.yaml"), (45, "ddp.yaml")):
+        flags = ["--model", "llama3-8b", "--weights", "random", "--task", "sample", "--gpu-memory-limit", str(limit)]
+        build_command(flags)
+        said = capsys.readouterr().out
+        assert f"2 GPUs ({limit}.0 GB + {limit}.0 GB)" in said and f"/{expected})" in said
+
+
+def test_a_plan_is_asked_for_the_smallest_card_and_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **others: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        assert others["check"] and others["timeout"]
+        said = json.dumps({"verdict": verdict, "expected_gb": 20.5, "capacity_gb": 24.0})
+        return subprocess.CompletedProcess(command, 0, f"note\n{said}\n", "")
+
+    monkeypatch.setattr(fitting.subprocess, "run", run)
+    for verdict in ("fits", "tight", "does not fit"):
+        found = fitting.plan_data_parallel(["--model", "m"], [A6000, RTX_3090], 2)
+        assert found == Fit(verdict != "does not fit", 20.5, 24.0)
+    words = commands[0][commands[0].index("plan") :]
+    expected = "plan --gpus 2 --nodes 2 --strategy ddp --format json --gpu"
+    assert words == [*expected.split(), RTX_3090.name, "--model", "m"]
+
+
+@pytest.mark.parametrize("said", ["", "{", '{"verdict": "fits"}'])
+def test_a_plan_that_is_none_is_none(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, said, "")
+    monkeypatch.setattr(fitting.subprocess, "run", lambda command, **others: done)
+    assert fitting.plan_data_parallel([], [RTX_3060], 1) is None
+
+    def fail(command: list[str], **others: object) -> NoReturn:
+        raise subprocess.CalledProcessError(2, command)
+
+    monkeypatch.setattr(fitting.subprocess, "run", fail)
+    assert fitting.plan_data_parallel([], [RTX_3060], 1) is None
+
+
+def test_a_plan_of_a_run_is_made() -> None:
+    flags = ["--model", "roberta-large", "--weights", "random", "--task", "sample", "--gpu-memory-limit"]
+    found = fitting.plan_data_parallel([*flags, "0.9"], [A6000] * 2, 1)
+    assert found is not None and not found.fits and found.capacity_gb == 0.9
 
 
 def test_an_unknown_size_is_said() -> None:

@@ -36,6 +36,23 @@ def test_the_answer_is_the_plan_in_the_phases_that_are_measured(workload: Any) -
     assert found["expected_gb"] == max(plan.taken(phase).expected for phase in plan.phases) / GB
 
 
+@pytest.mark.parametrize(
+    ("limit", "others", "verdict", "hopeless"),
+    [
+        (0.001, {}, "does not fit", True),
+        (0.5, {}, "fits", False),
+        (0.12, {"batch_size": 512}, "does not fit", False),
+        (0.12, {"batch_size": 512, "on_oom": "stop"}, "does not fit", True),
+    ],
+)
+def test_a_run_is_hopeless_that_cannot_help_itself(
+    limit: float, others: dict[str, Any], verdict: str, hopeless: bool, workload: Any
+) -> None:
+    flags = {"execution": "eager", "gradient_checkpointing": "auto", "gpu_memory_limit": limit, **others}
+    found = answer(workload_json(workload(lengths=(30, 30) * 30, **flags)))
+    assert (found["verdict"], found["hopeless"]) == (verdict, hopeless), found
+
+
 @pytest.mark.slow
 def test_another_process_answers(workload: Any) -> None:
     asked = workload(execution="eager")

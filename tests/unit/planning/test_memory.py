@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lorabench.catalog.gpus import GPUS
 from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import parse_run_config
+from lorabench.planning.fitting import remedies
 from lorabench.planning.memory import MemoryPlan, Planner, plan_memory
 from lorabench.planning.terms import PHASES, TRAINING, total
 from lorabench.planning.workload import Cards, RowLengths, Workload
@@ -149,6 +150,13 @@ def test_lora_of_a_higher_rank_is_counted(workload: Any) -> None:
     low, high = (Planner(workload(lora_r=rank)).holdings for rank in (4, 8))
     head = 2 * 64
     assert high.trained_count - head == 2 * (low.trained_count - head)
+
+
+def test_weights_alone_that_are_too_many_are_told_as_well() -> None:
+    plan = plan_memory(preset("roberta-large", "--gpu-memory-limit", "0.2"))
+    assert plan.verdict == "does not fit" and plan.runs_out == "load"
+    assert 0 < plan.to_json()["expected_gb"] <= 0.2 and plan.worst.phase == "load"
+    assert all("does not fit" in sentence for sentence in remedies(plan))
 
 
 def test_a_limit_that_is_too_low_is_told_with_the_phase() -> None:

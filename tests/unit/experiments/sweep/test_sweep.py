@@ -133,6 +133,18 @@ def test_hopeless_trials_are_stopped_after_an_epoch(
     assert cli.main(words) == 0 and len(starts(tmp_path)) == 3, "what was pruned is over"
 
 
+def test_trials_that_cannot_fit_by_their_plans_are_stopped_before_an_epoch_and_are_no_failures(
+    words: list[str], search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEPT_EPOCH_S", "1.5")
+    monkeypatch.setenv("SWEPT_TOO_LARGE", "16,32")
+    changed(search, method="grid", parameters={"lora_r": {"values": [16, 8, 32]}})
+    assert cli.main(words) == 0
+    trials = {trial["values"]["lora_r"]: trial for trial in page_of(tmp_path / "out")["trials"]}
+    assert {rank: trial["state"] for rank, trial in trials.items()} == {16: "pruned", 8: "completed", 32: "pruned"}
+    assert trials[16]["epochs"] in ({}, [])
+
+
 def test_a_run_that_is_through_its_epochs_is_not_pruned(
     words: list[str], search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
