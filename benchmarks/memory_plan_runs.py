@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.launch_state import LaunchState
 from benchmarks.patching import after_call
-from lorabench.catalog.gpus import GPUS, GpuPreset, gpu_of
+from lorabench.catalog.gpus import GPUS, GpuPreset, card_here
 from lorabench.config.command_line import parse_run_config
 from lorabench.data.batching import PaddedCollator, TokenizedRows, Window
 from lorabench.data.task import load_task
@@ -94,11 +94,8 @@ class Runs:
         self._classifier: SequenceClassifier | None = None
         self._device = self._setting.ranks.device
         properties = torch.cuda.get_device_properties(self._device)
-        known = gpu_of(properties.name)
-        self._gpu = known or GpuPreset(
-            name=properties.name, memory_mib=properties.total_memory >> 20, tflops=0.0, bandwidth=0.0, link=24.0,
-            capability=(properties.major, properties.minor), source="this machine",
-        )  # fmt: skip
+        capability = (properties.major, properties.minor)
+        self._gpu = card_here(properties.name, properties.total_memory >> 20, capability)
 
     def measure(self, item: "Combination") -> dict[str, Any]:
         """Run one combination."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from lorabench.catalog.gpus import GPUS, GpuPreset, gpu_of
+from lorabench.catalog.gpus import GPUS, GpuPreset, card_here, gpu_of
 from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import PROGRAM, parse_train_command, take_flags
 from lorabench.config.defaults import preset_precision
@@ -128,13 +128,7 @@ def find_card(name: str | None) -> GpuPreset:
 
 def card_of(name: str, total_bytes: int, capability: tuple[int, int] = (8, 0)) -> GpuPreset:
     """A card that is here: with the rates of the table where it is in it, and the memory that it reports."""
-    known = gpu_of(name)
-    if known is not None:
-        return known
-    return GpuPreset(
-        name=name, memory_mib=int(total_bytes / 0.985) // MIB, capability=capability, tflops=0.0, bandwidth=0.0,
-        link=24.0, source="no entry in the table of cards",
-    )  # fmt: skip
+    return card_here(name, int(total_bytes / 0.985) // MIB, capability)
 
 
 def resolve_precision(config: RunConfig, card: GpuPreset) -> str:

@@ -84,10 +84,11 @@ class _Clock:
             length = next((length for length in lengths if length >= total), lengths[-1])
             recorded = self._planner.pack_pass(length, self._workload.config.optim.batch_size, recomputed)
             times = max(1.0, total / length)
-            return times * pass_seconds(recorded.cost, length, self._rates, captured=True)
+            return times * pass_seconds(recorded.cost, length, self._rates, True, self._workload.precision)
         widest = sorted(batches, key=lambda batch: len(batch) * max(batch))[len(batches) // 2]
         recorded = self._planner.padded_pass(widest, recomputed > 0, trains=True)
-        return pass_seconds(recorded.cost, len(widest) * max(widest), self._rates, captured=False)
+        tokens = len(widest) * max(widest)
+        return pass_seconds(recorded.cost, tokens, self._rates, False, self._workload.precision, recomputed > 0)
 
     def _evaluation(self) -> float:
         """Of all validation rows that one rank computes."""
@@ -102,7 +103,7 @@ class _Clock:
         return len(batches) * self._seconds(recorded.cost, len(usual) * max(usual))
 
     def _seconds(self, cost: Any, tokens: int) -> float:
-        return pass_seconds(cost, tokens, self._rates, captured=False)
+        return pass_seconds(cost, tokens, self._rates, False, self._workload.precision)
 
     def _gathering(self) -> float:
         """Split weights cross to every card for the forward pass and once more for the backward pass."""

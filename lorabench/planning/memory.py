@@ -286,7 +286,7 @@ class Planner:
         longest = workload.lengths.longest
         (usual,) = choose_lengths(totals, longest, self.longest_pack(), most=1)
         rates = rates_of(workload.cards.gpu)
-        pass_s = pass_seconds(self.pack_pass(usual, texts, recomputed).cost, usual, rates, captured=True)
+        pass_s = pass_seconds(self.pack_pass(usual, texts, recomputed).cost, usual, rates, True, workload.precision)
         steps = total_steps(workload.config.optim, workload.steps_per_epoch)
         runs = steps / min(LOOKED_AT, workload.steps_per_epoch)
         length_s = CAPTURE_S + PASSES_PER_LENGTH * pass_s

@@ -14,10 +14,16 @@ from lorabench.planning.recording import Cost
 # Shares of the data sheet's rate that matrix products of so many tokens reach, measured on an H100.
 PRODUCTS_REACH = ((1, 0.01), (128, 0.41), (256, 0.62), (384, 0.71), (512, 0.72), (1024, 0.76), (8192, 0.79))
 TRAFFIC_REACH = 0.7
+# The same in 32 bits, where products are slow enough to keep all multiprocessors busy sooner.
+PRODUCTS_REACH_FP32 = ((1, 0.05), (128, 0.6), (512, 0.75), (8192, 0.8))
 # Seconds that a small kernel takes within a graph, and launched by Python and autograd, on the hosts of H100s.
 GRAPHED_S = 2.5e-6
-LAUNCHED_S = 30e-6
-_DEFAULTS = (50.0, 500.0)
+LAUNCHED_S = 7.5e-6
+# An operation of a pass, with Python's modules and autograd around it, takes so many times what a kernel's launch
+# does; where its block is recomputed, hooks on every tensor that is kept come on top.
+PASS_OVERHEAD = 4.0
+RECOMPUTED_OVERHEAD = 1.4
+_DEFAULTS = (50.0, 5.0, 500.0)
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Rates:
     """What kernels of a card reach.
 
     Attributes:
-        products: (tokens, floating-point operations per second of a matrix product of so many), rising.
+        products: (tokens, floating-point operations per second of a 16-bit matrix product of so many), rising.
+        products_fp32: the same in 32 bits.
         traffic: bytes per second.
         graphed_s: seconds that a small kernel takes in a graph.
         launched_s: and where it is launched by itself.
@@ -33,20 +40,25 @@ class Rates:
     """
 
     products: tuple[tuple[int, float], ...]
+    products_fp32: tuple[tuple[int, float], ...]
     traffic: float
     graphed_s: float
     launched_s: float
     source: str
 
-    def product_rate(self, tokens: int) -> float:
+    def product_rate(self, tokens: int, precision: str) -> float:
         """Floating-point operations per second of products of so many tokens."""
-        known, rates = zip(*self.products, strict=True)
+        known, rates = zip(*(self.products_fp32 if precision == "fp32" else self.products), strict=True)
         return float(np.interp(tokens, known, rates))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Rates":
         """Inverse of `dataclasses.asdict`, through JSON."""
-        return cls(**{**values, "products": tuple((int(tokens), float(rate)) for tokens, rate in values["products"])})
+        products = {
+            name: tuple((int(tokens), float(rate)) for tokens, rate in values[name])
+            for name in ("products", "products_fp32")
+        }
+        return cls(**{**values, **products})
 
 
 def rates_of(gpu: GpuPreset) -> Rates:
@@ -56,22 +68,33 @@ def rates_of(gpu: GpuPreset) -> Rates:
 
 def sheet_rates(gpu: GpuPreset) -> Rates:
     """What a card's data sheet lets expect; of a card without rates those of a small one."""
-    tflops, bandwidth = gpu.tflops or _DEFAULTS[0], gpu.bandwidth or _DEFAULTS[1]
+    given = (gpu.tflops, gpu.tflops_fp32, gpu.bandwidth)
+    tflops, tflops_fp32, bandwidth = (value or default for value, default in zip(given, _DEFAULTS, strict=True))
     products = tuple((tokens, share * tflops * 1e12) for tokens, share in PRODUCTS_REACH)
+    products_fp32 = tuple((tokens, share * tflops_fp32 * 1e12) for tokens, share in PRODUCTS_REACH_FP32)
     source = f"{gpu.source}; `lorabench plan --calibrate` on such a card measures it"
-    return Rates(products, TRAFFIC_REACH * bandwidth * 1e9, GRAPHED_S, LAUNCHED_S, source)
+    return Rates(products, products_fp32, TRAFFIC_REACH * bandwidth * 1e9, GRAPHED_S, LAUNCHED_S, source)
 
 
-def pass_seconds(cost: Cost, tokens: int, rates: Rates, captured: bool) -> float:
+def pass_seconds(
+    cost: Cost, tokens: int, rates: Rates, captured: bool, precision: str = "bf16", recomputes: bool = False
+) -> float:
     """Seconds of a pass over so many tokens.
 
     A product takes as long as its arithmetic or its reading, whichever is longer; other kernels take their reading. Of
     a graph, each kernel's beginning and end are on top; launched one by one, they hide behind the launches, or these
     behind them.
+
+    Args:
+        precision: what products are computed in.
+        recomputes: blocks recompute their activations.
     """
-    products = max(cost.products / rates.product_rate(tokens), cost.product_traffic / rates.traffic)
+    products = max(cost.products / rates.product_rate(tokens, precision), cost.product_traffic / rates.traffic)
     busy = products + cost.traffic / rates.traffic + cost.operations * rates.graphed_s
-    return busy if captured else max(busy, cost.operations * rates.launched_s)
+    if captured:
+        return busy
+    overhead = PASS_OVERHEAD * (RECOMPUTED_OVERHEAD if recomputes else 1.0)
+    return max(busy, cost.operations * overhead * rates.launched_s)
 
 
 def calibration_file() -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lorabench.catalog.gpus import GpuPreset, gpu_of
+from lorabench.catalog.gpus import card_here
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.setting import Setting
 from lorabench.errors import first_line
@@ -85,10 +85,7 @@ def _cards(setting: Setting) -> Cards:
     """This rank's GPU, with what is free of it, for all."""
     device = setting.ranks.device
     properties = torch.cuda.get_device_properties(device)
-    known = gpu_of(properties.name) or GpuPreset(
-        name=properties.name, memory_mib=properties.total_memory >> 20, tflops=0.0, bandwidth=0.0, link=24.0,
-        capability=(properties.major, properties.minor), source="no entry in the table of cards",
-    )  # fmt: skip
+    known = card_here(properties.name, properties.total_memory >> 20, (properties.major, properties.minor))
     usable = free_bytes(device)
     return Cards(dataclasses.replace(known, usable_bytes=usable), setting.ranks.world_size)
 

@@ -163,10 +163,11 @@ def test_lengths_are_spread_as_their_quantiles_say() -> None:
 def test_measured_rates_are_kept_and_a_damaged_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert read_calibration() == {}
-    rates = Rates(((1, 1e12), (1024, 5e14)), 2e12, 2e-6, 5e-6, "measured here")
+    rates = Rates(((1, 1e12), (1024, 5e14)), ((1, 1e11),), 2e12, 2e-6, 5e-6, "measured here")
     assert keep_calibration("Some GPU", rates) == calibration_file()
     assert read_calibration() == {"Some GPU": rates}
-    assert rates.product_rate(512) == pytest.approx(2.5e14, rel=0.01)
+    assert rates.product_rate(512, "fp32") == 1e11
+    assert rates.product_rate(512, "bf16") == pytest.approx(2.5e14, rel=0.01)
     calibration_file().write_text("{", encoding="utf-8")
     assert read_calibration() == {}
 
@@ -174,8 +175,9 @@ def test_measured_rates_are_kept_and_a_damaged_file_is_none(tmp_path: Path, monk
 def test_rates_of_the_table_rise_with_the_tokens_of_a_product() -> None:
     for gpu in GPUS.values():
         rates = sheet_rates(gpu)
-        found = [rates.product_rate(tokens) for tokens in (1, 100, 300, 1000, 10000)]
-        assert found == sorted(found) and found[-1] < gpu.tflops * 1e12
+        for precision, most in (("bf16", gpu.tflops), ("fp32", gpu.tflops_fp32)):
+            found = [rates.product_rate(tokens, precision) for tokens in (1, 100, 300, 1000, 10000)]
+            assert found == sorted(found) and found[-1] < most * 1e12
         assert gpu.source in rates.source
 
 

@@ -9,7 +9,7 @@ from lorabench.catalog.gpus import GPUS
 from lorabench.planning.duration import plan_duration
 from lorabench.planning.matrix import WAYS, matrix_sheet, plan_matrix
 from lorabench.planning.memory import Planner
-from lorabench.planning.rates import Rates, pass_seconds, sheet_rates
+from lorabench.planning.rates import PASS_OVERHEAD, RECOMPUTED_OVERHEAD, Rates, pass_seconds, sheet_rates
 from lorabench.planning.recording import Cost
 
 
@@ -35,12 +35,15 @@ def test_a_cell_says_what_does_not_fit_and_what_recomputes(workload: Any) -> Non
 
 
 def test_a_pass_takes_its_arithmetic_its_traffic_and_its_launches() -> None:
-    rates = Rates(((1, 1e12), (10, 1e12)), 1e9, 1e-6, 1e-5, "")
+    rates = Rates(((1, 1e12), (10, 1e12)), ((1, 1e11), (10, 1e11)), 1e9, 1e-6, 1e-5, "")
     assert pass_seconds(Cost(products=int(2e12)), 5, rates, captured=True) == 2
     assert pass_seconds(Cost(products=1, product_traffic=int(3e9)), 5, rates, captured=True) == 3
     assert pass_seconds(Cost(traffic=int(4e9)), 5, rates, captured=True) == 4
     assert pass_seconds(Cost(operations=1000), 5, rates, captured=True) == pytest.approx(1e-3)
-    assert pass_seconds(Cost(operations=1000), 5, rates, captured=False) == pytest.approx(1e-2)
+    assert pass_seconds(Cost(operations=1000), 5, rates, captured=False) == pytest.approx(PASS_OVERHEAD * 1e-2)
+    recomputed = pass_seconds(Cost(operations=1000), 5, rates, captured=False, recomputes=True)
+    assert recomputed == pytest.approx(RECOMPUTED_OVERHEAD * PASS_OVERHEAD * 1e-2)
+    assert pass_seconds(Cost(products=int(2e12)), 5, rates, captured=True, precision="fp32") == 20
 
 
 def test_a_faster_card_and_captured_steps_take_less_time(workload: Any) -> None:
