@@ -18,7 +18,7 @@ from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sweep.ledger import Ledger, study_facts
-from lorabench.experiments.sweep.page import SweepResult, page_lock, sheets, write_page
+from lorabench.experiments.sweep.page import OUTPUTS, SweepResult, page_lock, sheets, write_page
 from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, run_flags, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning
 from lorabench.experiments.sweep.search import Search, read_search
@@ -35,8 +35,15 @@ from lorabench.experiments.sweep.storage import (
     quiet_optuna,
     shown,
 )
-from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder, worker_id
-from lorabench.files import write_text_atomic
+from lorabench.experiments.sweep.worker import (
+    MOST_FAILURES,
+    WORKERS_FOLDER,
+    SearchOptions,
+    Worker,
+    take_worker_folder,
+    worker_id,
+)
+from lorabench.files import is_same_file, write_text_atomic
 from lorabench.results.ownership import Ownership
 from lorabench.results.sheets import print_sheets
 from lorabench.wording import counted
@@ -136,7 +143,13 @@ def _option_issues(options: SweepOptions, folder: Path) -> list[str]:
         issues.check(options.gpus_per_run is None, "--workers, --gpus-per-run: expected one of the two")
         if visible_gpus():
             issues.add(f"--workers {options.workers}: this machine has GPUs; expected --gpus-per-run")
-    issues.extend(folder_issues(folder, "sweep"))
+    openings = (WORKERS_FOLDER, STUDY_FILE, f"{STUDY_FILE}-journal")
+    issues.extend(folder_issues(folder, "sweep", STUDY_ID_FILE, openings, not options.dry_run))
+    if options.config is not None and any(is_same_file(options.config, folder / name) for name in OUTPUTS):
+        issues.add(
+            f"{options.config}: a file that the sweep in --output-dir {folder} writes; expected another name, or "
+            "another --output-dir"
+        )
     return list(issues)
 
 

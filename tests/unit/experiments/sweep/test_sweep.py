@@ -23,6 +23,7 @@ from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED, RunError, RunInterrupted
 from lorabench.experiments.sweep import command, storage, worker
 from lorabench.experiments.sweep.epochs import EpochReader
+from lorabench.experiments.sweep.page import OUTPUTS
 from lorabench.experiments.sweep.storage import open_storage
 from lorabench.results.ownership import is_held
 
@@ -352,6 +353,44 @@ def test_a_sweep_that_has_changed_is_refused(
     shared = f"sqlite:///{tmp_path}/shared.db"
     assert cli.main([*words, "--trials", "2", "--storage", shared, "--study", "mistyped"]) == EXIT_BAD_INPUT
     assert open_storage(shared).get_all_studies() == []
+
+
+def test_files_of_others_are_not_replaced(
+    words: list[str], search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    own = search.rename(out / "best.yaml")
+    words[words.index(str(search))] = str(own)
+    (out / "sweep.csv").write_text("mine\n", encoding="utf-8")
+    before = own.read_text(encoding="utf-8")
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, "--trials", "1", *more]) == EXIT_BAD_INPUT
+        said = capsys.readouterr().err
+        assert f"--output-dir {out}: in use; expected a new or empty folder, or that of a sweep" in said
+        assert "(it holds best.yaml, sweep.csv)" in said
+    assert own.read_text(encoding="utf-8") == before
+    assert {path.name for path in out.iterdir()} == {"best.yaml", "sweep.csv"}
+
+
+def test_the_sweep_file_is_never_one_that_the_sweep_writes(
+    words: list[str], search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor in the folder of its own."""
+    out = tmp_path / "out"
+    assert cli.main([*words, "--trials", "1"]) == 0
+    assert {path.name for path in out.iterdir()} <= {*OUTPUTS, "study.db", "study.id", "runs", "workers", ".lock"}
+    text = search.read_text(encoding="utf-8")
+    words[words.index(str(search))] = str(search.rename(out / "best.yaml"))
+    capsys.readouterr()
+    assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
+    assert f"best.yaml: a file that the sweep in --output-dir {out} writes" in capsys.readouterr().err
+    assert (out / "best.yaml").read_text(encoding="utf-8") == text
+
+
+def test_a_sweep_that_was_killed_at_its_very_beginning_is_begun_again(words: list[str], tmp_path: Path) -> None:
+    worker.take_worker_folder(tmp_path / "out")[1].release()
+    assert cli.main([*words, "--trials", "1"]) == 0
 
 
 def test_a_trial_that_is_left_goes_on_with_other_free_flags(
