@@ -1,5 +1,6 @@
 """Files and folders that a user names for a result (`--output`): nothing is lost by it but by `--overwrite`."""
 
+import json
 import os
 import shutil
 import stat
@@ -11,8 +12,11 @@ from pathlib import Path
 
 from lorabench.errors import RunError
 from lorabench.files import full_disk, replacing, swap_in, sync_path, why_not
-from lorabench.results.run_folder import OWN_NAMES, RUN_FILE
+from lorabench.results.run_folder import OWN_NAMES, RUN_FILE, lookup
+from lorabench.wording import named
 
+# What a mark has the names of its folder's files under.
+_CONTENTS = "files"
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a folder"),
@@ -61,20 +65,42 @@ def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Itera
 def folder_issues(path: Path, overwrite: bool, mark: str, flag: str = "--output") -> list[str]:
     """What keeps `path` from becoming a folder of results, one sentence each; to be asked before anything is computed.
 
-    A new name and an empty folder are free. With `overwrite`, so is a folder that an earlier result of this kind is.
+    A new name and an empty folder are free. With `overwrite`, so is a folder that an earlier result of this kind is,
+    unless something of another's has been put there.
 
     Args:
-        mark: the file that such a result has, and no other folder.
+        mark: the file that such a result has, and no other folder; it lists the others, see `writing_folder`.
     """
     issues, found = _look_up(path, flag, "folder", stat.S_ISDIR)
     if issues:
         return issues
+    place, here = path.resolve(), Path.cwd()
+    if path.name == ".." or place in (here, *here.parents):
+        return [f"{flag} {path}: the folder that the command runs in, or one above; expected a new folder"]
     if found and any(path.iterdir()):
         if not (path / mark).is_file():
             return [f"{flag} {path}: holds other files (no {mark}), and is never replaced; expected a new folder"]
         if not overwrite:
             return [f"{flag} {path}: exists already; expected a new folder, or --overwrite to replace it"]
+        others = sorted(_names_below(path) - _listed_by(path / mark) - {mark})
+        if others:
+            own = f"not among the files that {mark} lists, and would be lost"
+            return [f"{flag} {path}: holds {named(others, 3)}, {own}; expected a new folder, or them elsewhere"]
     return _parent_issues(path, flag)
+
+
+def _names_below(folder: Path) -> set[str]:
+    """Everything in a folder and in those below, by its path from there."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def _listed_by(mark: Path) -> set[str]:
+    """The files of an earlier result by its mark; none where that lists none."""
+    try:
+        listed = lookup(json.loads(mark.read_bytes()), _CONTENTS)
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
 
 
 @contextmanager
@@ -82,7 +108,8 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     """Yield a new folder beside `path`, which becomes `path` when the block ends well; else nothing is left of it.
 
     Args:
-        mark: see `folder_issues`, which is asked once more at the end.
+        mark: see `folder_issues`, which is asked once more at the end. The block writes it, as a JSON object, which
+            gets the names of all files as its `files`.
 
     Raises:
         RunError: the disk is full, another folder has appeared, or it cannot be written for another reason.
@@ -91,6 +118,7 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     try:
         staging.mkdir()
         yield staging
+        _list_files(staging, mark)
         for written in (*staging.rglob("*"), staging):
             sync_path(written)
         issues = folder_issues(path, overwrite, mark, flag)
@@ -104,6 +132,13 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _list_files(folder: Path, mark: str) -> None:
+    """Have the mark say what else is in its folder, so that what is put there later is told from it."""
+    made = json.loads((folder / mark).read_bytes())
+    made[_CONTENTS] = sorted(_names_below(folder) - {mark})
+    (folder / mark).write_text(json.dumps(made, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _look_up(path: Path, flag: str, kind: str, is_kind: Callable[[int], bool]) -> tuple[list[str], bool]:

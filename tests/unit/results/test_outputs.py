@@ -179,7 +179,7 @@ def fill(path: Path, text: str, overwrite: bool = False) -> None:
     with writing_folder(path, overwrite, MARK) as staging:
         (staging / "inner").mkdir()
         (staging / "inner" / "x").write_text(text)
-        (staging / MARK).touch()
+        (staging / MARK).write_text("{}")
 
 
 def test_a_folder_becomes_whole_and_replaces_only_its_like(tmp_path: Path) -> None:
@@ -192,7 +192,40 @@ def test_a_folder_becomes_whole_and_replaces_only_its_like(tmp_path: Path) -> No
     (path / MARK).unlink()
     (issue,) = folder_issues(path, True, MARK)
     assert "holds other files (no mark.json), and is never replaced" in issue
+    for damaged in ("", "[]", '{"files": 3}', '{"files": [["x"]]}'):
+        (path / MARK).write_text(damaged)
+        (issue,) = folder_issues(path, True, MARK)
+        assert "holds inner, inner/x, not among the files that mark.json lists" in issue
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "inner/notes.txt", "empty/", ".notes"])
+def test_what_somebody_has_put_into_an_earlier_result_is_kept(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "out"
+    fill(path, "old")
+    assert folder_issues(path, True, MARK) == []
+    own = path / name
+    own.mkdir() if name.endswith("/") else own.write_text("mine")
+    (issue,) = folder_issues(path, True, MARK)
+    assert issue == (
+        f"--output {path}: holds {name.rstrip('/')}, not among the files that mark.json lists, and would be lost; "
+        "expected a new folder, or them elsewhere"
+    )
+    with pytest.raises(RunError, match="would be lost"):  # it may have come while the new one was computed
+        fill(path, "new", overwrite=True)
+    assert own.exists() and (path / "inner" / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", [".", "..", "{here}", "../..", "inner/.."])
+def test_the_folder_that_a_command_runs_in_is_no_output(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be exchanged for another, empty as it may be."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (issue,) = folder_issues(Path(name.format(here=here)), False, MARK)
+    assert "the folder that the command runs in, or one above; expected a new folder" in issue
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling"])
@@ -220,7 +253,8 @@ def test_a_folder_that_fails_or_has_a_rival_leaves_what_was_there(tmp_path: Path
         (staging / "x").touch()
         raise ValueError("no")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RunError, match="holds other files"), writing_folder(path, True, MARK):
+    with pytest.raises(RunError, match="holds other files"), writing_folder(path, True, MARK) as staging:
+        (staging / MARK).write_text("{}")
         path.mkdir()
         (path / "theirs").touch()
     with pytest.raises(RunError, match="No space"), writing_folder(tmp_path / "full", False, MARK):
