@@ -6,12 +6,13 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lorabench.errors import RunError
-from lorabench.files import full_disk, replacing, swap_in, sync_path, why_not
+from lorabench.files import file_hash, full_disk, is_same_file, replacing, swap_in, sync_path, why_not
 from lorabench.results.run_folder import OWN_NAMES, RUN_FILE, lookup
 from lorabench.wording import named
 
@@ -41,6 +42,41 @@ def output_issues(path: Path, overwrite: bool, flag: str = "--output") -> list[s
     if found and not overwrite:
         return [f"{flag} {path}: exists already; expected a new file, or --overwrite to replace it"]
     return _parent_issues(path, flag)
+
+
+def data_issues(path: Path, runs: Iterable[tuple[Path, Mapping[str, Any]]], flag: str = "--output") -> list[str]:
+    """What keeps a file that is there from being replaced: it is one that a run has read its rows from.
+
+    It is known by its place, or by what it holds where paths of the record lead elsewhere from here.
+
+    Args:
+        runs: folder and record of each.
+    """
+    if not path.is_file():
+        return []
+    content: str | None = None
+    for folder, record in runs:
+        splits = lookup(record, "data", "sources")
+        files = list(_source_files(splits.values())) if isinstance(splits, Mapping) else []
+        if files and content is None:
+            try:
+                content = file_hash(path)
+            except OSError:  # not to be read, which is no reason not to replace it
+                return []
+        for source in files:
+            name = lookup(source, "path")
+            here = isinstance(name, str) and is_same_file(Path(name), path)
+            if here or lookup(source, "sha256") == content:
+                expected = "which would be lost; expected another name"
+                return [f"{flag} {path}: holds rows that the run in {folder} has read, {expected}"]
+    return []
+
+
+def _source_files(sources: Iterable[Any]) -> Iterator[Any]:
+    """What a record says of each file of its splits, of which one may have several."""
+    for source in sources:
+        more = lookup(source, "and")
+        yield from (source, *(more if isinstance(more, list) else ()))
 
 
 @contextmanager

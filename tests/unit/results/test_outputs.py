@@ -1,14 +1,16 @@
 """Nothing that was there is lost to an output."""
 
 import errno
+import hashlib
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorabench.errors import RunError
-from lorabench.results.outputs import folder_issues, output_issues, writing_folder, writing_output
+from lorabench.results.outputs import data_issues, folder_issues, output_issues, writing_folder, writing_output
 from lorabench.results.run_folder import OWN_NAMES
 
 
@@ -168,6 +170,37 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, code: in
 def test_a_name_as_long_as_names_can_be_is_written(tmp_path: Path) -> None:
     write(tmp_path / ("x" * 255), "new")
     assert os.listdir(tmp_path) == ["x" * 255]
+
+
+# --- files that runs have read
+
+
+def sources(path: str, digest: str) -> dict[str, Any]:
+    second = {"path": path, "sha256": digest}
+    return {"data": {"sources": {"train": {"path": "a.csv", "sha256": "0", "and": [second]}}}}
+
+
+def test_rows_that_a_run_has_read_are_not_replaced_wherever_they_are_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.csv"
+    by_place, by_content = sources("rows.csv", "1"), sources("elsewhere.csv", hashlib.sha256(b"text").hexdigest())
+    runs = [(Path("first"), {}), (Path("second"), by_place), (Path("third"), by_content)]
+    assert data_issues(path, runs) == []  # nothing is there
+    path.write_text("text")
+    for run in runs[1:]:
+        (issue,) = data_issues(path, [runs[0], run])
+        expected = "which would be lost; expected another name"
+        assert issue == f"--output {path}: holds rows that the run in {run[0]} has read, {expected}"
+    path.rename(tmp_path / "other.csv").write_text("other")
+    assert data_issues(tmp_path / "other.csv", runs) == []
+
+
+@pytest.mark.parametrize("found", [None, [], {"train": None}, {"train": {"path": 3, "and": 4}}, {"train": ["x"]}])
+def test_a_record_from_anywhere_says_nothing_of_rows(tmp_path: Path, found: Any) -> None:
+    (tmp_path / "out.csv").touch()
+    assert data_issues(tmp_path / "out.csv", [(tmp_path, {"data": {"sources": found}})]) == []
 
 
 # --- folders

@@ -531,6 +531,18 @@ def test_input_and_runs_own_files_are_never_replaced(run: Path, tmp_path: Path, 
             predict(run, source, output, overwrite=True)
 
 
+def test_the_rows_of_the_run_are_never_replaced(run: Path, tmp_path: Path, no_model: None) -> None:
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": ["storm"]})
+    read = [run.parent / "train.csv", run.parent / "validation.csv"]
+    copy = tmp_path / "copy.csv"
+    shutil.copyfile(read[0], copy)
+    for output in (*read, copy):
+        text = output.read_text()
+        with pytest.raises(ConfigError, match=r"holds rows that the run in .* has read, which would be lost"):
+            predict(run, source, output, overwrite=True)
+        assert output.read_text() == text
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file of this process may have more than 20 kB, as on a disk that is nearly full."""
