@@ -80,6 +80,9 @@ def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
     if options.dry_run:
         print("\n".join(shlex.join(run.launch.command()[1:]) for run in runs))
         return
+    if options.seeds is not None and len(options.seeds) == 1:
+        seed = options.seeds[0]  # it may have been meant as how many
+        print(f"note       --seeds {seed}: one run of each combination, with seed {seed}; several are --seeds 1 2 3")
     file: Path | None = folder / PLAN_FILE
     if options.config is not None and is_same_file(options.config, folder / PLAN_FILE):
         file = None  # it is the user's, with whatever comments and order it has

@@ -51,6 +51,13 @@ def test_a_grid_is_run_and_shown_and_is_not_run_again(
     assert capsys.readouterr().out.count(": running") == 2
 
 
+def test_one_seed_may_have_been_meant_as_how_many(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words.remove("1")
+    assert cli.main(words) == 0
+    told = "--seeds 2: one run of each combination, with seed 2; several are --seeds 1 2 3"
+    assert told in capsys.readouterr().out
+
+
 def test_a_failed_run_makes_the_command_fail_after_its_page(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -431,6 +431,31 @@ def test_a_dry_run_says_what_is_searched_and_starts_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_refuses_the_storage_that_a_sweep_would(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url, said in (("nonsense", "--storage: no URL"), ("nosuch://host/x", "expected one that Optuna takes")):
+        assert cli.main([*words, "--storage", url, "--dry-run"]) == EXIT_BAD_INPUT
+        assert said in capsys.readouterr().err
+    assert cli.main([*words, "--storage", f"sqlite:///{tmp_path}/shared.db", "--dry-run"]) == 0
+    assert not (tmp_path / "shared.db").exists()
+
+
+def test_an_early_end_that_no_trial_comes_to_is_said(
+    words: list[str], search: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(search, early_terminate={"type": "hyperband", "min_iter": 3})
+    told = "early_terminate: trials are compared from epoch 3 on and have 3 at most, so that none is stopped early"
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert told in capsys.readouterr().out
+    assert cli.main([*words, "--dry-run", "--pruning", "none"]) == 0
+    assert told not in capsys.readouterr().out
+    parameters = {"lora_r": {"values": [4, 8]}, "epochs": {"values": [4, 2]}}
+    changed(search, parameters=parameters)
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "early_terminate" not in capsys.readouterr().out
+
+
 def test_epochs_are_read_as_they_come(tmp_path: Path) -> None:
     reader = EpochReader(tmp_path, "f1")
     assert reader.read() == {}
