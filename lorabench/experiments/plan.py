@@ -12,7 +12,6 @@ flags: {train_file: train.csv}         # of every run
 
 import hashlib
 import itertools
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -31,11 +30,10 @@ from lorabench.config.given_flags import find_flag_issues, flags_of, override, w
 from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, flag_types
 from lorabench.config.values import with_home
 from lorabench.errors import ConfigError, IssueList
-from lorabench.experiments.checking import SharedIssues, load_data, parse_words, with_track_group
+from lorabench.experiments.checking import SharedIssues, load_data, named_twice, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan_file import AXES, flag_to_words, no_axis, no_flag, read_plan_file, split_words
 from lorabench.launch.options import find_config
-from lorabench.models.source import local_source
 
 AUTO = "auto"
 DEFAULT_SETTING = "default"
@@ -188,22 +186,9 @@ def _converted(values: Mapping[str, Any], source: str, issues: IssueList) -> dic
             found[name] = _settings(value, where, issues)
         else:
             found[name] = with_home(name, _list(value, int if name == "seeds" else str, where, issues))
-            issues.extend(_twice(found[name], where, name))
+            if name in ("models", "tasks"):
+                issues.extend(named_twice(found[name], where, "model" if name == "models" else "task"))
     return found
-
-
-def _twice(values: Sequence[Any], where: str, axis: str) -> list[str]:
-    """One message for each model, or task, that is another one by another name, as `model` and `model/`."""
-    if axis not in ("models", "tasks"):
-        return []
-    issues: list[str] = []
-    known: dict[str, str] = {}
-    for value in dict.fromkeys(value for value in values if isinstance(value, str)):
-        place = os.path.realpath(value) if os.path.isdir(value) else value
-        first = known.setdefault(local_source(value) if axis == "models" else place, value)
-        if first != value:
-            issues.append(f"{where} {first} {value}: the same {axis.removesuffix('s')} twice; expected each once")
-    return issues
 
 
 def _list(value: Any, kind: type, where: str, issues: IssueList) -> tuple[Any, ...]:

@@ -173,6 +173,10 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
             "metric.target x: expected a number",
         ),
         (
+            {"parameters": {"model": {"values": ["minilm", "sentence-transformers/all-MiniLM-L6-v2"]}}},
+            "model: minilm sentence-transformers/all-MiniLM-L6-v2: the same model twice; expected each once",
+        ),
+        (
             {"metric": {"name": "eval/f1", "goal": "maximize", "target": 85}},
             "metric.target 85: expected a number from 0 to 1, as f1 is",
         ),
