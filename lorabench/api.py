@@ -202,7 +202,7 @@ def predict(
 
 def _finished(run: str | Path) -> FinishedRun:
     """The run in a folder. Raises `ConfigError` where it cannot be used, or where `run` is no path."""
-    if not isinstance(run, str | os.PathLike):
+    if not isinstance(run, str | os.PathLike) or run == "":
         raise ConfigError(f'run={run!r}: expected the path of a run\'s folder, as in "runs/first"')
     return FinishedRun.read_loadable(Path(os.path.expanduser(run)))
 

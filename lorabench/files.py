@@ -21,6 +21,7 @@ from lorabench.units import GB
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _TRIAL_BYTES = 1_000_000
+_TEMPORARY = ".tmp"
 _CHUNK_BYTES = 1 << 20
 # A letter alone before the colon is a drive; paths have lost one of the two slashes.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
@@ -46,7 +47,7 @@ def replacing(path: Path, may_exist: bool = True) -> Iterator[Path]:
         FileExistsError: `path` is there and may not.
     """
     # Without the file's own name, which may be as long as a name can be.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{_TEMPORARY}")
     try:
         yield temporary
         if may_exist and path.exists():
@@ -59,6 +60,11 @@ def replacing(path: Path, may_exist: bool = True) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of those that `replacing` writes to: a process that was killed leaves one."""
+    return re.fullmatch(rf"\.[0-9a-f]{{32}}{re.escape(_TEMPORARY)}", name) is not None
 
 
 def _move_to_new(source: Path, target: Path) -> None:

@@ -12,7 +12,8 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.config.template import parse_template
 from lorabench.errors import IssueList
-from lorabench.files import full_disk, why_not
+from lorabench.files import full_disk, is_temporary, why_not
+from lorabench.wording import named as names_of
 
 RESULTS = Path("runs")
 """Where runs that name no folder make theirs."""
@@ -214,7 +215,7 @@ def output_dir_issues(folder: Path | None, resume: bool, writes: bool = True) ->
         return ["--resume: expected --output-dir with the folder of the run that is to go on"]
     try:
         if folder is None:
-            found = _new_folder_issues(RESULTS / "MODEL-TASK-TIME", writes)
+            found = new_folder_issues(RESULTS / "MODEL-TASK-TIME", writes)
             return [f"{issue}, or --output-dir with another one" for issue in found]
         if resume:
             has_run = (folder / "run.json").is_file()
@@ -222,13 +223,21 @@ def output_dir_issues(folder: Path | None, resume: bool, writes: bool = True) ->
             if not has_run:
                 return absent
             return _files_issues(folder, folder) if writes else []
-        return _new_folder_issues(folder, writes)
+        return new_folder_issues(folder, writes)
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into; a null byte
         return [f"--output-dir {folder}: {why_not(error)}; expected a folder that can be written to"]
 
 
-def _new_folder_issues(folder: Path, writes: bool) -> list[str]:
-    """What keeps a folder from becoming that of a new run. Raises `OSError` where even looking fails."""
+def new_folder_issues(
+    folder: Path, writes: bool, leftovers: Collection[str] = (LOCK_FILE,), to_go_on: str = "--resume to go on"
+) -> list[str]:
+    """What keeps a folder from becoming that of a new run. Raises `OSError` or `ValueError` where even looking fails.
+
+    Args:
+        writes: see `output_dir_issues`.
+        leftovers: names of files that may be there: they are no result.
+        to_go_on: what else may be expected where others are there.
+    """
     try:
         folder.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -238,8 +247,11 @@ def _new_folder_issues(folder: Path, writes: bool) -> list[str]:
             return [f"--output-dir {folder}: a symbolic link that leads nowhere; expected a folder"]
         if not folder.is_dir():
             return [f"--output-dir {folder}: expected a folder, found a file"]
-        if any(path.name != LOCK_FILE for path in folder.iterdir()):
-            return [f"--output-dir {folder}: in use; expected a new or empty folder, or --resume to go on"]
+        names = sorted(path.name for path in folder.iterdir())
+        others = [name for name in names if name not in leftovers and not is_temporary(name)]
+        if others:
+            expected = f"expected a new or empty folder, or {to_go_on}"
+            return [f"--output-dir {folder}: in use; {expected} (it holds {names_of(others, 3)})"]
     place = folder.resolve()
     for parent in place.parents:
         if os.path.lexists(parent / "run.json"):

@@ -130,7 +130,7 @@ def resolve_with_file(given: Mapping[str, Any], file: ConfigFile) -> tuple[RunCo
     values = _without_other_recipe(file.values, given.get("recipe"))
     chosen = {**values, **{name: value for name, value in given.items() if value is not None}}
     own_data = any(chosen.get(name) for name in OWN_DATA_FLAGS)
-    saved = read_saved_adapter(chosen.get("adapter"))
+    saved = read_saved_adapter(chosen.get("adapter") or None)  # an empty name is said where all flags are read
     model, task = resolve_names(chosen.get("model"), chosen.get("task"), own_data, saved)
     recipe = chosen.get("recipe", ORIGINAL)
     recipe = recipe if recipe in RECIPES else ORIGINAL  # an unknown one is said where all flags are read
@@ -184,9 +184,9 @@ def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> t
     """
     flags = flags_of(get_type_hints(options, include_extras=True))
     arguments = expand_homes(arguments, flags)
-    issues = find_flag_issues(arguments, flags, others=True)
     if find_config_file(arguments) == "":
-        issues.append(EMPTY_NAME)
+        raise ConfigError(EMPTY_NAME)
+    issues = find_flag_issues(arguments, flags, others=True)
     if issues:
         raise ConfigError(issues)
     found, others = tyro.cli(options, args=list(arguments), prog=prog, return_unknown_args=True)

@@ -83,6 +83,8 @@ def find_flag_issues(
             alone = "=" not in written and (not given or strays or others)
             ways = f"{flag_word(name)} or {flag_word(f'no_{name}')}" if flag else flag_word(name)
             issues.check(alone, f"{' '.join([written, *given])}: expected {ways}, alone")
+            if alone:
+                _add_strays(given, True, flags, issues)
         else:
             texts, left = _values_of(written, given, flag)
             _check_values(written.partition("=")[0], texts, flag, issues)
@@ -229,12 +231,14 @@ def _check_values(shown: str, texts: list[str], flag: Flag, issues: IssueList) -
 
 def _check_value(text: str, hint: Any) -> None:
     """Raises `TypeError`: what was expected."""
-    if (text == NO_VALUE and takes_none(hint)) or (not text and Path in (hint, *get_args(hint))):
-        return  # an empty path is refused where it is used, with what is expected there
-    parse_text(text, hint)
+    if text == NO_VALUE and takes_none(hint):
+        return
+    parse_text(text, hint)  # an empty path would be the current folder; a shell's unset variable leaves one
 
 
 def _add_strays(words: Sequence[str], allowed: bool, flags: Mapping[str, Flag], issues: IssueList) -> None:
+    if "" in words and allowed:
+        issues.add("'': expected a path")  # of those that a command takes without a flag
     if words and not allowed:
         first = next((name for name in flags if name != "config"), "config")
         example = "--epochs 3" if "epochs" in flags else f"{flag_word(first)} VALUE"

@@ -36,7 +36,7 @@ def convert(value: Any, hint: Any) -> Any:
             if value in get_args(option) and isinstance(value, str):
                 return value
         elif option is Path:
-            if isinstance(value, str | Path):
+            if isinstance(value, Path) or (isinstance(value, str) and value):
                 return Path(value)
         elif option is float:
             if isinstance(value, numbers.Real) and not isinstance(value, bool):

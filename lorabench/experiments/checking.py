@@ -1,13 +1,17 @@
 """The flags of a planned run, looked at before anything is started, and what an experiment adds to them."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
+from lorabench.config.checks import LOCK_FILE, new_folder_issues
 from lorabench.config.command_line import parse_run_config, take_flags
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.errors import ConfigError
+from lorabench.files import why_not
+from lorabench.models.source import local_source
 from lorabench.results.run_folder import RUN_FILE
 from lorabench.wording import listed
 
@@ -82,17 +86,40 @@ def load_data(configs: Mapping[Key, RunConfig], issues: SharedIssues[Key]) -> "d
     return loaded
 
 
-def folder_issues(folder: Path, noun: str) -> list[str]:
-    """What is wrong with the folder that an experiment is to have.
+def folder_issues(folder: Path, noun: str, mark: str, openings: Collection[str], writes: bool) -> list[str]:
+    """What is wrong with the folder that an experiment is to have: what others have put there would be replaced.
 
     Args:
         noun: what the experiment is called.
+        mark: the file that an experiment of this kind has, and no other folder.
+        openings: what it may have written, had it been stopped before that.
+        writes: see `output_dir_issues`.
     """
-    if (folder / RUN_FILE).exists():
-        return [f"--output-dir {folder}: the folder of a run; expected one for a {noun}"]
-    if folder.exists() and not folder.is_dir():
-        return [f"--output-dir {folder}: expected a folder, found a file"]
-    return []
+    try:
+        if (folder / RUN_FILE).exists():
+            return [f"--output-dir {folder}: the folder of a run; expected one for a {noun}"]
+        if (folder / mark).is_file():
+            return []
+        return new_folder_issues(folder, writes, {LOCK_FILE, *openings}, f"that of a {noun}, to go on with it")
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be looked into; a null byte
+        return [f"--output-dir {folder}: {why_not(error)}; expected a folder that can be written to"]
+
+
+def named_twice(values: Iterable[object], where: str, kind: Literal["model", "task"]) -> list[str]:
+    """One message for each model, or task, that is another one by another name, as `model` and `model/`.
+
+    Args:
+        values: as they were given; what is no text stays unsaid.
+        where: what messages begin with.
+    """
+    issues: list[str] = []
+    known: dict[str, str] = {}
+    for value in dict.fromkeys(value for value in values if isinstance(value, str)):
+        folder = os.path.realpath(value) if os.path.isdir(value) else value
+        first = known.setdefault(local_source(value) if kind == "model" else folder, value)
+        if first != value:
+            issues.append(f"{where} {first} {value}: the same {kind} twice; expected each once")
+    return issues
 
 
 def with_track_group(words: Sequence[str], group: str) -> tuple[str, ...]:

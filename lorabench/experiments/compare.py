@@ -15,11 +15,19 @@ from lorabench.config.checks import RESULTS
 from lorabench.errors import ConfigError, IssueList, RunError
 from lorabench.experiments.checking import folder_issues
 from lorabench.experiments.comparison import collect
-from lorabench.experiments.launches import Gpus, Launch, Scheduler, changed_launches, gpu_groups
+from lorabench.experiments.launches import (
+    LOGS_FOLDER,
+    STATE_FILE,
+    Gpus,
+    Launch,
+    Scheduler,
+    changed_launches,
+    gpu_groups,
+)
 from lorabench.experiments.page import PAGE, failures, sheets, write_page
 from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan
 from lorabench.experiments.progress import ProgressView
-from lorabench.files import write_text_atomic
+from lorabench.files import is_same_file, write_text_atomic
 from lorabench.results.sheets import print_sheets
 from lorabench.wording import counted
 
@@ -72,7 +80,15 @@ def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
     if options.dry_run:
         print("\n".join(shlex.join(run.launch.command()[1:]) for run in runs))
         return
-    _run(plan, runs, folder, groups, options.retry_failed)
+    if options.seeds is not None and len(options.seeds) == 1:
+        seed = options.seeds[0]  # it may have been meant as how many
+        print(f"note       --seeds {seed}: one run of each combination, with seed {seed}; several are --seeds 1 2 3")
+    file: Path | None = folder / PLAN_FILE
+    if options.config is not None and is_same_file(options.config, folder / PLAN_FILE):
+        file = None  # it is the user's, with whatever comments and order it has
+        if read_plan(None, options.config, {}, ()) != plan:
+            print(f"note       --config {options.config}: stays as it is, without what the command line adds")
+    _run(plan, runs, folder, file, groups, options.retry_failed)
 
 
 def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpus], Path]:
@@ -96,7 +112,8 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
         groups = gpu_groups(options.gpus_per_run)
     except ConfigError as error:
         issues.extend(error.issues)
-    issues.extend(folder_issues(folder, "comparison"))
+    # The record comes before anything else but the logs' folder.
+    issues.extend(folder_issues(folder, "comparison", STATE_FILE, (LOGS_FOLDER,), not options.dry_run))
     try:
         plan = read_plan(options.preset, options.config, given, words)
         check_plan(plan)
@@ -107,9 +124,14 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
     return plan, groups, folder
 
 
-def _launches(plan: Plan, runs: Sequence[PlannedRun], folder: Path) -> Iterator[Launch]:
-    """All launches; the plan is written when the first is asked for, by who then owns the folder."""
-    write_text_atomic(folder / PLAN_FILE, plan.to_yaml())
+def _launches(plan: Plan, runs: Sequence[PlannedRun], file: Path | None) -> Iterator[Launch]:
+    """All launches; the plan is written when the first is asked for, by who then owns the folder.
+
+    Args:
+        file: for the plan; None for none.
+    """
+    if file is not None:
+        write_text_atomic(file, plan.to_yaml())
     for run in runs:
         yield run.launch
 
@@ -120,7 +142,14 @@ def _name(options: CompareOptions) -> str:
     return options.preset or "grid"
 
 
-def _run(plan: Plan, runs: Sequence[PlannedRun], folder: Path, groups: Sequence[Gpus], retry_failed: bool) -> None:
+def _run(
+    plan: Plan, runs: Sequence[PlannedRun], folder: Path, file: Path | None, groups: Sequence[Gpus], retry_failed: bool
+) -> None:
+    """Run what is not complete, then show and write the page.
+
+    Args:
+        file: see `_launches`.
+    """
     from rich.console import Console
 
     cells = {run.name: run.cell for run in runs}
@@ -129,7 +158,7 @@ def _run(plan: Plan, runs: Sequence[PlannedRun], folder: Path, groups: Sequence[
     view = ProgressView(list(cells), len(groups), kind=lambda name: str(cells.get(name)))
     scheduler = Scheduler(folder, groups, retry_failed=retry_failed, watch=view)
     with view:
-        states = scheduler.run(_launches(plan, runs, folder))
+        states = scheduler.run(_launches(plan, runs, file))
     comparison = collect(plan, runs, states)
     write_page(comparison, folder)
     print_sheets(sheets(comparison), Console())

@@ -30,7 +30,7 @@ from lorabench.config.given_flags import find_flag_issues, flags_of, override, w
 from lorabench.config.run_config import DataConfig, ModelConfig, OptimConfig, RunConfig, flag_types
 from lorabench.config.values import with_home
 from lorabench.errors import ConfigError, IssueList
-from lorabench.experiments.checking import SharedIssues, load_data, parse_words, with_track_group
+from lorabench.experiments.checking import SharedIssues, load_data, named_twice, parse_words, with_track_group
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan_file import AXES, flag_to_words, no_axis, no_flag, read_plan_file, split_words
 from lorabench.launch.options import find_config
@@ -186,6 +186,8 @@ def _converted(values: Mapping[str, Any], source: str, issues: IssueList) -> dic
             found[name] = _settings(value, where, issues)
         else:
             found[name] = with_home(name, _list(value, int if name == "seeds" else str, where, issues))
+            if name in ("models", "tasks"):
+                issues.extend(named_twice(found[name], where, "model" if name == "models" else "task"))
     return found
 
 

@@ -46,6 +46,9 @@ def read_plan_file(path: Path, issues: IssueList) -> dict[str, Any]:
                 found["flags"] = _flags(entry, "flags", source, issues)
             elif entry.name == "settings":
                 found["settings"] = _settings(entry, source, issues)
+            elif entry.name == "seeds" and isinstance(entry.value, yaml.ScalarNode) and not is_null(entry.value):
+                value = entry.value.value  # one seed, or so many of them
+                issues.add(f"{entry.place}: seeds: {value}: expected a list of the seeds themselves, as [{value}]")
             else:
                 found[entry.name] = read_value(entry.value, _HINTS[entry.name])
         except TypeError as error:

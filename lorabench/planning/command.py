@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lorabench.catalog.gpus import GPUS, GpuPreset, card_here, gpu_of
 from lorabench.catalog.models import MODELS
+from lorabench.config.checks import batch_issues
 from lorabench.config.command_line import PROGRAM, parse_train_command, take_flags
 from lorabench.config.defaults import preset_precision
 from lorabench.config.run_config import RunConfig
@@ -18,6 +19,7 @@ from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import list_gpus
 from lorabench.results.outputs import output_issues, writing_output
 from lorabench.results.sheets import Sheet, print_sheets, to_html, to_markdown
+from lorabench.units import GB
 
 Format = Literal["text", "json", "markdown", "html"]
 StrategyName = Literal[
@@ -64,20 +66,20 @@ def plan_command(options: PlanOptions, words: Sequence[str]) -> None:
         ConfigError: everything that is wrong with options or flags, or with a model that cannot be had.
         RunError: the output cannot be written.
     """
-    _check(options)
+    config, card = _check(options, words)
     if options.calibrate:
         print(_calibrate())
+        return
+    if options.matrix or card is None:
+        _matrix(options, words, card)
         return
     # Heavy imports, after what can be refused without them.
     from lorabench.planning.duration import plan_duration
     from lorabench.planning.fitting import fastest, remedies
     from lorabench.planning.memory import Planner
 
-    config = _parse(words)
-    if options.matrix:
-        _matrix(options, words)
-        return
-    workload = _workload(options, config)
+    workload = _workload(options, config, card)
+    _refuse_large_steps(workload)
     if options.fit:
         found = fastest(workload, _say_candidate)
         if found is None:
@@ -92,15 +94,65 @@ def plan_command(options: PlanOptions, words: Sequence[str]) -> None:
     _write(options, *_told(plan, plan_duration(planner, plan), remedies(plan)))
 
 
-def _check(options: PlanOptions) -> None:
+def _check(options: PlanOptions, words: Sequence[str]) -> tuple[RunConfig, GpuPreset | None]:
+    """The run and the card that are asked for; no card where kernels are measured, or a matrix has several.
+
+    Raises:
+        ConfigError: everything that is wrong with options and flags; nothing heavy is imported before.
+    """
+    issues = IssueList()
+    issues.extend(_option_issues(options))
+    config: RunConfig | None = None
+    card: GpuPreset | None = None
+    try:
+        config = _parse(words)
+    except ConfigError as error:
+        issues.extend(error.issues)
+    if not options.calibrate and (options.gpu is not None or not options.matrix):
+        try:
+            card = find_card(options.gpu)
+            if config is not None:
+                issues.extend(_card_issues(config, card))
+        except ConfigError as error:
+            issues.extend(error.issues)
+    issues.raise_if_any()
+    assert config is not None
+    return config, card
+
+
+def _card_issues(config: RunConfig, card: GpuPreset) -> list[str]:
+    """What a run would be refused for on such a card."""
+    issues = IssueList()
+    limit = config.run.gpu_memory_limit
+    if limit is not None:
+        fits = limit * GB <= card.memory_bytes
+        has = f"{card.name} has {card.memory_bytes / GB:.1f} GB"
+        issues.check(fits, f"--gpu-memory-limit {limit:g}: {has}; expected at most that")
+    try:
+        resolve_precision(config, card)
+    except ConfigError as error:
+        issues.extend(error.issues)
+    return list(issues)
+
+
+def _option_issues(options: PlanOptions) -> list[str]:
+    """What is wrong with the command's own options: values, and those that contradict each other."""
     issues = IssueList()
     for name in ("gpus", "nodes"):
         value = getattr(options, name)
         issues.check(value >= 1, f"--{name} {value}: expected a whole number of at least 1")
     issues.check(not (options.fit and options.matrix), "--fit and --matrix: expected one of them")
+    count, strategy = options.gpus * options.nodes, options.strategy
+    searched = next((name for name in ("fit", "matrix") if getattr(options, name)), None)
+    if searched is not None and strategy != "auto":
+        issues.add(f"--strategy {strategy}: --{searched} goes through strategies of its own; expected one of the two")
+    elif strategy == "single_gpu" and count > 1:
+        issues.add(f"--strategy single_gpu: one process on one GPU, not {count}; expected another one, as ddp")
+    if options.matrix and count > 1:
+        issues.add("--matrix: has 1 and 2 GPUs of one machine; expected neither --gpus nor --nodes")
     if options.output is not None:
         issues.extend(output_issues(options.output, options.overwrite))
-    issues.raise_if_any()
+    return list(issues)
 
 
 def _parse(words: Sequence[str]) -> RunConfig:
@@ -145,19 +197,33 @@ def resolve_precision(config: RunConfig, card: GpuPreset) -> str:
     return asked
 
 
-def _workload(options: PlanOptions, config: RunConfig, card: GpuPreset | None = None) -> Any:
+def _workload(options: PlanOptions, config: RunConfig, card: GpuPreset) -> Any:
+    """What is planned.
+
+    Raises:
+        ConfigError: the model cannot be had, or a run with it would be refused; the rows cannot be read.
+    """
     from lorabench.planning.lengths import find_lengths
-    from lorabench.planning.shape import read_config
+    from lorabench.planning.shape import check_shape, read_config
     from lorabench.planning.workload import Cards, Workload
 
-    card = card or find_card(options.gpu)
     cards = Cards(card, options.gpus, options.nodes)
     strategy = options.strategy
     if strategy == "auto":
         strategy = "single_gpu" if cards.count == 1 else "ddp"
     precision = resolve_precision(config, card)
-    lengths = find_lengths(config, read_config(config.model, 2))
+    model_config = read_config(config.model, 2)
+    check_shape(config, model_config)
+    lengths = find_lengths(config, model_config)
     return Workload(config, precision, lengths, cards, strategy)
+
+
+def _refuse_large_steps(workload: Any) -> None:
+    """Refuse more rows in a step than there are, where it is known how many there are. Raises `ConfigError`."""
+    lengths = workload.lengths
+    issues = [] if lengths.guessed else batch_issues(workload.config.optim, workload.cards.count, len(lengths.train))
+    if issues:
+        raise ConfigError(issues)
 
 
 def _told(plan: Any, duration: Any, sentences: Sequence[str]) -> tuple[str, list[Sheet], Callable[[], Any]]:
@@ -178,15 +244,14 @@ def _say_candidate(candidate: Any) -> None:
     )
 
 
-def _matrix(options: PlanOptions, words: Sequence[str]) -> None:
+def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None) -> None:
     from lorabench.planning.matrix import COMMON, matrix_sheet, plan_matrix
 
     named = take_flags(words, ["model"])[0]["model"]
     models = [named] if named else list(MODELS)
     cards = COMMON
-    if options.gpu is not None:
-        wanted = find_card(options.gpu)
-        cards = tuple(name for name, gpu in GPUS.items() if gpu is wanted)
+    if card is not None:
+        cards = tuple(name for name, gpu in GPUS.items() if gpu is card)
     others = take_flags(words, ["model"])[1]
 
     def workload(model: str) -> Any:

@@ -63,7 +63,8 @@ def find_lengths(config: RunConfig, model_config: "PretrainedConfig") -> RowLeng
     evaluation = min(evaluation, data.max_eval_samples or evaluation)
     if known is None:
         full = [data.max_length] * train
-        return RowLengths(full, full[:evaluation], f"every row as long as --max-length {data.max_length} allows")
+        origin = f"every row as long as --max-length {data.max_length} allows"
+        return RowLengths(full, full[:evaluation], origin, guessed=True)
     lengths, validation = (
         spread_lengths(known.quantiles, rows, data.max_length, seed) for seed, rows in enumerate((train, evaluation))
     )

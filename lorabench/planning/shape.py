@@ -13,6 +13,7 @@ from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.models.configuration import load_model_config, set_pad
+from lorabench.models.description import inspect_model
 from lorabench.models.quantization import BLOCK
 
 # Scales that share a scale of their own.
@@ -30,6 +31,15 @@ def read_config(model: ModelConfig, classes: int) -> PretrainedConfig:
     if model_config.get_text_config().pad_token_id is None:
         set_pad(model_config, 0)
     return model_config
+
+
+def check_shape(config: RunConfig, model_config: PretrainedConfig) -> None:
+    """Refuse what a run is refused for by the model's configuration, in the same words.
+
+    Raises:
+        ConfigError: see `inspect_model`.
+    """
+    inspect_model(_shape_only(config.model), config.lora, model_config, config.data.max_length)
 
 
 def build_shape(config: RunConfig, model_config: PretrainedConfig, placement: Placement) -> SequenceClassifier:

@@ -26,6 +26,7 @@ class RowLengths:
         origin: where the lengths are from, in a few words.
         classes: of the task.
         token_types: rows have types of tokens.
+        guessed: how many rows there are is not known.
     """
 
     train: Sequence[int]
@@ -33,6 +34,7 @@ class RowLengths:
     origin: str
     classes: int = 2
     token_types: bool = False
+    guessed: bool = False
 
     @property
     def longest(self) -> int:

@@ -1,18 +1,23 @@
 """Files and folders that a user names for a result (`--output`): nothing is lost by it but by `--overwrite`."""
 
+import json
 import os
 import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lorabench.errors import RunError
-from lorabench.files import full_disk, replacing, swap_in, sync_path, why_not
-from lorabench.results.run_folder import OWN_NAMES, RUN_FILE
+from lorabench.files import file_hash, full_disk, is_same_file, replacing, swap_in, sync_path, why_not
+from lorabench.results.run_folder import OWN_NAMES, RUN_FILE, lookup
+from lorabench.wording import named
 
+# What a mark has the names of its folder's files under.
+_CONTENTS = "files"
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a folder"),
@@ -39,6 +44,41 @@ def output_issues(path: Path, overwrite: bool, flag: str = "--output") -> list[s
     return _parent_issues(path, flag)
 
 
+def data_issues(path: Path, runs: Iterable[tuple[Path, Mapping[str, Any]]], flag: str = "--output") -> list[str]:
+    """What keeps a file that is there from being replaced: it is one that a run has read its rows from.
+
+    It is known by its place, or by what it holds where paths of the record lead elsewhere from here.
+
+    Args:
+        runs: folder and record of each.
+    """
+    if not path.is_file():
+        return []
+    content: str | None = None
+    for folder, record in runs:
+        splits = lookup(record, "data", "sources")
+        files = list(_source_files(splits.values())) if isinstance(splits, Mapping) else []
+        if files and content is None:
+            try:
+                content = file_hash(path)
+            except OSError:  # not to be read, which is no reason not to replace it
+                return []
+        for source in files:
+            name = lookup(source, "path")
+            here = isinstance(name, str) and is_same_file(Path(name), path)
+            if here or lookup(source, "sha256") == content:
+                expected = "which would be lost; expected another name"
+                return [f"{flag} {path}: holds rows that the run in {folder} has read, {expected}"]
+    return []
+
+
+def _source_files(sources: Iterable[Any]) -> Iterator[Any]:
+    """What a record says of each file of its splits, of which one may have several."""
+    for source in sources:
+        more = lookup(source, "and")
+        yield from (source, *(more if isinstance(more, list) else ()))
+
+
 @contextmanager
 def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Iterator[Path]:
     """Yield a temporary path beside `path`, which becomes `path` when the block ends well; else nothing is left.
@@ -61,20 +101,42 @@ def writing_output(path: Path, overwrite: bool, flag: str = "--output") -> Itera
 def folder_issues(path: Path, overwrite: bool, mark: str, flag: str = "--output") -> list[str]:
     """What keeps `path` from becoming a folder of results, one sentence each; to be asked before anything is computed.
 
-    A new name and an empty folder are free. With `overwrite`, so is a folder that an earlier result of this kind is.
+    A new name and an empty folder are free. With `overwrite`, so is a folder that an earlier result of this kind is,
+    unless something of another's has been put there.
 
     Args:
-        mark: the file that such a result has, and no other folder.
+        mark: the file that such a result has, and no other folder; it lists the others, see `writing_folder`.
     """
     issues, found = _look_up(path, flag, "folder", stat.S_ISDIR)
     if issues:
         return issues
+    place, here = path.resolve(), Path.cwd()
+    if path.name == ".." or place in (here, *here.parents):
+        return [f"{flag} {path}: the folder that the command runs in, or one above; expected a new folder"]
     if found and any(path.iterdir()):
         if not (path / mark).is_file():
             return [f"{flag} {path}: holds other files (no {mark}), and is never replaced; expected a new folder"]
         if not overwrite:
             return [f"{flag} {path}: exists already; expected a new folder, or --overwrite to replace it"]
+        others = sorted(_names_below(path) - _listed_by(path / mark) - {mark})
+        if others:
+            own = f"not among the files that {mark} lists, and would be lost"
+            return [f"{flag} {path}: holds {named(others, 3)}, {own}; expected a new folder, or them elsewhere"]
     return _parent_issues(path, flag)
+
+
+def _names_below(folder: Path) -> set[str]:
+    """Everything in a folder and in those below, by its path from there."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def _listed_by(mark: Path) -> set[str]:
+    """The files of an earlier result by its mark; none where that lists none."""
+    try:
+        listed = lookup(json.loads(mark.read_bytes()), _CONTENTS)
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else set()
 
 
 @contextmanager
@@ -82,7 +144,8 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     """Yield a new folder beside `path`, which becomes `path` when the block ends well; else nothing is left of it.
 
     Args:
-        mark: see `folder_issues`, which is asked once more at the end.
+        mark: see `folder_issues`, which is asked once more at the end. The block writes it, as a JSON object, which
+            gets the names of all files as its `files`.
 
     Raises:
         RunError: the disk is full, another folder has appeared, or it cannot be written for another reason.
@@ -91,6 +154,7 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     try:
         staging.mkdir()
         yield staging
+        _list_files(staging, mark)
         for written in (*staging.rglob("*"), staging):
             sync_path(written)
         issues = folder_issues(path, overwrite, mark, flag)
@@ -104,6 +168,13 @@ def writing_folder(path: Path, overwrite: bool, mark: str, flag: str = "--output
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _list_files(folder: Path, mark: str) -> None:
+    """Have the mark say what else is in its folder, so that what is put there later is told from it."""
+    made = json.loads((folder / mark).read_bytes())
+    made[_CONTENTS] = sorted(_names_below(folder) - {mark})
+    (folder / mark).write_text(json.dumps(made, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _look_up(path: Path, flag: str, kind: str, is_kind: Callable[[int], bool]) -> tuple[list[str], bool]:

@@ -30,7 +30,7 @@ from lorabench.results.figures import (
     to_json,
 )
 from lorabench.results.memory_table import memory_figures, memory_sheets
-from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.outputs import data_issues, output_issues, writing_output
 from lorabench.results.ownership import present_status
 from lorabench.results.run_folder import RUN_FILE, lookup, number_at, read_run
 from lorabench.results.table import (
@@ -200,7 +200,12 @@ def table_command(paths: Sequence[Path], form: TableForm) -> None:
     issues = form.issues()
     if issues:
         raise ConfigError(issues)
-    runs = choose_runs(read_runs(paths, "lorabench table"), form.where, form.sort, form.descending)
+    found = read_runs(paths, "lorabench table")
+    if form.output is not None and form.overwrite:
+        issues = data_issues(form.output, [(run.folder, run.record) for run in found])
+        if issues:
+            raise ConfigError(issues)
+    runs = choose_runs(found, form.where, form.sort, form.descending)
     on_terminal = form.chosen == "terminal" and form.output is None
     if form.memory:
         phases = [(run.name, run.record) for run in runs]

@@ -10,9 +10,10 @@ from lorabench.data.texts import odd_remarks
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import is_same_file
 from lorabench.harmless import printable
-from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.outputs import data_issues, output_issues, writing_output
 from lorabench.results.row_files import SUFFIXES, Kind, row_suffix, row_writer
 from lorabench.results.row_progress import RowProgress
+from lorabench.results.run_folder import read_run
 from lorabench.training.predict_input import InputPiece, PredictInput
 from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_columns, prediction_kinds
 from lorabench.wording import counted
@@ -111,6 +112,8 @@ def check(options: PredictOptions) -> tuple[FinishedRun, PredictInput]:
         issues.add(f"--output {options.output}: the same file as --input, which would be lost")
     try:
         run = FinishedRun.read_loadable(options.run)
+        if options.overwrite:
+            issues.extend(data_issues(options.output, [(run.folder, read_run(run.folder))]))
         try:
             run = run.tuned(options.threshold, options.temperature)
         except ConfigError as error:

@@ -8,11 +8,11 @@ from typing import Any
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import source_issues, text_issues
 from lorabench.config.run_config import DataConfig
-from lorabench.data.file_format import Columns, FileFormat, list_columns
+from lorabench.data.file_format import Columns, FileFormat, is_written_number, list_columns
 from lorabench.data.readers import TableStream, stream_table
 from lorabench.data.sources import file_format, idle_format_flags
 from lorabench.data.task import ID_COLUMNS, Rows
-from lorabench.data.texts import Texts, find_odd, read_texts
+from lorabench.data.texts import Texts, check_training_texts, find_odd, read_texts, text_columns
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
 from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_kinds
@@ -146,11 +146,19 @@ class PredictInput:
         """Read the texts of all rows once.
 
         Raises:
-            ConfigError: something that is no text stands where a text should.
+            ConfigError: something that is no text stands where a text should, or a column of texts has numbers alone.
         """
         facts = InputFacts()
+        # The numbers of a column stand for each other; its first text that is none stands for the column.
+        telling: dict[str, list[str]] = {}
+        names = text_columns(self._data.text_column, dict.fromkeys(self._table.columns))
         for piece in self.pieces():
             facts.add(piece)
+            for name, texts in zip(names, (piece.rows.texts, piece.rows.pairs or []), strict=False):
+                telling[name] = _most_telling([*telling.get(name, []), *texts])
+        issues = IssueList()
+        check_training_texts(self.origin, telling, self._data, self._preset, issues)
+        issues.raise_if_any()
         return facts
 
     def pieces(self) -> Iterator[InputPiece]:
@@ -191,6 +199,11 @@ class PredictInput:
             rows, characters = rows + new, characters + length
         if rows:
             yield gathered
+
+
+def _most_telling(texts: Sequence[str]) -> list[str]:
+    """The first of some texts that is no number, else the first of them; none of none."""
+    return [next((text for text in texts if not is_written_number(text)), texts[0])] if texts else []
 
 
 def data_config(options: PredictOptions, run: FinishedRun) -> DataConfig:

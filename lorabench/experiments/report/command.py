@@ -10,7 +10,7 @@ import tyro
 from lorabench.config.command_line import ConfigOption
 from lorabench.errors import ConfigError
 from lorabench.experiments.report.runs import ReportRun, read_report_runs
-from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.outputs import data_issues, output_issues, writing_output
 from lorabench.results.report import (
     FORM_BY_SUFFIX,
     FoundRun,
@@ -68,7 +68,11 @@ def report_command(options: ReportOptions) -> list[Path]:
         issues += _folder_issues(options.plots)
     if issues:
         raise ConfigError(issues)
-    found = choose_runs(read_runs(options.runs, "lorabench report"), options.where, options.sort, options.descending)
+    found = read_runs(options.runs, "lorabench report")
+    issues = data_issues(options.output, [(run.folder, run.record) for run in found]) if options.overwrite else []
+    if issues:
+        raise ConfigError(issues)
+    found = choose_runs(found, options.where, options.sort, options.descending)
     with_curves = form == "html" or options.plots is not None
     runs = read_report_runs(found) if with_curves else []
     contents = {options.output: _text(found, runs, form, options).encode("utf-8")}

@@ -18,8 +18,8 @@ from lorabench.experiments.launches import Gpus, Scheduler, gpu_groups, visible_
 from lorabench.experiments.plan import AUTO
 from lorabench.experiments.progress import ProgressView
 from lorabench.experiments.sweep.ledger import Ledger, study_facts
-from lorabench.experiments.sweep.page import SweepResult, page_lock, sheets, write_page
-from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, run_flags, trial_name
+from lorabench.experiments.sweep.page import OUTPUTS, SweepResult, page_lock, sheets, write_page
+from lorabench.experiments.sweep.plan import SweepPlan, changed_facts, check_plan, idle_notes, run_flags, trial_name
 from lorabench.experiments.sweep.sampling import Backend, Pruning
 from lorabench.experiments.sweep.search import Search, read_search
 from lorabench.experiments.sweep.shown import Trials
@@ -34,9 +34,17 @@ from lorabench.experiments.sweep.storage import (
     open_study,
     quiet_optuna,
     shown,
+    storage_issues,
 )
-from lorabench.experiments.sweep.worker import MOST_FAILURES, SearchOptions, Worker, take_worker_folder, worker_id
-from lorabench.files import write_text_atomic
+from lorabench.experiments.sweep.worker import (
+    MOST_FAILURES,
+    WORKERS_FOLDER,
+    SearchOptions,
+    Worker,
+    take_worker_folder,
+    worker_id,
+)
+from lorabench.files import is_same_file, write_text_atomic
 from lorabench.results.ownership import Ownership
 from lorabench.results.sheets import print_sheets
 from lorabench.wording import counted
@@ -97,34 +105,52 @@ def sweep_command(options: SweepOptions, words: Sequence[str]) -> None:
         RunError: trials failed, or the database does not answer; the page has the others.
         RunInterrupted: a signal came; the same command goes on.
     """
-    plan, facts, groups, folder = _plan(options, words)
+    checked, groups, folder = _plan(options, words)
+    for note in checked.notes:
+        print(f"note       {note}", flush=True)
     if options.dry_run:
-        print("\n".join(_dry_lines(plan, folder)))
+        print("\n".join(_dry_lines(checked.plan, folder)))
         return
     with quiet_optuna():
-        _run(plan, facts, groups, folder, options)
+        _run(checked.plan, checked.facts, groups, folder, options)
 
 
-def _plan(options: SweepOptions, words: Sequence[str]) -> tuple[SweepPlan, Mapping[str, Any], list[Gpus], Path]:
+@dataclass(frozen=True)
+class _Checked:
+    """A sweep that can be run.
+
+    Attributes:
+        facts: what all workers must agree on.
+        notes: what the user is told of it, a sentence each.
+    """
+
+    plan: SweepPlan
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def _plan(options: SweepOptions, words: Sequence[str]) -> tuple[_Checked, list[Gpus], Path]:
     """What is to be done, all of it checked."""
     issues = IssueList()
     issues.extend(missing_packages(options.backend))
     name = "sweep" if options.config is None else options.config.stem
     folder = options.output_dir or RESULTS / f"sweep-{name}"
     issues.extend(_option_issues(options, folder))
+    if options.storage is not None and not list(issues):  # its packages are here
+        issues.extend(storage_issues(options.storage))
     groups: list[Gpus] = []
     try:
         groups = gpu_groups(options.gpus_per_run) if options.workers is None else [()] * options.workers
     except ConfigError as error:
         issues.extend(error.issues)
-    found: tuple[SweepPlan, Mapping[str, Any]] | None = None
+    found: _Checked | None = None
     try:
         found = _checked(options, words)
     except ConfigError as error:
         issues.extend(error.issues)
     issues.raise_if_any()
     assert found is not None
-    return *found, groups, folder
+    return found, groups, folder
 
 
 def _option_issues(options: SweepOptions, folder: Path) -> list[str]:
@@ -136,12 +162,18 @@ def _option_issues(options: SweepOptions, folder: Path) -> list[str]:
         issues.check(options.gpus_per_run is None, "--workers, --gpus-per-run: expected one of the two")
         if visible_gpus():
             issues.add(f"--workers {options.workers}: this machine has GPUs; expected --gpus-per-run")
-    issues.extend(folder_issues(folder, "sweep"))
+    openings = (WORKERS_FOLDER, STUDY_FILE, f"{STUDY_FILE}-journal")
+    issues.extend(folder_issues(folder, "sweep", STUDY_ID_FILE, openings, not options.dry_run))
+    if options.config is not None and any(is_same_file(options.config, folder / name) for name in OUTPUTS):
+        issues.add(
+            f"{options.config}: a file that the sweep in --output-dir {folder} writes; expected another name, or "
+            "another --output-dir"
+        )
     return list(issues)
 
 
-def _checked(options: SweepOptions, words: Sequence[str]) -> tuple[SweepPlan, Mapping[str, Any]]:
-    """The plan, and what all workers must agree on.
+def _checked(options: SweepOptions, words: Sequence[str]) -> _Checked:
+    """The sweep, and what follows from it.
 
     Raises:
         ConfigError: everything that is wrong with the search, or with a trial.
@@ -155,7 +187,9 @@ def _checked(options: SweepOptions, words: Sequence[str]) -> tuple[SweepPlan, Ma
     plan = SweepPlan(
         search=search, flags=run_flags(search, words), total=total, strategy=options.strategy, seed=options.search_seed
     )
-    return plan, plan.facts(check_plan(plan))
+    trial = check_plan(plan)
+    notes = idle_notes(plan, trial.config) if options.pruning == "auto" else []
+    return _Checked(plan, plan.facts(trial), tuple(notes))
 
 
 def _total(search: Search, options: SweepOptions) -> int:

@@ -27,6 +27,12 @@ from lorabench.results.table import UNKNOWN
 
 PAGE = "sweep"
 BEST_FILE = "best.yaml"
+OUTPUTS = (
+    BEST_FILE,
+    *(f"{PAGE}{suffix}" for suffix in (".md", ".html", ".json", ".csv")),
+    *(f"{key}.{form}" for key in TITLES for form in FORMATS),
+)
+"""Files that `write_page` writes, and replaces."""
 _LONGEST_ERROR = 120
 _LONGEST_WAIT_S = 60
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorabench.errors import IssueList
+from lorabench.experiments.checking import named_twice
 from lorabench.wording import listed
 
 if TYPE_CHECKING:
@@ -179,6 +180,10 @@ def _choices(name: str, values: Any, where: str, issues: IssueList) -> Parameter
     repeated = [value for place, value in enumerate(values) if str(value) in map(str, values[:place])]
     if repeated:
         issues.add(f"{where}: {repeated[0]} more than once")
+        return None
+    twice = named_twice(values, f"{where}:", "model") if name == "model" else []
+    if twice:
+        issues.extend(twice)
         return None
     return Parameter(name=name, choices=tuple(values))
 

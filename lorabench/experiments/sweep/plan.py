@@ -161,6 +161,20 @@ def check_plan(plan: SweepPlan) -> CheckedTrial:
     return CheckedTrial(first, _digests(loaded[first.data]))
 
 
+def idle_notes(plan: SweepPlan, config: RunConfig) -> list[str]:
+    """A sentence for what the sweep file asks for and no trial can come to.
+
+    Args:
+        config: of any trial.
+    """
+    halving, searched = plan.search.halving, plan.search.parameters.get("epochs")
+    epochs = config.optim.epochs if searched is None else max(map(int, searched.extremes()))
+    if halving is None or halving.first < epochs:
+        return []
+    when = f"trials are compared from epoch {halving.first} on and have {epochs} at most"
+    return [f"early_terminate: {when}, so that none is stopped early"]
+
+
 def _measure_issues(search: Search, config: RunConfig) -> list[str]:
     """Parameters that with the flags of all trials would have those scored on other rows, or by another measure.
 

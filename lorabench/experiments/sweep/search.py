@@ -201,6 +201,11 @@ def _metric(given: Any, file: str, issues: IssueList) -> tuple[str, bool, float 
     target = given.get("target")
     is_number = isinstance(target, int | float) and not isinstance(target, bool) and math.isfinite(target)
     issues.check(target is None or is_number, f"{file}: metric.target {target}: expected a number")
+    if target is not None and is_number:
+        # Losses are of any size from 0 on, all other scores shares.
+        most = math.inf if metric.compute is None else 1
+        can_be = "from 0 to 1" if math.isfinite(most) else "of at least 0"
+        issues.check(0 <= target <= most, f"{file}: metric.target {target}: expected a number {can_be}, as {name} is")
     return name, metric.larger_is_better, target
 
 

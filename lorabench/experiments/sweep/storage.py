@@ -68,6 +68,25 @@ def default_storage(folder: Path) -> str:
     return URL.create("sqlite", database=str((folder / STUDY_FILE).resolve())).render_as_string()
 
 
+def storage_issues(url: str) -> list[str]:
+    """What is wrong with a URL by itself; nobody is asked whether the database is there."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        _refuse_no_url(url)
+        create_engine(url).dispose()
+    except ConfigError as error:
+        return list(error.issues)
+    except (ImportError, ArgumentError) as error:
+        return [_not_for_optuna(error, url)]
+    return []
+
+
+def _not_for_optuna(error: Exception, url: str) -> str:
+    return f"--storage {shown(url)}: {_reason(error, url)}; expected one that Optuna takes"
+
+
 def open_storage(url: str) -> "RDBStorage":
     """Connect to the database, and make Optuna's tables where there are none.
 
@@ -88,9 +107,7 @@ def open_storage(url: str) -> "RDBStorage":
                 _lock_at_once(storage)
             return storage
         except (ImportError, ArgumentError) as error:
-            raise ConfigError(
-                f"--storage {shown(url)}: {_reason(error, url)}; expected one that Optuna takes"
-            ) from None
+            raise ConfigError(_not_for_optuna(error, url)) from None
         except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             if left == 0 or isinstance(error, RuntimeError):
                 raise ConfigError(f"--storage {shown(url)}: {_reason(error, url)}") from None

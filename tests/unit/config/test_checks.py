@@ -165,6 +165,7 @@ def test_output_folder_in_use_is_an_issue(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     (issue,) = find_issues(changed("run", output_dir=tmp_path))
     assert issue.startswith(f"--output-dir {tmp_path}: in use; expected a new or empty folder")
+    assert issue.endswith(" (it holds run.json)")
 
 
 def test_output_folder_that_is_a_file_is_an_issue(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 import tyro
@@ -17,6 +17,12 @@ from lorabench.config.given_flags import find_flag_issues, flags_of, override, r
 from lorabench.config.keywords import build_run_config
 from lorabench.config.run_config import DataConfig, RunConfig, flag_types
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
+from lorabench.experiments.compare import CompareOptions
+from lorabench.experiments.report.command import ReportOptions
+from lorabench.experiments.sweep.command import SweepOptions
+from lorabench.planning.command import PlanOptions
+from lorabench.training.merge import MergeOptions
+from lorabench.training.prediction import PredictOptions
 
 # Every flag: (words after it that are nobody's default, its section, the value they give).
 FLAGS: dict[str, tuple[list[str], str, Any]] = {
@@ -215,6 +221,53 @@ def test_an_unknown_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixtu
 )
 def test_what_a_flag_expects_is_said_in_plain_words(words: list[str], issue: str) -> None:
     assert issues_of(words) == (issue,)
+
+
+COMMANDS: dict[str, type] = {
+    "train": RunConfig, "predict": PredictOptions, "merge": MergeOptions, "plan": PlanOptions,
+    "table": cli.TableOptions, "compare": CompareOptions, "sweep": SweepOptions, "report": ReportOptions,
+}  # fmt: skip
+
+
+def path_flags() -> list[tuple[str, str]]:
+    """Every flag of every command that takes a path, and no name beside."""
+    found = []
+    for command, options in COMMANDS.items():
+        hints = flag_types() if options is RunConfig else get_type_hints(options, include_extras=True)
+        kinds = {name: (flag.hint, *get_args(flag.hint)) for name, flag in flags_of(hints).items()}
+        found += [(command, name) for name, kind in kinds.items() if Path in kind]
+    return found
+
+
+@pytest.mark.parametrize(("command", "name"), path_flags())
+def test_an_empty_path_is_not_the_current_folder(
+    command: str, name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `--output-dir "$OUT"` is where the variable is not set."""
+    monkeypatch.chdir(tmp_path)
+    word = f"--{name.replace('_', '-')}"
+    expected = "an empty name, or none; expected a YAML file" if name == "config" else "expected a path"
+    for words in ([word, ""], [f"{word}="]):
+        assert cli.main([command, *words]) == EXIT_BAD_INPUT
+        assert f"{word}{': ' if name == 'config' else ' ' + repr('') + ': '}{expected}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_path_flags_are_those_of_all_commands() -> None:
+    assert cli.COMMANDS.keys() - COMMANDS.keys() == {"models"}
+    flags = set(path_flags())
+    assert {("train", "output_dir"), ("merge", "output"), ("plan", "output"), ("report", "plots")} <= flags
+
+
+@pytest.mark.parametrize("words", [["table", ""], ["report", ""], ["table", "--memory", ""], ["table", "runs", ""]])
+def test_an_empty_word_is_not_the_current_folder_either(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == EXIT_BAD_INPUT
+    assert "'': expected a path" in capsys.readouterr().err
+
+
+def test_an_empty_path_from_python_is_not_the_current_folder() -> None:
+    with pytest.raises(ConfigError, match="output_dir='': expected a path"):
+        build_run_config({"model": "minilm", "task": "sample", "output_dir": ""})
 
 
 def test_stray_words_are_answered_with_a_flag_of_that_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,13 @@ def test_a_grid_is_run_and_shown_and_is_not_run_again(
     assert capsys.readouterr().out.count(": running") == 2
 
 
+def test_one_seed_may_have_been_meant_as_how_many(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words.remove("1")
+    assert cli.main(words) == 0
+    told = "--seeds 2: one run of each combination, with seed 2; several are --seeds 1 2 3"
+    assert told in capsys.readouterr().out
+
+
 def test_a_failed_run_makes_the_command_fail_after_its_page(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +116,65 @@ def test_the_folder_of_a_run_is_none_for_a_comparison(
     (tmp_path / "out" / "run.json").touch()
     assert cli.main(words) == EXIT_BAD_INPUT
     assert "the folder of a run; expected one for a comparison" in capsys.readouterr().err
+
+
+def test_files_of_others_are_not_replaced(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = {name: f"mine: {name}" for name in ("comparison.md", "comparison.csv", "notes.txt")}
+    for name, text in mine.items():
+        (out / name).write_text(text, encoding="utf-8")
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, *more]) == EXIT_BAD_INPUT
+        said = capsys.readouterr().err
+        assert f"--output-dir {out}: in use; expected a new or empty folder, or that of a comparison" in said
+        assert "(it holds comparison.csv, comparison.md, notes.txt)" in said
+    assert {path.name: path.read_text(encoding="utf-8") for path in out.iterdir()} == mine
+
+
+def test_the_file_that_says_the_grid_is_not_replaced(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not where the results would go beside it, and not where it is the comparison's own, maybe with remarks in it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    file = out / "compare.yaml"
+    file.write_text("models: [minilm]\nseeds: [1]\n", encoding="utf-8")
+    given = ["compare", "--config", str(file), *words[words.index("--output-dir") :]]
+    assert cli.main(given) == EXIT_BAD_INPUT
+    assert "(it holds compare.yaml)" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == "models: [minilm]\nseeds: [1]\n"
+    file.unlink()
+    assert cli.main(words) == 0
+    text = f"# two seeds, one to come\n{file.read_text(encoding='utf-8')}"
+    file.write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["compare", "--config", str(file), "--output-dir", str(out)]) == 0
+    assert "note" not in capsys.readouterr().out
+    again = ["compare", "--config", str(out / ".." / "out" / "compare.yaml"), "--seeds", "1", "3"]
+    assert cli.main([*again, "--output-dir", str(out)]) == 0
+    assert "compare.yaml: stays as it is, without what the command line adds" in capsys.readouterr().out
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_a_comparison_that_was_killed_at_its_very_beginning_is_begun_again(words: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "logs").mkdir(parents=True)
+    for name in (".lock", f".{'0' * 32}.tmp"):
+        (out / name).touch()
+    assert cli.main(words) == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/out", "file"])
+def test_a_folder_that_cannot_be_is_said_before_anything_is_started(
+    words: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words[words.index("--output-dir") + 1] = str(tmp_path / name)
+    assert cli.main(words) == EXIT_BAD_INPUT
+    assert f"--output-dir {tmp_path / name}: " in capsys.readouterr().err
 
 
 def test_tracked_runs_of_a_comparison_are_in_one_group(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

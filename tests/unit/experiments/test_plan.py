@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import tiny
 
+from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import parse_run_config
 from lorabench.config.config_file import read_config_file
 from lorabench.config.run_config import RunConfig, flag_types
@@ -77,6 +78,27 @@ def test_a_plan_is_written_as_a_file_that_gives_it_again(tmp_path: Path) -> None
     )  # fmt: skip
     (tmp_path / "compare.yaml").write_text(plan.to_yaml(), encoding="utf-8")
     assert read_plan(None, tmp_path / "compare.yaml", {}, []) == plan
+
+
+def test_one_number_in_the_place_of_the_seeds_could_be_how_many(tmp_path: Path) -> None:
+    file = tmp_path / "compare.yaml"
+    file.write_text("models: [minilm]\nseeds: 3\n", encoding="utf-8")
+    (issue,) = problems(lambda: read_plan(None, file, {}, []))
+    assert issue == f"--config {file}, line 2: seeds: 3: expected a list of the seeds themselves, as [3]"
+
+
+def test_a_model_or_task_by_two_names_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "link").symlink_to("tiny")
+    minilm = MODELS["minilm"].hub_id
+    given = {"models": ("tiny", "tiny/", "link", "other", "minilm", minilm), "tasks": ("tiny", "./tiny", "sample")}
+    assert problems(lambda: read_plan(None, None, given, [])) == (
+        "--models tiny tiny/: the same model twice; expected each once",
+        "--models tiny link: the same model twice; expected each once",
+        f"--models minilm {minilm}: the same model twice; expected each once",
+        "--tasks tiny ./tiny: the same task twice; expected each once",
+    )
 
 
 def test_a_presets_axes_give_way_to_the_files(tmp_path: Path) -> None:

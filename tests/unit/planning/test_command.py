@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from lorabench.catalog.gpus import GPUS, gpu_of
 from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
 from lorabench.launch.options import find_config, take_launch_options
+from lorabench.planning import command
 from lorabench.planning.command import PlanOptions, find_card, plan_command
 from lorabench.planning.fitting import batch_splits, plan_candidate, remedies
 from lorabench.planning.lengths import KNOWN, find_lengths, spread_lengths
@@ -25,7 +29,8 @@ from lorabench.planning.workload import STRATEGIES
 
 @pytest.fixture
 def flags(tiny_folders: Callable[..., Path]) -> list[str]:
-    return ["--model", str(tiny_folders("llama")), "--task", "sample", "--max-train-samples", "64"]
+    model = str(tiny_folders("llama"))
+    return ["--model", model, "--task", "sample", "--max-train-samples", "64", "--max-length", "128"]
 
 
 def run(*words: str) -> int:
@@ -69,6 +74,22 @@ def test_pages_are_written_and_nothing_is_replaced(form: str, flags: list[str], 
         (("--gpu", "3090", "--fit", "--matrix"), "--fit and --matrix: expected one of them"),
         (("--gpu", "v100-32gb", "--precision", "bf16"), "has no bf16; expected fp16 or fp32"),
         (("--gpu", "3090", "--batch-sise", "4"), "--batch-sise"),
+        (
+            ("--gpu", "3090", "--gpus", "2", "--strategy", "single_gpu"),
+            "--strategy single_gpu: one process on one GPU, not 2; expected another one, as ddp",
+        ),
+        (("--gpu", "3090", "--nodes", "2", "--strategy", "single_gpu"), "--strategy single_gpu: one process on one"),
+        (("--gpu", "3090", "--fit", "--strategy", "ddp"), "--strategy ddp: --fit goes through strategies of its own"),
+        (("--matrix", "--strategy", "ddp"), "--strategy ddp: --matrix goes through strategies of its own"),
+        (("--matrix", "--gpus", "4"), "--matrix: has 1 and 2 GPUs of one machine; expected neither --gpus nor --n"),
+        (
+            ("--gpu", "h100", "--gpu-memory-limit", "500"),
+            "--gpu-memory-limit 500: NVIDIA H100 80GB HBM3 has 84.2 GB; expected at most that",
+        ),
+        (
+            ("--gpu", "h100", "--gpus", "1000000"),
+            "x 1000000 rank(s) = 8000000 rows per step: more than the 64 training rows",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message(
@@ -79,6 +100,61 @@ def test_what_is_wrong_is_said_in_one_message(
     except SystemExit as left:
         assert left.code == EXIT_BAD_INPUT
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 3},
+        {"hidden_act": "nosuch"},
+        {"intermediate_size": -1},
+        {"num_hidden_layers": 0},
+        {"attention_dropout": "much"},
+        {"rope_parameters": {"rope_type": "nosuch", "rope_theta": 1e4}},
+        {"model_type": "llava"},
+        {"model_type": "nosuch"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_broken_model_is_refused_as_in_training(
+    changes: dict[str, Any], tiny_folders: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folders("llama"), model)
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    words = ["--model", str(model), "--task", "sample", "--max-length", "16"]
+    assert run(*words, "--gpu", "h100") == EXIT_BAD_INPUT
+    planned = capsys.readouterr().err
+    assert cli.main(["train", *words, "--output-dir", str(tmp_path / "out")]) == EXIT_BAD_INPUT
+    trained = capsys.readouterr().err
+    assert f"--model {model}: " in planned
+    assert {line.partition("error: ")[2] or line for line in trained.splitlines() if "problems:" not in line} <= {
+        line.partition("error: ")[2] or line for line in planned.splitlines()
+    }
+
+
+def test_rows_longer_than_the_model_s_positions_are_refused(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*flags[:-1], "100000", "--gpu", "h100") == EXIT_BAD_INPUT
+    assert "--max-length 100000: expected at most the model's 128" in capsys.readouterr().err
+
+
+def test_of_rows_that_nobody_has_counted_a_step_may_have_any_number(workload: Any) -> None:
+    asked = workload(gpus=100)
+    with pytest.raises(ConfigError, match="= 400 rows per step: more than the 40 training rows"):
+        command._refuse_large_steps(asked)
+    command._refuse_large_steps(replace(asked, lengths=replace(asked.lengths, guessed=True)))
+
+
+def test_flags_are_refused_before_anything_heavy_is_imported() -> None:
+    words = ["plan", "--gpu", "h100", "--gpus", "0", "--batch-size", "0", "--fit", "--matrix"]
+    code = f"import sys; from lorabench import cli; print(cli.main({words}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    said = done.stderr
+    assert "--gpus 0: " in said and "--batch-size 0: " in said and "--fit and --matrix: " in said
 
 
 def test_without_a_gpu_a_card_has_to_be_named(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +258,5 @@ def test_rates_of_the_table_rise_with_the_tokens_of_a_product() -> None:
 
 
 def test_light_commands_import_no_torch() -> None:
-    import subprocess
-
     code = "import sys; from lorabench import cli; cli.main(['models']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

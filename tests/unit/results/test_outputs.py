@@ -1,14 +1,16 @@
 """Nothing that was there is lost to an output."""
 
 import errno
+import hashlib
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorabench.errors import RunError
-from lorabench.results.outputs import folder_issues, output_issues, writing_folder, writing_output
+from lorabench.results.outputs import data_issues, folder_issues, output_issues, writing_folder, writing_output
 from lorabench.results.run_folder import OWN_NAMES
 
 
@@ -170,6 +172,37 @@ def test_a_name_as_long_as_names_can_be_is_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x" * 255]
 
 
+# --- files that runs have read
+
+
+def sources(path: str, digest: str) -> dict[str, Any]:
+    second = {"path": path, "sha256": digest}
+    return {"data": {"sources": {"train": {"path": "a.csv", "sha256": "0", "and": [second]}}}}
+
+
+def test_rows_that_a_run_has_read_are_not_replaced_wherever_they_are_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.csv"
+    by_place, by_content = sources("rows.csv", "1"), sources("elsewhere.csv", hashlib.sha256(b"text").hexdigest())
+    runs = [(Path("first"), {}), (Path("second"), by_place), (Path("third"), by_content)]
+    assert data_issues(path, runs) == []  # nothing is there
+    path.write_text("text")
+    for run in runs[1:]:
+        (issue,) = data_issues(path, [runs[0], run])
+        expected = "which would be lost; expected another name"
+        assert issue == f"--output {path}: holds rows that the run in {run[0]} has read, {expected}"
+    path.rename(tmp_path / "other.csv").write_text("other")
+    assert data_issues(tmp_path / "other.csv", runs) == []
+
+
+@pytest.mark.parametrize("found", [None, [], {"train": None}, {"train": {"path": 3, "and": 4}}, {"train": ["x"]}])
+def test_a_record_from_anywhere_says_nothing_of_rows(tmp_path: Path, found: Any) -> None:
+    (tmp_path / "out.csv").touch()
+    assert data_issues(tmp_path / "out.csv", [(tmp_path, {"data": {"sources": found}})]) == []
+
+
 # --- folders
 
 MARK = "mark.json"
@@ -179,7 +212,7 @@ def fill(path: Path, text: str, overwrite: bool = False) -> None:
     with writing_folder(path, overwrite, MARK) as staging:
         (staging / "inner").mkdir()
         (staging / "inner" / "x").write_text(text)
-        (staging / MARK).touch()
+        (staging / MARK).write_text("{}")
 
 
 def test_a_folder_becomes_whole_and_replaces_only_its_like(tmp_path: Path) -> None:
@@ -192,7 +225,40 @@ def test_a_folder_becomes_whole_and_replaces_only_its_like(tmp_path: Path) -> No
     (path / MARK).unlink()
     (issue,) = folder_issues(path, True, MARK)
     assert "holds other files (no mark.json), and is never replaced" in issue
+    for damaged in ("", "[]", '{"files": 3}', '{"files": [["x"]]}'):
+        (path / MARK).write_text(damaged)
+        (issue,) = folder_issues(path, True, MARK)
+        assert "holds inner, inner/x, not among the files that mark.json lists" in issue
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "inner/notes.txt", "empty/", ".notes"])
+def test_what_somebody_has_put_into_an_earlier_result_is_kept(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "out"
+    fill(path, "old")
+    assert folder_issues(path, True, MARK) == []
+    own = path / name
+    own.mkdir() if name.endswith("/") else own.write_text("mine")
+    (issue,) = folder_issues(path, True, MARK)
+    assert issue == (
+        f"--output {path}: holds {name.rstrip('/')}, not among the files that mark.json lists, and would be lost; "
+        "expected a new folder, or them elsewhere"
+    )
+    with pytest.raises(RunError, match="would be lost"):  # it may have come while the new one was computed
+        fill(path, "new", overwrite=True)
+    assert own.exists() and (path / "inner" / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", [".", "..", "{here}", "../..", "inner/.."])
+def test_the_folder_that_a_command_runs_in_is_no_output(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be exchanged for another, empty as it may be."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (issue,) = folder_issues(Path(name.format(here=here)), False, MARK)
+    assert "the folder that the command runs in, or one above; expected a new folder" in issue
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling"])
@@ -220,7 +286,8 @@ def test_a_folder_that_fails_or_has_a_rival_leaves_what_was_there(tmp_path: Path
         (staging / "x").touch()
         raise ValueError("no")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RunError, match="holds other files"), writing_folder(path, True, MARK):
+    with pytest.raises(RunError, match="holds other files"), writing_folder(path, True, MARK) as staging:
+        (staging / MARK).write_text("{}")
         path.mkdir()
         (path / "theirs").touch()
     with pytest.raises(RunError, match="No space"), writing_folder(tmp_path / "full", False, MARK):

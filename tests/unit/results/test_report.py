@@ -420,6 +420,16 @@ def test_command_replaces_nothing_but_what_it_may(tmp_path: Path) -> None:
         table_command([run], TableForm(output=run / "run.json", overwrite=True))
 
 
+def test_command_never_replaces_rows_that_a_run_has_read(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n")
+    record = run_record()
+    record["data"]["sources"] = {"train": {"path": str(rows), "sha256": "0"}}
+    with pytest.raises(ConfigError, match=r"holds rows that the run in .* has read"):
+        table_command([save(tmp_path / "a", record)], TableForm(output=rows, overwrite=True))
+    assert rows.read_text() == "text,label\n"
+
+
 def test_the_end_of_the_output_says_its_form(tmp_path: Path) -> None:
     save(tmp_path / "a", run_record())
     starts = {

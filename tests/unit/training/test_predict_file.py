@@ -346,6 +346,35 @@ def test_pairs_and_templates_are_those_of_the_run(pair_run: Path, tmp_path: Path
     assert [row["label"] for row in blank] == [None, None]
 
 
+@pytest.mark.parametrize("texts", [["1", "0", "", "1"], ["3,14", "1 234.5"], ["2020"]])
+def test_a_column_of_numbers_alone_is_refused_as_in_training(
+    run: Path, tmp_path: Path, no_model: None, texts: list[str]
+) -> None:
+    """As where the names of two columns are swapped, or the column is that of the ids."""
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": texts, "id": [str(i) for i in range(len(texts))]})
+    for options, name in (({}, "text"), ({"text_column": "id"}, "id")):
+        with pytest.raises(ConfigError, match=f"column '{name}' holds numbers alone; expected texts; --template"):
+            predict(run, source, tmp_path / "out.csv", **options)
+
+
+def test_numbers_in_the_second_column_of_a_pair_are_refused_too(
+    pair_run: Path, tmp_path: Path, no_model: None
+) -> None:
+    source = tiny.write_csv(tmp_path / "new.csv", {"one": ["storm", "1"], "two": ["1", "2"]})
+    with pytest.raises(ConfigError, match="column 'two' holds numbers alone"):
+        predict(pair_run, source, tmp_path / "out.csv")
+
+
+def test_numbers_beside_a_text_or_in_a_template_are_texts(run: Path, tmp_path: Path, fake: Any) -> None:
+    many = ["7"] * 600 + ["storm"] + ["7"] * 600  # over several pieces of the file
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": many})
+    assert predict(run, source, tmp_path / "first.csv").rows == 1201
+    source = tiny.write_csv(tmp_path / "numbers.csv", {"text": ["7"]})
+    assert predict(run, source, tmp_path / "second.csv", template="{text}").rows == 1
+    source = tiny.write_csv(tmp_path / "blank.csv", {"text": ["", " "]})
+    assert predict(run, source, tmp_path / "third.csv").blank == 2
+
+
 def test_one_text_in_the_place_of_two_is_refused(pair_run: Path, run: Path, tmp_path: Path, no_model: None) -> None:
     source = tiny.write_csv(tmp_path / "new.csv", {"one": ["storm"], "two": ["wind"]})
     for of, column, said in (
@@ -529,6 +558,18 @@ def test_input_and_runs_own_files_are_never_replaced(run: Path, tmp_path: Path, 
     for output in (source, link, run / "metrics.jsonl", run / "test_predictions.csv"):
         with pytest.raises(ConfigError, match=f"--output {output}"):
             predict(run, source, output, overwrite=True)
+
+
+def test_the_rows_of_the_run_are_never_replaced(run: Path, tmp_path: Path, no_model: None) -> None:
+    source = tiny.write_csv(tmp_path / "new.csv", {"text": ["storm"]})
+    read = [run.parent / "train.csv", run.parent / "validation.csv"]
+    copy = tmp_path / "copy.csv"
+    shutil.copyfile(read[0], copy)
+    for output in (*read, copy):
+        text = output.read_text()
+        with pytest.raises(ConfigError, match=r"holds rows that the run in .* has read, which would be lost"):
+            predict(run, source, output, overwrite=True)
+        assert output.read_text() == text
 
 
 @pytest.fixture

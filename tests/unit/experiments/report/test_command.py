@@ -55,6 +55,20 @@ def test_format_wins_over_the_name(runs: Path, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "table.txt").read_text(encoding="utf-8"))) == 2
 
 
+def test_rows_that_a_run_has_read_are_not_replaced(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n", encoding="utf-8")
+    file = runs / "a" / "run.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["data"]["sources"] = {"train": {"path": str(rows), "sha256": "0"}}
+    file.write_text(json.dumps(record), encoding="utf-8")
+    assert report(runs, "--output", rows, "--overwrite") == 2
+    assert "rows.csv: holds rows that the run in" in capsys.readouterr().err
+    assert rows.read_text(encoding="utf-8") == "text,label\n"
+
+
 def test_runs_are_chosen_and_ordered(runs: Path, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     assert report(runs, "--output", path, "--sort", "f1", "--descending") == 0

@@ -172,6 +172,18 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
             {"metric": {"name": "eval/f1", "goal": "maximize", "target": "x"}},
             "metric.target x: expected a number",
         ),
+        (
+            {"parameters": {"model": {"values": ["minilm", "sentence-transformers/all-MiniLM-L6-v2"]}}},
+            "model: minilm sentence-transformers/all-MiniLM-L6-v2: the same model twice; expected each once",
+        ),
+        (
+            {"metric": {"name": "eval/f1", "goal": "maximize", "target": 85}},
+            "metric.target 85: expected a number from 0 to 1, as f1 is",
+        ),
+        (
+            {"metric": {"name": "loss", "goal": "minimize", "target": -1}},
+            "metric.target -1: expected a number of at least 0, as loss is",
+        ),
         ({"parameters": {}}, "parameters {}: expected flags of a run by name, as in lora_r: {values: [4, 8]}"),
         ({"parameters": {"lora_r": {"value": 3}}}, "every parameter has one value; expected one that is searched"),
         (

@@ -23,6 +23,7 @@ from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_RUN_FAILED, RunError, RunInterrupted
 from lorabench.experiments.sweep import command, storage, worker
 from lorabench.experiments.sweep.epochs import EpochReader
+from lorabench.experiments.sweep.page import OUTPUTS
 from lorabench.experiments.sweep.storage import open_storage
 from lorabench.results.ownership import is_held
 
@@ -366,6 +367,44 @@ def test_a_sweep_that_has_changed_is_refused(
     assert open_storage(shared).get_all_studies() == []
 
 
+def test_files_of_others_are_not_replaced(
+    words: list[str], search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    own = search.rename(out / "best.yaml")
+    words[words.index(str(search))] = str(own)
+    (out / "sweep.csv").write_text("mine\n", encoding="utf-8")
+    before = own.read_text(encoding="utf-8")
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, "--trials", "1", *more]) == EXIT_BAD_INPUT
+        said = capsys.readouterr().err
+        assert f"--output-dir {out}: in use; expected a new or empty folder, or that of a sweep" in said
+        assert "(it holds best.yaml, sweep.csv)" in said
+    assert own.read_text(encoding="utf-8") == before
+    assert {path.name for path in out.iterdir()} == {"best.yaml", "sweep.csv"}
+
+
+def test_the_sweep_file_is_never_one_that_the_sweep_writes(
+    words: list[str], search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor in the folder of its own."""
+    out = tmp_path / "out"
+    assert cli.main([*words, "--trials", "1"]) == 0
+    assert {path.name for path in out.iterdir()} <= {*OUTPUTS, "study.db", "study.id", "runs", "workers", ".lock"}
+    text = search.read_text(encoding="utf-8")
+    words[words.index(str(search))] = str(search.rename(out / "best.yaml"))
+    capsys.readouterr()
+    assert cli.main([*words, "--trials", "2"]) == EXIT_BAD_INPUT
+    assert f"best.yaml: a file that the sweep in --output-dir {out} writes" in capsys.readouterr().err
+    assert (out / "best.yaml").read_text(encoding="utf-8") == text
+
+
+def test_a_sweep_that_was_killed_at_its_very_beginning_is_begun_again(words: list[str], tmp_path: Path) -> None:
+    worker.take_worker_folder(tmp_path / "out")[1].release()
+    assert cli.main([*words, "--trials", "1"]) == 0
+
+
 def test_a_trial_that_is_left_goes_on_with_other_free_flags(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +441,31 @@ def test_a_dry_run_says_what_is_searched_and_starts_nothing(
     assert "lora_r         4, 8, 16, 32" in printed and "learning_rate  0.001 to 0.01" in printed
     assert "--lora-r 4 --learning-rate 0.001 --epochs 3" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_refuses_the_storage_that_a_sweep_would(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url, said in (("nonsense", "--storage: no URL"), ("nosuch://host/x", "expected one that Optuna takes")):
+        assert cli.main([*words, "--storage", url, "--dry-run"]) == EXIT_BAD_INPUT
+        assert said in capsys.readouterr().err
+    assert cli.main([*words, "--storage", f"sqlite:///{tmp_path}/shared.db", "--dry-run"]) == 0
+    assert not (tmp_path / "shared.db").exists()
+
+
+def test_an_early_end_that_no_trial_comes_to_is_said(
+    words: list[str], search: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(search, early_terminate={"type": "hyperband", "min_iter": 3})
+    told = "early_terminate: trials are compared from epoch 3 on and have 3 at most, so that none is stopped early"
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert told in capsys.readouterr().out
+    assert cli.main([*words, "--dry-run", "--pruning", "none"]) == 0
+    assert told not in capsys.readouterr().out
+    parameters = {"lora_r": {"values": [4, 8]}, "epochs": {"values": [4, 2]}}
+    changed(search, parameters=parameters)
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "early_terminate" not in capsys.readouterr().out
 
 
 def test_epochs_are_read_as_they_come(tmp_path: Path) -> None:
