@@ -128,7 +128,8 @@ def configuration_issues(
             f"--model {config.model}: type {model_type!r} is not in the table of architectures "
             f"({', '.join(FAMILIES)}); name the modules that get LoRA with --lora-targets"
         )
-    if getattr(model_config, "quantization_config", None) is not None:
+    is_quantized = getattr(model_config, "quantization_config", None) is not None
+    if is_quantized:
         # Such a checkpoint brings its own list of what is not quantised, and no classifier's head is in it.
         issues.add(
             f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
@@ -140,7 +141,7 @@ def configuration_issues(
             f"--model {config.model}: its {CONFIGURATION} gives it {layers} layers (num_hidden_layers); expected at "
             "least 1"
         )
-    issues.extend(weights_issues(config, getattr(model_config, "transformers_weights", None)))
+    issues.extend(weights_issues(config, getattr(model_config, "transformers_weights", None), is_quantized))
     if family is None:
         issues.extend(_unknown_type_issues(config, model_config))
     else:

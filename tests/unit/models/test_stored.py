@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file, save_file
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError
@@ -79,6 +81,38 @@ def test_a_configuration_of_other_weights_is_refused_by_their_headers(
 def test_layers_that_a_configuration_leaves_out_are_said(original: Path, tmp_path: Path) -> None:
     (remark,) = told(original, tmp_path / "bert", num_hidden_layers=1)
     assert "its checkpoint has 2 layers (encoder.layer), and its config.json describes 1" in remark
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layer", "part"),
+    [
+        ("bert", "bert.encoder.layer.0.attention.self.query", "weight_scale"),
+        ("llama", "model.layers.1.self_attn.q_proj", "bias"),
+        ("llama", "model.layers.1.self_attn.q_proj", "hada_w1_a.default"),
+    ],
+)
+def test_tensors_of_a_layer_that_has_no_such_ones_are_said(
+    model_type: str, layer: str, part: str, tmp_path: Path
+) -> None:
+    folder = tiny.save_tiny(tmp_path / "whole", model_type)
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {f"{layer}.{part}": torch.ones(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    (remark,) = told(folder, tmp_path / "copy")
+    short = layer.partition(".")[2]
+    assert remark.endswith(
+        f"its checkpoint has {short}.{part}, and by its config.json those layers have no such tensor: left out"
+    )
+
+
+def test_older_names_and_tensors_for_other_ends_are_no_matter(original: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(original, tmp_path / "older"))
+    state = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    state |= {"bert.embeddings.position_ids": torch.arange(4), "cls.predictions.bias": torch.ones(3)}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert told(folder, tmp_path / "copy") == []
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "llama"])
