@@ -45,7 +45,7 @@ def folder_issues(config: ModelConfig) -> list[str]:
     folder = Path(model_source(config))
     if not folder.is_dir():
         return []
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     if settings is None:
         expected = "expected the folder of a model for transformers"
         return [f"--model {config.model}: its {CONFIGURATION} is no JSON object; {expected}"]
@@ -106,7 +106,8 @@ def _is_adapters(config: ModelConfig) -> bool:
     return saved is not None and config.model in (saved.base, saved.model)
 
 
-def _read_settings(folder: Path) -> dict[str, Any] | None:
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The fields of a folder's `config.json`; None where it is no JSON object, or not there."""
     try:
         found = json.loads((folder / CONFIGURATION).read_bytes())
     except (OSError, ValueError, RecursionError):
