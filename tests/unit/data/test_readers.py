@@ -168,8 +168,8 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
         (
             "a.csv",
             'text label\n"a b" pos\n',
-            "line 2: text after the quoted field, and ',' leaves the header one column; expected --delimiter with what "
-            "stands between the fields",
+            "line 2: text after the quoted field, and ',' leaves the header one column; expected --delimiter with "
+            "what stands between the fields",
         ),
         ("a.csv", 'text,label\na,1\n"b,1\nc,0\n', "malformed CSV (unexpected end of data)"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3: malformed JSON"),
