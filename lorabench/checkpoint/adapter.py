@@ -12,8 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lorabench.checkpoint.card import CARD_FILE
-from lorabench.config.saved_adapter import ADAPTER_WEIGHTS, CLASSES_FILE
+from lorabench.checkpoint.checksums import write_checksums
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS, CARD_FILE, CLASSES_FILE
 from lorabench.distributed.training_state import split_like, whole_tensor
 from lorabench.errors import RunError, first_line
 from lorabench.files import full_disk, share_mode, swap_in, sync_path
@@ -56,7 +56,8 @@ def save_adapter(
     card: str,
     labels: Sequence[str],
 ) -> Path:
-    """Write `adapter/`: weights, configuration, tokenizer, names of the classes and model card. Call on one rank.
+    """Write `adapter/`: weights, configuration, tokenizer, names of the classes, model card, and checksums of all but
+    the card. Call on one rank.
 
     Names have a file of their own: beside a `config.json`, transformers would look for the whole model's weights.
 
@@ -81,6 +82,7 @@ def save_adapter(
         readme.write_text(card, encoding="utf-8")
         names = {"id2label": dict(enumerate(labels))}
         (staging / CLASSES_FILE).write_text(json.dumps(names, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_checksums(staging)
         share_mode(staging, readme)  # safetensors makes its file readable for its owner alone
         for path in (*staging.rglob("*"), staging):
             sync_path(path)

@@ -13,7 +13,6 @@ from lorabench.harmless import markdown, printable
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
-CARD_FILE = "README.md"
 # Names of many classes are listed once.
 _FROM_LABELS = {
     "id2label": "dict(enumerate(labels))",

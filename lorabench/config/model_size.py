@@ -13,10 +13,15 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a weight file's header says of one tensor: its shape, and the bytes that it takes there."""
+    """What a weight file's header says of one tensor: its shape, the bytes that it takes there, and its dtype.
+
+    Attributes:
+        dtype: by the name that safetensors gives it, such as `BF16`.
+    """
 
     shape: tuple[int, ...]
     stored_bytes: int
+    dtype: str = "F32"
 
     @property
     def size(self) -> int:
@@ -52,7 +57,9 @@ def read_headers(folder: Path) -> dict[str, StoredTensor] | None:
             with path.open("rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             found |= {
-                name: StoredTensor(tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+                name: StoredTensor(
+                    tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0], str(entry["dtype"])
+                )
                 for name, entry in header.items()
                 if name != "__metadata__"
             }

@@ -15,6 +15,7 @@ ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Beside an adapter of this package: its classes, in the order of the head's rows.
 CLASSES_FILE = "classes.json"
+CARD_FILE = "README.md"
 # Of the head to be, and of adapters that were trained without one: LoRA fits below another head.
 TASK_TYPES = ("SEQ_CLS", "CAUSAL_LM")
 _READ = (

@@ -243,6 +243,11 @@ def _records(lines: Iterable[str], dialect: Dialect) -> Iterator[Record]:
             ended = reader.line_num
     except csv.Error as error:
         start = ended + 1
+        if width == 1 and "expected after" in str(error):
+            raise ConfigError(
+                f"line {start}: text after the quoted field, and {dialect.delimiter!r} leaves the header one column; "
+                "expected --delimiter with what stands between the fields"
+            ) from None
         if start == reader.line_num:
             raise ConfigError(f"line {start}: malformed CSV ({error}){_ADVICE}") from None
         raise ConfigError(

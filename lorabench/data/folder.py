@@ -1,10 +1,11 @@
 """Files of a local folder of data: those that are its splits by their names, parts of one table, and all others."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lorabench.data.readers import data_suffix, is_near_data
+from lorabench.data.file_format import FileFormat
+from lorabench.data.readers import data_suffix, holds_no_rows, is_near_data
 from lorabench.data.split_names import split_in_name
 from lorabench.errors import ConfigError
 from lorabench.wording import listed
@@ -27,19 +28,17 @@ _NO_ROWS = frozenset(
 _PART = re.compile(r"(?P<before>(?:.*[-_. ])?)(?P<number>\d{1,5})(?P<of>[-_ ]of[-_ ])(?P<count>\d{1,5})")
 
 
-def plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
+def plain_files(origin: str, folder: Path, given: FileFormat) -> dict[str, list[Path]]:
     """Split -> its file, of a folder that has one file for each, as `train.csv`; empty where it is laid out otherwise.
 
     Raises:
         ConfigError: a split has two files.
     """
-    if any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()) or _says_its_layout(folder):
+    if any(path.is_dir() and _holds_data(path) for path in folder.iterdir()) or _says_its_layout(folder):
         return {}
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = data_suffix(path)
-        if suffix is None or path.name.startswith(".") or path.name == "dataset_infos.json":
-            continue
+    for path in rows_alone(sorted(path for path in folder.iterdir() if _is_data(path)), given):
+        suffix = data_suffix(path) or ""
         stem = path.name[: -len(suffix)]
         if stem in files:
             raise ConfigError(f"{origin}: {files[stem].name} and {path.name} could both be the split {stem}")
@@ -49,6 +48,24 @@ def plain_files(origin: str, folder: Path) -> dict[str, list[Path]]:
         return {split_in_name(stem) or "train": [path]}
     named = any(stem.lower() in ("train", "training") for stem in files)
     return {stem: [path] for stem, path in files.items()} if named else {}
+
+
+def rows_alone(files: Sequence[Path], given: FileFormat) -> list[Path]:
+    """The files without those that hold no rows, as the names of classes in JSON, where that leaves any.
+
+    A file that is a split by its name is one whatever it holds, and is refused later.
+    """
+    left = [path for path in files if split_in_name(path.name) is not None or not holds_no_rows(path, given)]
+    return left or [*files]
+
+
+def _is_data(path: Path) -> bool:
+    hidden = path.name.startswith(".") or path.name == "dataset_infos.json"
+    return not hidden and path.is_file() and data_suffix(path) is not None
+
+
+def _holds_data(folder: Path) -> bool:
+    return not folder.name.startswith(".") and any(map(_is_data, folder.rglob("*")))
 
 
 def _says_its_layout(folder: Path) -> bool:

@@ -29,8 +29,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether the folder was written by `save_to_disk`."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    """Whether the folder was written by `save_to_disk`, be it whole or not."""
+    is_rest = (folder / "dataset_info.json").is_file() and any(folder.glob("data-*.arrow"))
+    return is_rest or any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def load_saved(folder: Path) -> Mapping[str, Any]:
@@ -46,6 +47,10 @@ def load_saved(folder: Path) -> Mapping[str, Any]:
         loaded = datasets.load_from_disk(str(folder))
     except ConfigError:
         raise
+    except FileNotFoundError as error:
+        lacking = os.path.relpath(error.filename or folder, folder)
+        reason = f"not readable as save_to_disk writes it (no {lacking} there)"
+        raise ConfigError(f"--task {folder}: {reason}; expected the whole folder") from None
     except Exception as error:  # files of others: whatever Arrow and the JSON files in it give rise to
         raise ConfigError(f"--task {folder}: not readable as save_to_disk writes it ({error})") from None
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
@@ -136,6 +141,11 @@ def _explain(name: str, error: Exception) -> str:
         names = ", ".join(re.findall(r"'([^']*)'", listed[1]))
         what = "has several configurations" if "missing" in text else "has no such configuration"
         return f"--task {name}: {what}; expected --dataset-config with one of {names}"
+    if "infer the same data file format" in text:
+        return (
+            f"--task {name}: its splits are files of unlike kinds; expected one kind, or files named by split "
+            "(train.csv, ...) in the folder itself, or --train-file and its like"
+        )
     # What follows is a list of all suffixes that the library knows.
     reason = re.split(r"\.? with any supported extension", explain_hub_error(error, "--dataset-revision"))[0]
     return (

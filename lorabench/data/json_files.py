@@ -1,6 +1,7 @@
 """JSON lines and JSON arrays of objects: one object, one row."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from lorabench.data.text_files import open_text
 from lorabench.errors import ConfigError
 
 Row = dict[str, Any]
+_ARRAY_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
 
 
 def scan_json_lines(path: Path, given: FileFormat) -> Scan:
@@ -46,6 +48,19 @@ def scan_json(path: Path, given: FileFormat) -> Scan:
             raise ConfigError(f"row {i + 1}: expected a JSON object, found {type(row).__name__}")
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     return Scan(names, len(rows), ", ".join(["JSON", *said]), partial(_chunks, rows, names))
+
+
+def is_no_table(path: Path, given: FileFormat) -> bool:
+    """Whether a file is one JSON value and no list of objects: names of classes, settings, or a single row at most."""
+    try:
+        with open_text(path, given.encoding) as (file, _):
+            text = file.read()
+        if _ARRAY_OF_OBJECTS.match(text):
+            return False
+        json.loads(text)
+    except (ConfigError, OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _chunks_of_lines(path: Path, given: FileFormat, names: tuple[str, ...], size: int) -> Iterator[Columns]:

@@ -34,8 +34,24 @@ _LOOK_ALIKES = str.maketrans(
 )
 # Hyphens, dashes, the bullet of a list and the minus sign.
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"), "-")
-_TRUTH = {"True": "1", "False": "0"}
-_MISSING_ELSEWHERE = frozenset(("na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "-", "?"))
+# Quotes and marks of punctuation that people and programs leave around a name.
+_AROUND = " '\"`\u00b4\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb.,:;!_"
+# What stands between the words of a name, or nothing: post-op, post op, postop; class 1, class_1, class1.
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[-_ .'\u2019]+(?=[^\W\d_])|(?<=[^\W\d_])[-_ ]+(?=\d)")
+_LEADING_ZEROS = re.compile(r"(?<![\d.,])0+(?=\d)")
+_TRUTH = {
+    **dict.fromkeys(("true", "t", "yes", "y"), "1"),
+    **dict.fromkeys(("false", "f", "no", "n"), "0"),
+}
+_MISSING_ELSEWHERE = frozenset(
+    (
+        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?"),
+        # What a spreadsheet writes where a cell cannot be computed.
+        *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#error!"),
+    )
+)
+# What programs write for a missing class, where classes have names.
+_NEGATIVE = re.compile(r"-[0-9]+")
 _KINDS: Mapping[type, str] = {
     list: "a list",
     tuple: "a list",
@@ -213,14 +229,17 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     """
     where = f"{origin}: column {column!r}:"
     remarks = []
+    grouped: list[set[str]] = []
     for key, likeness in (
         (_appearance, "look alike"),
         (_parts, "have the same parts"),
-        (lambda name: _TRUTH.get(name, name), "may say the same"),
+        (lambda name: _TRUTH.get(name.casefold(), name), "may say the same"),
     ):
-        groups = _groups(names, key)
+        groups = [group for group in _groups(names, key) if not any(told.issuperset(group) for told in grouped)]
+        grouped += map(set, groups)
         if groups:
-            remarks.append(f"{where} {listed(groups)} are classes of their own, though they {likeness}")
+            words = listed([" and ".join(map(_seen, group)) for group in groups])
+            remarks.append(f"{where} {words} are classes of their own, though they {likeness}")
     several = _joined(names)
     if several:
         said = "looks like several labels; it" if len(several) == 1 else "look like several labels; each"
@@ -228,7 +247,12 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     lists = [quoted(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
     if lists:
         remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
-    missing = [quoted(name) for name in names if name.casefold() in _MISSING_ELSEWHERE]
+    has_words = any(character.isalpha() for name in names for character in name)
+    missing = [
+        quoted(name)
+        for name in names
+        if name.casefold() in _MISSING_ELSEWHERE or (has_words and _NEGATIVE.fullmatch(name))
+    ]
     if missing:
         remarks.append(f"{where} {listed(missing)} is the name of a class, not a missing label")
     decimal = [quoted(name) for name in names if _has_decimals(name)]
@@ -245,12 +269,12 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     return remarks
 
 
-def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[str]:
-    """Names of one key, where there are several, in a few words."""
+def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[list[str]]:
+    """Names of one key, where there are several."""
     groups: dict[Hashable, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
-    return [" and ".join(map(_seen, group)) for group in groups.values() if len(group) > 1]
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _seen(name: str) -> str:
@@ -274,10 +298,13 @@ def _appearance(name: str) -> Hashable:
     """The same for names that a reader might take for one."""
     visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isspace() or not is_invisible(c))
     folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES).translate(_DASHES)
+    folded = folded.strip(_AROUND) or folded
     try:
-        return Decimal(folded) if is_number(folded) else folded
+        if is_number(folded):
+            return Decimal(folded)
     except InvalidOperation:  # an exponent that a float rounds to zero
         return folded
+    return _LEADING_ZEROS.sub("", _BETWEEN_WORDS.sub("", folded))
 
 
 def count_classes(labels: Sequence[int], classes: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from lorabench.config.values import composed
 from lorabench.data.delimited import scan_delimited
 from lorabench.data.file_format import Columns, FileFormat, Scan, named_twice
-from lorabench.data.json_files import scan_json, scan_json_lines
+from lorabench.data.json_files import is_no_table, scan_json, scan_json_lines
 from lorabench.data.parquet_files import scan_parquet
 from lorabench.data.text_files import COMPRESSIONS
 from lorabench.errors import ConfigError
@@ -140,6 +140,11 @@ def data_suffix(path: Path) -> str | None:
     kind = _suffix_of_kind(path)
     packed = path.suffix if path.suffix.lower() in COMPRESSIONS else ""
     return path.name[-len(kind + packed) :] if kind in _SCANNERS else None
+
+
+def holds_no_rows(path: Path, given: FileFormat) -> bool:
+    """Whether a file that could be read by its name is JSON of something else than rows, as names of classes are."""
+    return _suffix_of_kind(path) == ".json" and is_no_table(path, given)
 
 
 def is_near_data(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from lorabench.catalog.tasks import TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.file_format import Columns, FileFormat
-from lorabench.data.folder import check_parts, part_remarks, plain_files, unread_files
+from lorabench.data.folder import check_parts, part_remarks, plain_files, rows_alone, unread_files
 from lorabench.data.hub_data import (
     class_names,
     dataset_columns,
@@ -21,7 +21,7 @@ from lorabench.data.hub_data import (
     resolved_commit,
 )
 from lorabench.data.readers import TableStream, stream_table
-from lorabench.data.split_names import Part, choose_parts
+from lorabench.data.split_names import Part, choose_parts, is_asked
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import file_hash, is_address, why_not
 from lorabench.wording import named
@@ -176,15 +176,22 @@ def _find_local_splits(origin: str, folder: Path, config: DataConfig) -> dict[st
         if config.dataset_config is not None:
             raise ConfigError(f"--dataset-config {config.dataset_config}: save_to_disk wrote {folder} without any")
         return _loaded_splits(origin, str(folder), load_saved(folder))
-    files = plain_files(origin, folder) if config.dataset_config is None else {}
+    given = file_format(config)
+    files = plain_files(origin, folder, given) if config.dataset_config is None else {}
     files = files or find_files(folder, config)
     if files is None:
         return _loaded_splits(origin, str(folder), load_splits(str(folder), config))
     check_parts(origin, [path for paths in files.values() for path in paths])
-    return {
-        split: _file_split(origin, {path: stream_table("--task", path, file_format(config)) for path in paths})
-        for split, paths in files.items()
-    }
+    splits = {}
+    for split, paths in files.items():
+        try:
+            streams = {path: stream_table("--task", path, given) for path in rows_alone(paths, given)}
+        except ConfigError:
+            if is_asked(split, config):
+                raise
+            continue  # said with the files that are not read
+        splits[split] = _file_split(origin, streams)
+    return splits
 
 
 def _loaded_splits(origin: str, name: str, loaded: Mapping[str, Any]) -> dict[str, _Split]:

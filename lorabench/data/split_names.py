@@ -30,6 +30,13 @@ def split_in_name(stem: str) -> str | None:
     return training or next((word for _, word in found), None)
 
 
+def is_asked(name: str, config: DataConfig) -> bool:
+    """Whether a split of a data set is one by its whole name, or a flag names it."""
+    flags = (config.train_split, config.validation_split, config.test_split)
+    named_by_flag = {part.split("[")[0].strip() for spec in flags if spec for part in (spec, *spec.split("+"))}
+    return name in named_by_flag or any(name.lower() in words for words in _NAMES.values())
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows of a split: those from `start` to before `stop`.

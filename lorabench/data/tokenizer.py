@@ -25,6 +25,8 @@ TOKENIZER_SETTINGS = "tokenizer_config.json"
 # Plain words, in which no mark and no character is that tokenizers differ in by their settings; all of small letters,
 # since some lower them by a setting of `tokenizer_config.json`.
 _SENTENCE = "today the river has left its banks and people are leaving"
+# Characters that hardly a vocabulary has: a tokenizer needs something that stands for them.
+_UNKNOWN = "\U00012000 \U0001d190"
 
 
 def load_tokenizer(
@@ -94,6 +96,7 @@ def read_tokenizer(source: str | Path, **arguments: Any) -> "PreTrainedTokenizer
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
         _check_vocabulary(tokenizer)
+        tokenizer(_UNKNOWN, verbose=False)
         return tokenizer
     except json.JSONDecodeError as error:
         raise ValueError(f"{_broken_file(Path(source))} is no JSON ({first_line(error)}); expected it whole") from None
@@ -187,11 +190,17 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _check_pad(config: ModelConfig, model_config: "PretrainedConfig", pad: int) -> None:
-    """Refuse a pad token by which the model would count its positions anew.
+    """Refuse a pad token that the model has no embedding for, or by which it would count its positions anew.
 
     Raises:
-        ConfigError: names both tokens.
+        ConfigError: names token and model's size, or both tokens.
     """
+    known = getattr(model_config.get_text_config(), "vocab_size", None)
+    if known is not None and pad >= known:
+        raise ConfigError(
+            f"--model {config.model}: its tokenizer pads with token {pad}, and the model has {known} tokens; expected "
+            "a tokenizer that belongs to the model"
+        )
     family, own = family_of(model_config.model_type), getattr(model_config, "pad_token_id", None)
     if family is not None and family.counts_from_pad and own not in (None, pad):
         raise ConfigError(

@@ -234,7 +234,21 @@ def _load_base(
             f"--model {config.model}: its checkpoint lacks {len(lost)} weights of a {type(base).__name__}, or has "
             f"them in another shape ({', '.join(lost[:3])}, ...); expected a whole pretrained model"
         )
+    _check_not_blank(config, base, fresh)
     return base, fresh, bool(resized)
+
+
+def _check_not_blank(config: ModelConfig, base: PreTrainedModel, fresh: set[str]) -> None:
+    """Refuse a checkpoint whose matrices are all zero, as a file has them that was made and never filled.
+
+    Raises:
+        ConfigError: says so.
+    """
+    matrices = (weight for name, weight in base.named_parameters() if weight.dim() > 1 and name not in fresh)
+    if not any(bool(matrix.any()) for matrix in matrices):
+        raise ConfigError(
+            f"--model {config.model}: all weights of its checkpoint are zero; expected a whole pretrained model"
+        )
 
 
 def _is_heads(base: PreTrainedModel, name: str) -> bool:

@@ -3,7 +3,10 @@
 Neither PEFT nor a model is imported, so that a wrong name is answered before they are.
 """
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -19,6 +22,7 @@ from lorabench.models.folder import (
     expected_model,
     name_model,
     place_issue,
+    read_settings,
     weights_issues,
 )
 from lorabench.models.positions import usable_positions
@@ -26,6 +30,7 @@ from lorabench.models.source import model_source
 
 # What transformers calls a label that is one of several classes.
 SINGLE_LABEL = "single_label_classification"
+_DROPOUT = re.compile("dropout|pdrop|layerdrop")
 
 
 def load_model_config(config: ModelConfig, classes: int) -> PretrainedConfig:
@@ -74,9 +79,42 @@ def unusable_settings(config: ModelConfig, error: Exception) -> ConfigError:
     # A missing key, and the like, says only by its type what it is.
     named = reason if " " in reason else f"{type(error).__name__}: {first_line(error)}"
     return ConfigError(
-        f"{name_model(config)}: transformers cannot use its {CONFIGURATION} ({named}); expected the values that its "
-        "architecture has"
+        f"{name_model(config)}: transformers cannot use its {CONFIGURATION} ({_blamed_field(config, error)}{named}); "
+        "expected the values that its architecture has"
     )
+
+
+def _blamed_field(config: ModelConfig, error: Exception) -> str:
+    """The field of a folder's configuration that an error is about, `name: `, where that can be told; else nothing.
+
+    It is the one whose value is all that the error says, or the one without which the others can be used.
+    """
+    settings = read_settings(Path(model_source(config))) or {}
+    model_type = settings.pop("model_type", None)
+    if isinstance(error, KeyError) and error.args:
+        return next((f"{place}: " for place, value in _leaves(settings) if value == error.args[0]), "")
+    if not _can_be_used(model_type, settings):
+        for name in settings:
+            if _can_be_used(model_type, {key: value for key, value in settings.items() if key != name}):
+                return "" if name in str(error) else f"{name}: "
+    return ""
+
+
+def _leaves(settings: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """The single values of a configuration by their places, such as `rope_parameters.rope_type`."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", value
+
+
+def _can_be_used(model_type: Any, settings: Mapping[str, Any]) -> bool:
+    try:
+        AutoConfig.for_model(model_type, **settings)
+    except Exception:  # whatever the code that reads a value happens to raise
+        return False
+    return True
 
 
 def unavailable(config: ModelConfig, error: Exception) -> ConfigError:
@@ -113,8 +151,13 @@ def set_dropout(model_config: PretrainedConfig, probability: float) -> None:
     """Set every dropout of the base model; architectures name theirs differently, but all with this word."""
     text = model_config.get_text_config()
     for name, value in text.to_dict().items():
-        if "dropout" in name and (value is None or isinstance(value, float)):
+        if is_base_dropout(name, value):
             setattr(text, name, probability)
+
+
+def is_base_dropout(name: str, value: Any) -> bool:
+    """Whether a field of a configuration is a dropout that `--base-dropout` sets."""
+    return "dropout" in name and (value is None or isinstance(value, float))
 
 
 def configuration_issues(
@@ -128,24 +171,44 @@ def configuration_issues(
             f"--model {config.model}: type {model_type!r} is not in the table of architectures "
             f"({', '.join(FAMILIES)}); name the modules that get LoRA with --lora-targets"
         )
-    if getattr(model_config, "quantization_config", None) is not None:
+    is_quantized = getattr(model_config, "quantization_config", None) is not None
+    if is_quantized:
         # Such a checkpoint brings its own list of what is not quantised, and no classifier's head is in it.
         issues.add(
             f"--model {config.model}: its checkpoint is quantised already; expected the original one, which "
             "--quantize nf4 quantises as it loads"
         )
+    if family is not None and not family.causal and getattr(model_config, "is_decoder", False):
+        issues.add(
+            f"--model {config.model}: its {CONFIGURATION} makes a decoder of a {model_type} (is_decoder), whose first "
+            "token, which is read, would see no other; expected is_decoder false"
+        )
+    issues.extend(_dropout_issues(config, model_config))
     layers = getattr(model_config.get_text_config(), "num_hidden_layers", None)
     if isinstance(layers, int) and layers < 1:
         issues.add(
             f"--model {config.model}: its {CONFIGURATION} gives it {layers} layers (num_hidden_layers); expected at "
             "least 1"
         )
-    issues.extend(weights_issues(config, getattr(model_config, "transformers_weights", None)))
+    issues.extend(weights_issues(config, getattr(model_config, "transformers_weights", None), is_quantized))
     if family is None:
         issues.extend(_unknown_type_issues(config, model_config))
     else:
         issues.extend(length_issues(max_length, usable_positions(model_config)))
     return list(issues)
+
+
+def _dropout_issues(config: ModelConfig, model_config: PretrainedConfig) -> list[str]:
+    """What is wrong with the probabilities of a configuration with which something is left out in training.
+
+    At 1, all is; `--base-dropout` replaces some of them.
+    """
+    return [
+        f"--model {config.model}: its {CONFIGURATION} has {name} {value}; expected a number from 0 to below 1"
+        for name, value in model_config.get_text_config().to_dict().items()
+        if _DROPOUT.search(name) and isinstance(value, int | float) and not isinstance(value, bool)
+        if not 0 <= value < 1 and not (config.base_dropout is not None and is_base_dropout(name, value))
+    ]
 
 
 def length_issues(max_length: int, usable: int | None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 from lorabench.catalog.families import FAMILIES, family_of
@@ -20,6 +21,7 @@ from lorabench.models.footprint import WeightCount
 from lorabench.models.positions import usable_positions
 from lorabench.models.quantization import count_weights, cpu_issues
 from lorabench.models.stored import stored_issues, stored_remarks
+from lorabench.wording import listed
 
 # What PEFT can add LoRA to.
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, Conv1D)
@@ -55,7 +57,27 @@ def inspect_model(
     if config.quantize == "nf4" and on_cpu:
         issues.extend(cpu_issues(skeleton))
         issues.raise_if_any()
-    return count_weights(skeleton), stored_remarks(config, skeleton)
+    return count_weights(skeleton), [*type_remarks(config, model_config), *stored_remarks(config, skeleton)]
+
+
+def type_remarks(config: ModelConfig, model_config: PretrainedConfig) -> list[str]:
+    """What the user is told of a configuration whose type is not that of the class of model that was saved."""
+    saved = next(iter(getattr(model_config, "architectures", None) or ()), None)
+    tables = (table for name, table in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES"))
+    types = sorted(
+        {
+            model_type
+            for table in tables
+            for model_type, names in table.items()
+            if saved in ((names,) if isinstance(names, str) else names)
+        }
+    )
+    if not types or model_config.model_type in types:
+        return []
+    return [
+        f"--model {config.model}: its config.json has the type {model_config.model_type!r}, as which it is trained, "
+        f"and says that a {saved} was saved, which is of type {listed([repr(name) for name in types], most=3)}"
+    ]
 
 
 def build_skeleton(config: ModelConfig, model_config: PretrainedConfig) -> PreTrainedModel:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.models import MODELS
+from lorabench.config.model_size import read_headers
 from lorabench.config.run_config import ModelConfig
 from lorabench.config.saved_adapter import ADAPTER_SETTINGS, read_saved_adapter
 from lorabench.errors import ConfigError
 from lorabench.files import is_address
 from lorabench.models.source import model_source
+from lorabench.wording import counted, listed
 
 MODEL_EXPECTATION = (
     "Expected a model on the Hub, the path of a local folder, or --weights random for a preset's memory and time"
@@ -26,6 +28,11 @@ _VOCABULARY = re.compile(
     r"tokenizer\.json|vocab|merges|codes|bpe|spm|spiece|sentencepiece|tekken|tiktoken|dict\.txt|\.model$",
     re.IGNORECASE,
 )
+# What weights can be trained on in. Other kinds hold numbers that stand for weights by scales, and are said to by a
+# quantization_config.
+_WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+_OF_ADAPTER = re.compile(r"\.lora_\w+(\.|$)")
+_PART_OF_WEIGHTS = re.compile(r".*-\d+-of-\d+\.safetensors")
 
 
 def folder_issues(config: ModelConfig) -> list[str]:
@@ -38,11 +45,12 @@ def folder_issues(config: ModelConfig) -> list[str]:
     folder = Path(model_source(config))
     if not folder.is_dir():
         return []
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     if settings is None:
         expected = "expected the folder of a model for transformers"
         return [f"--model {config.model}: its {CONFIGURATION} is no JSON object; {expected}"]
-    issues = weights_issues(config, settings.get("transformers_weights"))
+    is_quantized = settings.get("quantization_config") is not None
+    issues = weights_issues(config, settings.get("transformers_weights"), is_quantized)
     if not config.trust_remote_code and not any(_VOCABULARY.search(path.name) for path in folder.iterdir()):
         issues.append(f"--model {config.model}: no tokenizer there; expected a tokenizer.json beside its config.json")
     return issues
@@ -98,7 +106,8 @@ def _is_adapters(config: ModelConfig) -> bool:
     return saved is not None and config.model in (saved.base, saved.model)
 
 
-def _read_settings(folder: Path) -> dict[str, Any] | None:
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The fields of a folder's `config.json`; None where it is no JSON object, or not there."""
     try:
         found = json.loads((folder / CONFIGURATION).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -106,11 +115,12 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def weights_issues(config: ModelConfig, named: str | None) -> list[str]:
+def weights_issues(config: ModelConfig, named: str | None, is_quantized: bool = False) -> list[str]:
     """What is wrong with a local checkpoint's weights by the names, sizes and headers of its files.
 
     Args:
         named: a file that the configuration names for them, which is left to transformers.
+        is_quantized: the configuration says how its numbers stand for weights.
     """
     folder = Path(model_source(config))
     if config.weights == "random" or not folder.is_dir():
@@ -120,24 +130,69 @@ def weights_issues(config: ModelConfig, named: str | None) -> list[str]:
         return pickled
     subject, whole = f"--model {config.model}", folder / WEIGHTS_FILE
     index = folder / f"{WEIGHTS_FILE}.index.json"
+    shards = _indexed(index)
     if whole.is_file():
+        others = sorted(str(name) for name in shards or () if name != whole.name and (folder / str(name)).is_file())
+        if others:
+            return [
+                f"{subject}: {whole.name} there, and weights in parts ({listed(others, most=1)}, by {index.name}); "
+                "expected one of the two"
+            ]
         shards = [whole.name]
-    elif index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return [f"{subject}: {index.name} is no index of weights; expected one with a weight_map"]
-    else:
-        return [f"{subject}: no weights there; expected {WEIGHTS_FILE} beside its config.json"]
+    elif not index.is_file():
+        return [f"{subject}: {_no_weights(folder)}"]
+    elif shards is None:
+        return [f"{subject}: {index.name} is no index of weights; expected one with a weight_map"]
     lacking = [name for name in shards if not (folder / str(name)).is_file()]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         return [f"{subject}: {index.name} names {lacking[0]}{more}, not there; expected all files of its weights"]
-    return [
+    broken = [
         f"{subject}: {name} {wrong}; expected a whole file"
         for name in shards
         if (wrong := _safetensors_issue(folder / name)) is not None
     ]
+    return broken or [f"{subject}: {issue}" for issue in _tensor_issues(folder, is_quantized)]
+
+
+def _indexed(index: Path) -> list[Any] | None:
+    """The files of weights that an index names; None where there is none, or one of another form."""
+    try:
+        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _no_weights(folder: Path) -> str:
+    parts = sorted(path.name for path in folder.iterdir() if _PART_OF_WEIGHTS.fullmatch(path.name))
+    if parts:
+        return (
+            f"{listed(parts, most=1)} without a {WEIGHTS_FILE}.index.json; expected that, and all files that it names"
+        )
+    return f"no weights there; expected {WEIGHTS_FILE} beside its config.json"
+
+
+def _tensor_issues(folder: Path, is_quantized: bool) -> list[str]:
+    """What of a checkpoint's tensors, by their names and dtypes, would be trained on as something else than it is."""
+    tensors = read_headers(folder) or {}
+    adapters = [name for name in tensors if _OF_ADAPTER.search(name)]
+    odd = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype not in _WEIGHT_DTYPES and (name.endswith(".weight") or tensor.dtype.startswith("F"))
+    ]
+    issues = []
+    if adapters:
+        issues.append(
+            f"its checkpoint also holds {counted(len(adapters), 'tensor')} of a LoRA adapter ({adapters[0]}, ...), "
+            "which would be left out; expected a model that it is merged into, or without it"
+        )
+    if odd and not is_quantized:
+        issues.append(
+            f"its checkpoint holds {odd[0]} in {tensors[odd[0]].dtype}, which is quantised, and its {CONFIGURATION} "
+            "has no quantization_config that says how; expected the original weights (F32, F16 or BF16)"
+        )
+    return issues
 
 
 def _pickle_issues(config: ModelConfig, folder: Path) -> list[str]:

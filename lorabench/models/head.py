@@ -5,7 +5,7 @@ belongs to which class of the data.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,13 @@ class SavedHead:
         names: its classes, in the order of its rows; empty where they are not known.
         problem_type: what transformers calls its task (None: it does not say).
         architecture: the class of model that was saved (None: it does not say).
+        contradiction: why its names cannot be told to belong to its rows, in a few words; None where they can.
     """
 
     names: tuple[str, ...] = ()
     problem_type: str | None = None
     architecture: str | None = None
+    contradiction: str | None = None
 
     @classmethod
     def of_config(cls, config: PretrainedConfig) -> "SavedHead":
@@ -43,7 +45,22 @@ class SavedHead:
             names=tuple(str(names[row]) for row in sorted(names)),
             problem_type=getattr(config, "problem_type", None),
             architecture=architectures[0],
+            contradiction=_contradiction(names, getattr(config, "label2id", None) or {}),
         )
+
+
+def _contradiction(names: Mapping[Any, Any], rows: Mapping[Any, Any]) -> str | None:
+    """What keeps a configuration's `id2label` from telling which row is which class.
+
+    Args:
+        names: row -> class.
+        rows: class -> row. Where it is about other names, as those that only count, it says nothing.
+    """
+    if sorted(names) != list(range(len(names))):
+        return f"names rows {listed([str(row) for row in sorted(names)])}, not those from 0 on"
+    if any(rows.get(name, row) not in (row, str(row)) for row, name in names.items()):
+        return "has an id2label and a label2id that contradict each other"
+    return None
 
 
 @dataclass(frozen=True)
@@ -53,10 +70,12 @@ class HeadPlan:
     Attributes:
         rows: its rows in the order of the classes; None: all of them are drawn anew.
         reason: why, in a few words.
+        named: how many classes it says to have, where that is why.
     """
 
     rows: tuple[int, ...] | None
     reason: str
+    named: int | None = None
 
 
 def plan_head(saved: SavedHead, labels: Sequence[str], whose: str = "the checkpoint's") -> HeadPlan:
@@ -74,8 +93,11 @@ def plan_head(saved: SavedHead, labels: Sequence[str], whose: str = "the checkpo
         return HeadPlan(None, f"new: {whose} is of a {saved.architecture}")
     if saved.problem_type not in (None, SINGLE_LABEL):
         return HeadPlan(None, f"new: {whose} is for {saved.problem_type}")
+    if saved.contradiction is not None:
+        return HeadPlan(None, f"new: {whose} {saved.contradiction}")
     if saved.names and len(saved.names) != len(labels):
-        return HeadPlan(None, f"new: {whose} has {len(saved.names)} classes and the data {len(labels)}")
+        reason = f"new: {whose} has {len(saved.names)} classes and the data {len(labels)}"
+        return HeadPlan(None, reason, named=len(saved.names))
     own, wanted = ([name.strip().casefold() for name in names] for names in (saved.names, labels))
     if len(set(own)) == len(own) and sorted(own) == sorted(wanted):
         rows = tuple(own.index(name) for name in wanted)
@@ -132,6 +154,9 @@ def settle_head(base: nn.Module, fresh: set[str], resized: bool, plan: HeadPlan)
         return HeadOrigin("new: the checkpoint's has another size" if plan.rows is not None else plan.reason, True)
     if plan.rows is None:
         fresh |= {f"{name}.{part}" for part, _ in layer.named_parameters()}
+        if plan.named not in (None, layer.out_features):  # the weights fit, whatever the names say
+            reason = f"new: the checkpoint's has {layer.out_features} rows and names for {plan.named}"
+            return HeadOrigin(reason, resized)
         return HeadOrigin(plan.reason, resized)
     if plan.rows != tuple(range(layer.out_features)):
         with torch.no_grad():

@@ -17,6 +17,9 @@ from lorabench.models.source import model_source
 # The outermost list of modules that a weight lies in, and its place there: `encoder.layer.3.output.bias`.
 _IN_LIST = re.compile(r"(?P<list>[^0-9].*?)\.(?P<place>\d+)\.")
 
+# Older names of a norm's weight and bias, which transformers knows.
+_RENAMED = ("gamma", "beta")
+
 
 def stored_issues(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
     """Weights that a local checkpoint has in another shape than the configuration says, and layers that it lacks.
@@ -45,13 +48,49 @@ def stored_issues(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
 
 
 def stored_remarks(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
-    """What the user is told of layers that a local checkpoint has and the configuration leaves out."""
-    return [
+    """What the user is told of layers and other tensors that a local checkpoint has and the model leaves out."""
+    stored = _stored(config, skeleton)
+    remarks = [
         f"--model {config.model}: its checkpoint has {there} layers ({modules}), and its {CONFIGURATION} describes "
         f"{described}: the others are left out"
-        for modules, there, described in _layers(_stored(config, skeleton), skeleton)
+        for modules, there, described in _layers(stored, skeleton)
         if there > described
     ]
+    homeless = _homeless(stored, skeleton)
+    if homeless:
+        more = f" and {len(homeless) - 1} more" if len(homeless) > 1 else ""
+        remarks.append(
+            f"--model {config.model}: its checkpoint has {homeless[0]}{more}, and by its {CONFIGURATION} those layers "
+            "have no such tensor: left out"
+        )
+    return remarks
+
+
+def _homeless(stored: Iterable[str], skeleton: PreTrainedModel) -> list[str]:
+    """Tensors of a checkpoint that belong to a layer of the model's body, as scales and biases do, and are none of it.
+
+    What belongs to no single layer may be for another end, as heads are, or have another name here.
+    """
+    heads = tuple(head_names(skeleton))
+    layers = {
+        _short(name, skeleton): {
+            part for part, tensor in (*module._parameters.items(), *module._buffers.items()) if tensor is not None
+        }
+        for name, module in skeleton.named_modules()
+        if not any(module.children()) and any(True for _ in module.parameters()) and name.split(".")[0] not in heads
+    }
+    return [
+        name
+        for name in stored
+        for layer, part in _above(name)
+        if layer in layers and part not in layers[layer] and part not in _RENAMED
+    ]
+
+
+def _above(name: str) -> Iterable[tuple[str, str]]:
+    """The modules that a tensor may belong to, each with the tensor's name in it."""
+    parts = name.split(".")
+    return ((".".join(parts[:end]), ".".join(parts[end:])) for end in range(1, len(parts)))
 
 
 def _stored(config: ModelConfig, skeleton: PreTrainedModel) -> dict[str, StoredTensor]:

@@ -8,15 +8,16 @@ import torch
 
 from lorabench.catalog.metrics import metrics_in
 from lorabench.checkpoint import adapter as checkpoint
-from lorabench.checkpoint.card import CARD_FILE, Reading, model_card
+from lorabench.checkpoint.card import Reading, model_card
+from lorabench.checkpoint.checksums import checksums
 from lorabench.config.defaults import is_synthetic
-from lorabench.config.saved_adapter import ADAPTER_WEIGHTS
+from lorabench.config.saved_adapter import ADAPTER_WEIGHTS, CARD_FILE
 from lorabench.config.template import parse_template
 from lorabench.data.batching import Batch, MicroBatch, PaddedCollator, longest_first
 from lorabench.data.tokenizer import pad_id
 from lorabench.distributed.setting import Setting
 from lorabench.errors import RunError
-from lorabench.files import file_hash, write_text_atomic
+from lorabench.files import write_text_atomic
 from lorabench.models.reload import reload_arguments
 from lorabench.models.source import published_source
 from lorabench.results.calibration import temperature_words, threshold_words
@@ -121,13 +122,13 @@ class BestAdapter:
                 f"{len(unmoved)} trainable tensors did not change in training ({', '.join(unmoved[:3])}, ...)"
             )
 
-    def restore(self) -> dict[str, float | str | None] | None:
+    def restore(self) -> dict[str, Any] | None:
         """Put the best adapter back, and prove that the file holds it. A collective call.
 
         Returns:
-            The record's `adapter`: its folder, the SHA-256 of its weights, and the largest difference between
-            validation logits before saving and after reloading (None where the run went on with other evaluation
-            batches since); None where no adapter was kept.
+            The record's `adapter`: its folder, the SHA-256 of its weights, the checksums of all its files, and the
+            largest difference between validation logits before saving and after reloading (None where the run went on
+            with other evaluation batches since); None where no adapter was kept.
 
         Raises:
             RunError: the file differs from what was in memory, or the reloaded adapter gives other logits.
@@ -141,8 +142,11 @@ class BestAdapter:
             checkpoint.load_state(self._built.classifier.adapted, best)
         expected = self._comparable_logits
         difference = None if expected is None else self._compare(expected)
-        digest = self._setting.ranks.on_main(lambda: file_hash(folder / ADAPTER_WEIGHTS))
-        return {"folder": ADAPTER_FOLDER, "sha256": digest, "reload_difference": difference}
+        files = self._setting.ranks.on_main(lambda: checksums(folder))
+        return {
+            "folder": ADAPTER_FOLDER, "sha256": files[ADAPTER_WEIGHTS], "files": files,
+            "reload_difference": difference,
+        }  # fmt: skip
 
     def write_card(self, record: Record, calibration: Mapping[str, Any] | None) -> None:
         """Write the adapter's card once more, with what is known at the end. A collective call.

@@ -1,5 +1,6 @@
 """What a run says of its rows before it begins: how they were split, and what about them makes scores doubtful."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,22 @@ def source_lines(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for source in sources.values():
         if "path" in source:
-            names = [Path(file["path"]).name for file in (source, *source.get("and", ()))]
+            names = _told_apart([Path(file["path"]) for file in (source, *source.get("and", ()))])
             files = names[0] if len(names) == 1 else f"{len(names)} files, {listed(names)}"
             lines.append(f"{files}: {counted(source['rows'], 'row')} ({source['form']})")
         elif "dataset" in source:
             revision = f", commit {source['revision'][:12]}" if source.get("revision") else ""
             lines.append(f"{source['dataset']}: {counted(source['rows'], 'row')} ({source['split']} split{revision})")
     return lines
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """The files' names, with their folders below the one that all are in where two have one name."""
+    names = [path.name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    above = os.path.commonpath([path.parent for path in paths])
+    return [os.path.relpath(path, above) for path in paths]
 
 
 def _names(classes: Sequence[str]) -> str:

@@ -1,11 +1,12 @@
 """Whether a finished run's adapter still has what it had: its own weights, its tokenizer, and the same base model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.models import preset_of
+from lorabench.checkpoint.checksums import altered_files, read_checksums
 from lorabench.config.run_config import ModelConfig
 from lorabench.config.saved_adapter import (
     ADAPTER_SETTINGS,
@@ -16,10 +17,10 @@ from lorabench.config.saved_adapter import (
     read_saved_adapter,
 )
 from lorabench.errors import ConfigError
-from lorabench.files import file_hash
 from lorabench.models.source import changed_files, fingerprint_files, local_source, model_source, pinned_folder
 from lorabench.results.ownership import present_status
 from lorabench.results.run_folder import ADAPTER_FOLDER, PREVIOUS_ADAPTER, RUN_FILE, lookup, read_run
+from lorabench.wording import listed
 
 TOKENIZER_FILE = "tokenizer.json"
 # Beside the weights, what decides what a base model computes; its tokenizer is not read: the adapter has its own.
@@ -37,13 +38,30 @@ def adapter_issues(record: Mapping[str, Any], adapter: Path, base: str, revision
     issues = []
     if not (adapter / TOKENIZER_FILE).is_file():
         issues.append(f"no {TOKENIZER_FILE} in {adapter}, without which no text can be read; expected it there")
-    recorded = lookup(record, "adapter", "sha256")
-    # An unfinished run replaces its adapter, and its record is written at the end.
-    if isinstance(recorded, str) and file_hash(adapter / ADAPTER_WEIGHTS) != recorded:
-        issues.append(f"{ADAPTER_WEIGHTS} in {adapter} is not the file that the run wrote; expected its own adapter")
-        return issues
+    altered = altered_files(adapter, _written(record, adapter))
+    if altered:
+        return issues or [f"{_not_written(altered, adapter)}; expected its own adapter"]
     issue = _base_issue(record, adapter, base, revision)
     return issues if issue is None else [*issues, issue]
+
+
+def _not_written(altered: Sequence[str], adapter: Path) -> str:
+    verb = "is" if len(altered) == 1 else "are"
+    return f"{listed(altered, most=3)} in {adapter} {verb} not what the run wrote"
+
+
+def _written(record: Mapping[str, Any] | None, adapter: Path) -> Mapping[str, str]:
+    """Checksums of an adapter's files as its run wrote them; of older runs, of its weights alone.
+
+    An unfinished run replaces its adapter, with the checksums in it, and its record is written at the end.
+
+    Args:
+        record: the run's; None where the adapter is alone.
+    """
+    files, weights = lookup(record or {}, "adapter", "files"), lookup(record or {}, "adapter", "sha256")
+    if isinstance(files, Mapping):
+        return files
+    return read_checksums(adapter) or ({ADAPTER_WEIGHTS: weights} if isinstance(weights, str) else {})
 
 
 def _base_issue(record: Mapping[str, Any], adapter: Path, base: str, revision: str | None) -> str | None:
@@ -73,7 +91,7 @@ def _decides(name: str) -> bool:
 
 
 def check_start(config: ModelConfig) -> None:
-    """Refuse a saved adapter to go on from that was trained on another base model than is read now.
+    """Refuse a saved adapter to go on from that its run did not write so, or whose base model was another than now.
 
     Where the record of its run is beside it, files are compared with those that the run began with; a folder that
     stands for a model of another name, else, with that model's own files on this machine.
@@ -82,6 +100,12 @@ def check_start(config: ModelConfig) -> None:
         ConfigError: names the file that has changed, or the model that is expected.
     """
     run, saved = _run_of_adapter(config), read_saved_adapter(config.adapter)
+    if saved is not None:
+        altered = altered_files(saved.folder, _written(None if run is None else read_run(run), saved.folder))
+        if altered:
+            raise ConfigError(
+                f"--adapter {config.adapter}: {_not_written(altered, saved.folder)}; expected it as it was written"
+            )
     if saved is not None and _stands_in(config, saved) and not _holds(Path(config.model), saved, run):
         raise ConfigError(other_model_issue(config.model, saved))
     if run is None:

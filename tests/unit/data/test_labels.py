@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lorabench.data.labels import label_kind, label_names, label_remarks, label_text, positive_index, read_labels
 from lorabench.data.texts import is_blank, is_invisible
 from lorabench.errors import ConfigError, IssueList
+from lorabench.wording import quoted
 
 WHOLE = st.integers(-(10**6), 10**6)
 
@@ -157,7 +158,7 @@ def test_what_could_be_meant_otherwise_is_said() -> None:
 @pytest.mark.parametrize("dash", "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d")
 def test_names_with_dashes_of_another_kind_are_said(dash: str) -> None:
     for name in ("a-b", "-1"):
-        (remark,) = label_remarks("f", "y", ["other", name, name.replace("-", dash)], 9)
+        (remark,) = label_remarks("f", "y", ["2", name, name.replace("-", dash)], 9)
         assert remark.endswith("are classes of their own, though they look alike")
 
 
@@ -172,6 +173,51 @@ def test_how_a_symbol_is_drawn_makes_no_class(selector: str) -> None:
     assert label_text(f"\u2714{selector}") == label_text("\u2714") == "\u2714"
     (remark,) = label_remarks("f", "y", [f"a{selector}b", "ab"], 9)
     assert remark.endswith("are classes of their own, though they look alike")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("neg", "neg."), ("no entail", "no-entail", "no_entail"), ("post-op", "postop"), ("U.S.", "US"),
+        ('"pos"', "pos"), ("\u201cpos\u201d", "pos"), ("class 01", "class 1"), ("class_1", "Class1"),
+        ("v01.1", "v1.1"), ("don't know", "dont know"), ('"1"', "1"),
+    ],
+)  # fmt: skip
+def test_names_that_differ_by_marks_and_zeros_alone_are_said(names: tuple[str, ...]) -> None:
+    (remark,) = label_remarks("f", "y", ["other", *names], 100)
+    assert remark == (
+        f"f: column 'y': {' and '.join(map(quoted, names))} are classes of their own, though they look alike"
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("C", "C++", "C#"), ("A", "A+", "A-"), ("1-2", "12"), ("1.2", "1-2"), ("v1.01", "v1.1"), ("100", "10"),
+        ("yes", "no"), ("Y", "N"), ("re", "red"), ("...", "!"), ("level 10", "level 1"),
+    ],
+)  # fmt: skip
+def test_names_that_say_other_things_are_not_said_to_look_alike(names: tuple[str, ...]) -> None:
+    assert not [remark for remark in label_remarks("f", "y", ["x", *names], 100) if "of their own" in remark]
+
+
+def test_short_and_long_words_of_one_meaning_are_said() -> None:
+    assert label_remarks("f", "y", ["N", "No", "Y", "Yes"], 100) == [
+        "f: column 'y': 'N' and 'No', 'Y' and 'Yes' are classes of their own, though they may say the same"
+    ]
+    (remark,) = label_remarks("f", "y", ["TRUE", "True", "false"], 100)
+    assert remark.endswith("'TRUE' and 'True' are classes of their own, though they look alike")
+
+
+@pytest.mark.parametrize("name", ["#REF!", "#DIV/0!", "#NAME?", "-1", "-100"])
+def test_what_programs_write_for_a_missing_class_is_said(name: str) -> None:
+    assert label_remarks("f", "y", ["calm", "storm", name], 100) == [
+        f"f: column 'y': {name!r} is the name of a class, not a missing label"
+    ]
+
+
+def test_a_negative_number_among_numbers_is_a_class_like_others() -> None:
+    assert label_remarks("f", "y", ["-1", "0", "1"], 100) == []
 
 
 def test_truth_values_beside_the_numbers_that_stand_for_them_are_said() -> None:

@@ -165,6 +165,12 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
         ("a.tsv", "text\tlabel\na,1\n", "line 2: 1 fields where the header has 2"),
         ("a.csv", "text,label,text\na,1,b\n", "the header names a column twice: text"),
         ("a.csv", 'text,label\n"a"b,1\n', "line 2: malformed CSV"),
+        (
+            "a.csv",
+            'text label\n"a b" pos\n',
+            "line 2: text after the quoted field, and ',' leaves the header one column; expected --delimiter with "
+            "what stands between the fields",
+        ),
         ("a.csv", 'text,label\na,1\n"b,1\nc,0\n', "malformed CSV (unexpected end of data)"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": \n', "line 3: malformed JSON"),
         ("a.jsonl", '{"text": "a"}\n["b"]\n', "line 2: expected a JSON object, found list"),

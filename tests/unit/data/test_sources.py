@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +226,85 @@ def test_all_files_of_a_split_are_named(tmp_path: Path) -> None:
     sources = load(tmp_path).sources
     assert [Path(other["path"]).name for other in sources["train"]["and"]] == ["b.csv", "c.csv"]
     assert source_lines(sources) == ["3 files, a.csv, b.csv, c.csv: 6 rows (CSV)"]
+
+
+NAMES = {
+    "a list": ["calm", "storm"],
+    "an object": {"0": "calm", "1": "storm"},
+    "rows of another program": {"version": 2, "data": [{"text": "t"}]},
+    "a text": "calm",
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("rows", ["train.csv", "reviews.csv", "reviews.json", "data/train.csv"])
+def test_json_without_rows_beside_the_data_is_said_and_not_read(
+    rows: str, kind: str, indent: int | None, tmp_path: Path
+) -> None:
+    if rows.endswith(".csv"):
+        write_csv(tmp_path / rows, ["a", "b"] * 5)
+    else:
+        (tmp_path / rows).write_text(json.dumps([{"text": "t", "label": label} for label in "ab" * 5]))
+    for name in ("class_names.json", "types.json"):
+        (tmp_path / name).write_text(json.dumps(NAMES[kind], indent=indent))
+    data = load(tmp_path)
+    assert data.labels == ("a", "b") and data.sources["train"]["path"] == str(tmp_path / rows)
+    assert data.remarks == (f"--task {tmp_path}: not read: class_names.json, types.json",)
+
+
+def test_a_file_that_cannot_be_read_is_refused_where_it_is_a_split(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["a", "b"] * 5)
+    for name in ("validation", "more", "test_names"):
+        (tmp_path / f"{name}.json").write_text('["no", "rows"]')
+    assert refused(tmp_path) == (f"--task {tmp_path / 'validation.json'}: row 1: expected a JSON object, found str")
+    (tmp_path / "validation.json").unlink()
+    assert load(tmp_path).remarks == (f"--task {tmp_path}: not read: more.json, test_names.json",)
+    assert refused(tmp_path, validation_split="test_names[:5]").startswith(
+        f"--task {tmp_path / 'test_names.json'}: row 1"
+    )
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "test_names.json").unlink()
+    assert refused(tmp_path) == f"--task {tmp_path / 'more.json'}: row 1: expected a JSON object, found str"
+
+
+def test_splits_of_unlike_kinds_are_read_beside_folders_without_data(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "lengths.png").touch()
+    write_csv(tmp_path / "train.csv", ["a", "b"] * 5)
+    (tmp_path / "validation.json").write_text('[{"text": "t", "label": "b"}]')
+    assert load(tmp_path).validation.labels == [1]
+
+
+def test_splits_of_unlike_kinds_in_a_folder_within_are_one_sentence(tmp_path: Path) -> None:
+    write_csv(tmp_path / "data" / "train.csv", ["a", "b"] * 5)
+    (tmp_path / "data" / "test.json").write_text('[{"text": "t", "label": "b"}]')
+    assert refused(tmp_path) == (
+        f"--task {tmp_path}: its splits are files of unlike kinds; expected one kind, or files named by split "
+        "(train.csv, ...) in the folder itself, or --train-file and its like"
+    )
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["a", "b"] * 5)
+    write_csv(tmp_path / "more" / "train.csv", ["a", "b"] * 5)
+    assert source_lines(load(tmp_path).sources) == ["2 files, more/train.csv, train.csv: 20 rows (CSV)"]
+
+
+@pytest.mark.parametrize("lacking", ["state.json", "test/state.json"])
+def test_what_lacks_in_a_saved_folder_is_named(lacking: str, tmp_path: Path) -> None:
+    from datasets import DatasetDict
+
+    rows, folder = data_set([0, 1], ["a", "b"]), tmp_path / "d"
+    if lacking == "state.json":
+        rows.save_to_disk(folder)
+    else:
+        DatasetDict({"train": rows, "test": rows}).save_to_disk(folder)
+    (folder / lacking).unlink()
+    assert refused(folder) == (
+        f"--task {folder}: not readable as save_to_disk writes it (no {lacking} there); expected the whole folder"
+    )
 
 
 def test_a_folder_that_may_not_be_read_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

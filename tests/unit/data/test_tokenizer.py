@@ -12,7 +12,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.models import WordLevel, WordPiece
 from tokenizers.pre_tokenizers import Whitespace
 
 from lorabench.config.defaults import resolve_defaults
@@ -280,6 +280,35 @@ def test_a_file_that_is_no_json_is_named(name: str, content: str, tmp_path: Path
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"^{name} is no JSON \(.*\); expected it whole$"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [WordPiece, WordLevel])
+def test_a_vocabulary_without_what_stands_for_unknown_words_is_refused(kind: Any, tmp_path: Path) -> None:
+    backend = Tokenizer(kind({"storm": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"its files are damaged \(.*\[UNK\].*\); expected a whole tokenizer.json"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_a_pad_token_that_the_model_does_not_know_is_laid_to_the_tokenizer(
+    model_type: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.save_tiny(tmp_path / "model", model_type)
+    known = load_model_config(ModelConfig(model=str(model)), 2).vocab_size
+    tokenizer = read_tokenizer(model)
+    tokenizer.add_tokens([f"word{number}" for number in range(known)])
+    tokenizer.add_special_tokens({"pad_token": "<of its own>"})
+    tokenizer.save_pretrained(model)
+    rows = [tiny.write_rows(tmp_path / f"{split}.csv", 8) for split in ("train", "validation")]
+    assert tiny.train_in_process(tiny.run_flags(model, *rows, tmp_path / "run", max_steps=1)) == 2
+    assert (
+        f"--model {model}: its tokenizer pads with token {pad_id(tokenizer)}, and the model has {known} tokens; "
+        "expected a tokenizer that belongs to the model"
+    ) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("tokenizer_class", "told"), [(None, 0), ("RobertaTokenizerFast", 1)])

@@ -38,8 +38,9 @@ def train(made: dict[str, Path], run: Path, **flags: Any) -> lorabench.Result:
 
 
 def change(adapter: Path, target: Path, **settings: Any) -> Path:
-    """A copy of an adapter with other settings."""
+    """A copy of an adapter with other settings, and as plain PEFT leaves one: without checksums."""
     shutil.copytree(adapter, target)
+    (target / "checksums.json").unlink()
     path = target / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     return target

@@ -1,5 +1,6 @@
 """A checkpoint's head is gone on with where its names say so, row by row; else a new one is drawn, and it is said."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_rows_follow_the_names_whatever_their_order_and_case(names: list[str], d
             SavedHead(("a", "b"), architecture="BertForTokenClassification"), ("a", "b"),
             "new: the checkpoint's is of a BertForTokenClassification",
         ),
+        (SavedHead(("a", "b"), contradiction="says no and yes"), ("a", "b"), "new: the checkpoint's says no and yes"),
     ],
 )  # fmt: skip
 def test_what_cannot_stand_for_the_classes_is_drawn_anew(saved: SavedHead, labels: Sequence[str], reason: str) -> None:
@@ -61,6 +63,25 @@ def test_names_that_only_count_leave_rows_in_their_order(names: tuple[str, ...])
 
 def test_a_name_that_counts_is_a_name_where_the_data_has_it() -> None:
     assert plan_head(SavedHead(("LABEL_0", "LABEL_1")), ("LABEL_1", "LABEL_0")).rows == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "found"),
+    [
+        ({0: "a", 1: "b"}, {"a": 0, "b": 1}, None),
+        ({0: "a", 1: "b"}, {"a": "0", "b": "1"}, None),
+        ({0: "a", 1: "b"}, None, None),
+        ({0: "a", 1: "b"}, {"LABEL_0": 0, "LABEL_1": 1}, None),
+        ({0: "a", 1: "b"}, {"a": 1, "b": 0}, "has an id2label and a label2id that contradict each other"),
+        ({1: "a", 2: "b"}, None, "names rows 1, 2, not those from 0 on"),
+        ({0: "a", 2: "b"}, {"a": 0, "b": 2}, "names rows 0, 2, not those from 0 on"),
+    ],
+)
+def test_names_that_cannot_be_told_to_belong_to_rows_are_found(
+    names: dict[int, str], rows: dict[str, Any] | None, found: str | None
+) -> None:
+    config = tiny.tiny_config("bert", id2label=names, label2id=rows)
+    assert SavedHead.of_config(config).contradiction == found
 
 
 # --- runs
@@ -115,6 +136,15 @@ def test_a_head_of_another_size_is_drawn_and_every_way_to_load_it_passes(
     with torch.no_grad():
         logits = scope["model"](**scope["tokenizer"](["storm flood"], return_tensors="pt")).logits
     assert logits.softmax(-1)[0].tolist() == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+
+
+def test_a_head_with_fewer_rows_than_names_is_said_to_have_them(files: dict[str, Path], tmp_path: Path) -> None:
+    save_finished(tmp_path / "bert", "bert")
+    settings = json.loads((tmp_path / "bert" / "config.json").read_text())
+    settings |= {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": None}
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(settings))
+    result = train(tmp_path / "bert", files, tmp_path / "run", max_steps=1)
+    assert result.record["model"]["head"] == "new: the checkpoint's has 2 rows and names for 3"
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "llama", "distilbert"])

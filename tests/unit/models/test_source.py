@@ -11,6 +11,7 @@ import tiny
 from minilm import needs_minilm
 
 import lorabench
+from lorabench.checkpoint.checksums import read_checksums, write_checksums
 from lorabench.config.run_config import ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models import source
@@ -125,6 +126,11 @@ def test_code_in_an_adapters_folder_is_neither_run_nor_asked_for(asked: list[str
     model = tiny.save_tiny(tmp_path / "bert", "bert")
     lorabench.train(model=str(model), output_dir=tmp_path / "run", **files, **SHORT)
     plant_code(tmp_path / "run" / "adapter", "tokenizer_config.json", "AutoTokenizer", "stranger", tmp_path / "trap")
+    # Whoever plants code can make the checksums fit, too.
+    write_checksums(tmp_path / "run" / "adapter")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["adapter"]["files"] = read_checksums(tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError):
         lorabench.predict(tmp_path / "run", ["storm flood"])
     plant_code(model, "config.json", "AutoConfig", "stranger", tmp_path / "trap")

@@ -16,6 +16,7 @@ from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
 from lorabench.models.configuration import read_model_config
+from lorabench.training.merge import MergeOptions, merge
 from lorabench.training.prediction import FinishedRun
 from lorabench.training.provenance import adapter_notes, check_start
 from lorabench.training.refusals import refuse_early
@@ -49,6 +50,27 @@ def change_record(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (run / "run.json").write_text(json.dumps(record))
 
 
+def forget_checksums(run: Path) -> None:
+    """Make a run one of an older version, which recorded the hash of the adapter's weights alone."""
+    change_record(run, lambda record: record["adapter"].pop("files"))
+    (run / "adapter" / "checksums.json").unlink()
+
+
+def change_settings(run: Path, **settings: Any) -> None:
+    path = run / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def renumber_tokens(run: Path) -> None:
+    """Give two words each other's ids, as another training of the tokenizer would."""
+    path = run / "adapter" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    path.write_text(json.dumps(tokenizer))
+
+
 def other_model(path: Path) -> Path:
     """A model of the same shape with other weights, in files of the same sizes."""
     return tiny.save_tiny(path, "bert", seed=5)
@@ -74,6 +96,7 @@ def test_an_adapter_without_its_tokenizer_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize("left", [None, "{}"])
 def test_an_adapter_whose_tokenizer_has_lost_its_settings_is_refused(left: str | None, run: Path) -> None:
+    forget_checksums(run)
     settings = run / "adapter" / "tokenizer_config.json"
     settings.unlink()
     if left is not None:
@@ -142,7 +165,66 @@ def test_a_base_model_that_has_moved_is_laid_to_the_adapter(run: Path) -> None:
 def test_another_runs_adapter_is_refused(run: Path, tmp_path: Path) -> None:
     other = finished_run(tmp_path / "other", seed=7)
     shutil.copyfile(other / "adapter" / WEIGHTS, run / "adapter" / WEIGHTS)
-    assert f"{WEIGHTS} in {run / 'adapter'} is not the file that the run wrote" in refused(run)
+    assert f"{WEIGHTS} in {run / 'adapter'} is not what the run wrote" in refused(run)
+
+
+ALTERATIONS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "alpha": ("adapter_config.json", lambda run: change_settings(run, lora_alpha=64)),
+    "rslora": ("adapter_config.json", lambda run: change_settings(run, use_rslora=True)),
+    "rank": ("adapter_config.json", lambda run: change_settings(run, r=3)),
+    "targets": ("adapter_config.json", lambda run: change_settings(run, target_modules=["query", "key", "value"])),
+    "type": ("adapter_config.json", lambda run: change_settings(run, peft_type="LOHA")),
+    "tokens": ("tokenizer.json", renumber_tokens),
+    "no settings": ("tokenizer_config.json", lambda run: (run / "adapter" / "tokenizer_config.json").unlink()),
+    "marks": ("added_tokens.json", lambda run: (run / "adapter" / "added_tokens.json").write_text('{"<x>": 5}')),
+    "classes": (
+        "classes.json", lambda run: (run / "adapter" / "classes.json").write_text('{"id2label": {"0": "1", "1": "0"}}')
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("kind", ALTERATIONS)
+def test_an_adapter_with_other_files_than_the_run_wrote_is_refused(kind: str, finished: bool, run: Path) -> None:
+    """Its weights alone do not decide what it predicts. Until the record has them, the adapter has the checksums."""
+    name, alter = ALTERATIONS[kind]
+    FinishedRun.read_loadable(run)
+    alter(run)
+    if not finished:
+        change_record(run, lambda record: record.pop("adapter"))
+    expected = f"{name} in {run / 'adapter'} is not what the run wrote; expected its own adapter"
+    assert refused(run) == f"--run {run}: {expected}"
+    with pytest.raises(ConfigError) as caught:
+        merge(MergeOptions(run=run, output=run.parent / "merged"))
+    assert expected in str(caught.value)
+    if kind not in ("type", "rslora"):  # which --adapter takes none of, whoever wrote it
+        with pytest.raises(ConfigError, match=rf"--adapter .*: {name} in .* is not what the run wrote"):
+            check_start(ModelConfig(model=str(run.parent / "tiny-bert"), adapter=run / "adapter"))
+
+
+def test_an_altered_adapter_away_from_its_run_is_refused(run: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(run / "adapter", tmp_path / "elsewhere" / "adapter")
+    config = ModelConfig(model=str(run.parent / "tiny-bert"), adapter=alone)
+    check_start(config)
+    change_settings(alone.parent, lora_alpha=64)
+    with pytest.raises(ConfigError, match=r"adapter_config.json in .* is not what the run wrote"):
+        check_start(config)
+
+
+def test_what_stands_beside_an_adapter_is_no_matter(run: Path) -> None:
+    (run / "adapter" / "README.md").write_text("my own card")
+    (run / "adapter" / "notes.txt").write_text("good on weekdays")
+    (run / "adapter" / ".DS_Store").write_text("")
+    FinishedRun.read_loadable(run)
+
+
+def test_an_adapter_of_an_older_run_is_known_by_its_weights(run: Path, tmp_path: Path) -> None:
+    forget_checksums(run)
+    FinishedRun.read_loadable(run)
+    check_start(ModelConfig(model=str(run.parent / "tiny-bert"), adapter=run / "adapter"))
+    other = finished_run(tmp_path / "other", seed=7)
+    shutil.copyfile(other / "adapter" / WEIGHTS, run / "adapter" / WEIGHTS)
+    assert f"{WEIGHTS} in {run / 'adapter'} is not what the run wrote" in refused(run)
 
 
 def test_an_unfinished_run_has_no_hash_and_its_adapters_base_tells(run: Path, tmp_path: Path) -> None:

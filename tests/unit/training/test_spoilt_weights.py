@@ -40,6 +40,21 @@ def test_spoilt_weights_are_named_and_the_mended_command_works(
     assert tiny.train_in_process(words) == 0
 
 
+def test_weights_that_are_all_zero_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file(model / "model.safetensors")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    train, validation = tiny.write_rows(tmp_path / "train.csv", 12), tiny.write_rows(tmp_path / "validation.csv", 5)
+    words = tiny.run_flags(model, train, validation, tmp_path / "run", max_steps=1)
+    save_file(zeros, model / "model.safetensors", metadata={"format": "pt"})
+    assert tiny.train_in_process(words) == 2
+    assert f"--model {model}: all weights of its checkpoint are zero; expected a whole" in capsys.readouterr().err
+    name = "encoder.layer.1.output.dense.weight"
+    save_file(zeros | {name: state[name]}, model / "model.safetensors", metadata={"format": "pt"})
+    assert tiny.train_in_process(words) == 0
+
+
 def test_names_are_those_of_the_checkpoint(model: Path) -> None:
     classifier = tiny.build_tiny(model)
     assert non_finite(classifier) == []

@@ -91,8 +91,14 @@ def test_the_record_says_what_was_read(ended: Ended) -> None:
 
 def test_the_record_says_what_ran_and_how(ended: Ended) -> None:
     record, model = ended.record, ended.base / "tiny-bert"
-    weights = (ended.base / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
-    adapter = {"folder": "adapter", "sha256": hashlib.sha256(weights).hexdigest(), "reload_difference": 0.0}
+    folder = ended.base / "run" / "adapter"
+    files = json.loads((folder / "checksums.json").read_text())
+    assert {*files, "README.md", "checksums.json"} == {path.name for path in folder.iterdir()}
+    for name in files.keys() - {"adapter_config.json"}:
+        assert files[name] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    adapter = {
+        "folder": "adapter", "sha256": files["adapter_model.safetensors"], "files": files, "reload_difference": 0.0,
+    }  # fmt: skip
     expected = {
         "schema_version": 1, "status": "completed", "error": None, "strategy": "single", "world_size": 1,
         "precision": "fp32", "execution": "eager", "packs": None, "steps": 12, "out_of_memory": [],
