@@ -6,11 +6,10 @@ from collections.abc import Callable
 import torch
 
 from lorabench.errors import ConfigError
-from lorabench.planning.rates import Rates
+from lorabench.planning.rates import Rates, measured_rates
 
 # Products of so many tokens with a weight of Llama-2-7B's.
 TOKENS = (1, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192)
-TOKENS_FP32 = (1, 128, 512, 4096)
 INPUTS, OUTPUTS = 4096, 11008
 # Seconds that each measurement runs for, and numbers that are copied for the rate of memory.
 EACH_S = 0.5
@@ -30,14 +29,13 @@ def measure_rates() -> tuple[str, Rates]:
     device = torch.device("cuda", torch.cuda.current_device())
     weight = torch.randn(OUTPUTS, INPUTS, device=device, dtype=dtype)
     products = tuple((tokens, _product_rate(tokens, weight)) for tokens in TOKENS)
-    products_fp32 = tuple((tokens, _product_rate(tokens, weight.float())) for tokens in TOKENS_FP32)
     source = torch.empty(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     traffic = 2 * COPIED / _seconds(lambda: target.copy_(source))
     small = torch.ones(1024, device=device)
     launched_s = _seconds(lambda: _kernels(small)) / KERNELS
     name = torch.cuda.get_device_name(device)
-    return name, Rates(products, products_fp32, traffic, _graphed_seconds(small), launched_s, "measured here")
+    return name, measured_rates(products, traffic, _graphed_seconds(small), launched_s)
 
 
 def _product_rate(tokens: int, weight: torch.Tensor) -> float:

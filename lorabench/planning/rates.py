@@ -2,27 +2,35 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lorabench.catalog.gpus import GpuPreset
+from lorabench.catalog.gpus import GPUS, GpuPreset
 from lorabench.planning.recording import Cost
 
-# Shares of the data sheet's rate that matrix products of so many tokens reach, measured on an H100.
+# Shares of the data sheet's rate that the products of a model's passes over so many tokens reach, on an H100.
 PRODUCTS_REACH = ((1, 0.01), (128, 0.41), (256, 0.62), (384, 0.71), (512, 0.72), (1024, 0.76), (8192, 0.79))
 TRAFFIC_REACH = 0.7
 # The same in 32 bits, where products are slow enough to keep all multiprocessors busy sooner.
 PRODUCTS_REACH_FP32 = ((1, 0.05), (128, 0.6), (512, 0.75), (8192, 0.8))
-# Seconds that a small kernel takes within a graph, and launched by Python and autograd, on the hosts of H100s.
+# Seconds that a small kernel takes within a graph, and to launch, in passes on an H100.
 GRAPHED_S = 2.5e-6
 LAUNCHED_S = 7.5e-6
 # An operation of a pass, with Python's modules and autograd around it, takes so many times what a kernel's launch
 # does; where its block is recomputed, hooks on every tensor that is kept come on top.
 PASS_OVERHEAD = 4.0
 RECOMPUTED_OVERHEAD = 1.4
+# What the small programs of `calibration` measured on the H100 of these passes: a card that runs them so much faster
+# or slower is taken to run passes so much faster or slower, too.
+_H100_PRODUCTS = (
+    (1, 2.40e12), (64, 1.27e14), (128, 2.71e14), (256, 5.27e14), (384, 5.46e14), (512, 6.00e14), (1024, 6.24e14),
+    (2048, 6.35e14), (4096, 6.46e14), (8192, 6.88e14),
+)  # fmt: skip
+_H100_TRAFFIC, _H100_GRAPHED_S, _H100_LAUNCHED_S = 2.95e12, 0.99e-6, 7.7e-6
 _DEFAULTS = (50.0, 5.0, 500.0)
 
 
@@ -74,6 +82,35 @@ def sheet_rates(gpu: GpuPreset) -> Rates:
     products_fp32 = tuple((tokens, share * tflops_fp32 * 1e12) for tokens, share in PRODUCTS_REACH_FP32)
     source = f"{gpu.source}; `lorabench plan --calibrate` on such a card measures it"
     return Rates(products, products_fp32, TRAFFIC_REACH * bandwidth * 1e9, GRAPHED_S, LAUNCHED_S, source)
+
+
+def measured_rates(
+    products: Sequence[tuple[int, float]], traffic: float, graphed_s: float, launched_s: float
+) -> Rates:
+    """What passes reach on a card, from what small programs do on it.
+
+    Args:
+        products: (tokens, floating-point operations per second of one product of so many), rising.
+        traffic: bytes per second of a copy.
+        graphed_s: seconds of a small kernel in a graph.
+        launched_s: and where it is launched by itself.
+    """
+    h100 = sheet_rates(GPUS["h100"])
+    known, reached = zip(*_H100_PRODUCTS, strict=True)
+    scaled = tuple(
+        (tokens, rate / float(np.interp(tokens, known, reached)) * h100.product_rate(tokens, "bf16"))
+        for tokens, rate in products
+    )
+    # In 32 bits nothing is measured: products are taken to be as much faster as the largest one in 16 bits is.
+    factor = scaled[-1][1] / h100.product_rate(scaled[-1][0], "bf16")
+    return Rates(
+        products=scaled,
+        products_fp32=tuple((tokens, factor * rate) for tokens, rate in h100.products_fp32),
+        traffic=h100.traffic * traffic / _H100_TRAFFIC,
+        graphed_s=h100.graphed_s * graphed_s / _H100_GRAPHED_S,
+        launched_s=h100.launched_s * launched_s / _H100_LAUNCHED_S,
+        source="measured here",
+    )
 
 
 def pass_seconds(

@@ -9,7 +9,18 @@ from lorabench.catalog.gpus import GPUS
 from lorabench.planning.duration import plan_duration
 from lorabench.planning.matrix import WAYS, matrix_sheet, plan_matrix
 from lorabench.planning.memory import Planner
-from lorabench.planning.rates import PASS_OVERHEAD, RECOMPUTED_OVERHEAD, Rates, pass_seconds, sheet_rates
+from lorabench.planning.rates import (
+    _H100_GRAPHED_S,
+    _H100_LAUNCHED_S,
+    _H100_PRODUCTS,
+    _H100_TRAFFIC,
+    PASS_OVERHEAD,
+    RECOMPUTED_OVERHEAD,
+    Rates,
+    measured_rates,
+    pass_seconds,
+    sheet_rates,
+)
 from lorabench.planning.recording import Cost
 
 
@@ -44,6 +55,20 @@ def test_a_pass_takes_its_arithmetic_its_traffic_and_its_launches() -> None:
     recomputed = pass_seconds(Cost(operations=1000), 5, rates, captured=False, recomputes=True)
     assert recomputed == pytest.approx(RECOMPUTED_OVERHEAD * PASS_OVERHEAD * 1e-2)
     assert pass_seconds(Cost(products=int(2e12)), 5, rates, captured=True, precision="fp32") == 20
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 2.0])
+def test_a_card_that_runs_small_programs_slower_runs_passes_slower_by_as_much(factor: float) -> None:
+    products = [(tokens, factor * rate) for tokens, rate in _H100_PRODUCTS]
+    found = measured_rates(products, factor * _H100_TRAFFIC, _H100_GRAPHED_S / factor, _H100_LAUNCHED_S / factor)
+    known = sheet_rates(GPUS["h100"])
+    for precision in ("bf16", "fp32"):
+        for tokens in (1, 128, 512, 8192):
+            expected = pytest.approx(factor * known.product_rate(tokens, precision))
+            assert found.product_rate(tokens, precision) == expected
+    assert found.traffic == pytest.approx(factor * known.traffic)
+    assert found.graphed_s == pytest.approx(known.graphed_s / factor)
+    assert found.launched_s == pytest.approx(known.launched_s / factor)
 
 
 def test_a_faster_card_and_captured_steps_take_less_time(workload: Any) -> None:
