@@ -15,8 +15,8 @@ from lorabench.planning.recording import Cost
 # Shares of the data sheet's rate that the products of a model's passes over so many tokens reach, on an H100.
 PRODUCTS_REACH = ((1, 0.01), (128, 0.41), (256, 0.62), (384, 0.71), (512, 0.72), (1024, 0.76), (8192, 0.79))
 TRAFFIC_REACH = 0.7
-# The same in 32 bits, where products are slow enough to keep all multiprocessors busy sooner.
-PRODUCTS_REACH_FP32 = ((1, 0.05), (128, 0.6), (512, 0.75), (8192, 0.8))
+# The same in 32 bits, of RoBERTa-large's.
+PRODUCTS_REACH_FP32 = ((1, 0.03), (128, 0.33), (384, 0.42), (1024, 0.48), (8192, 0.5))
 # Seconds that a small kernel takes within a graph, and to launch, in passes on an H100.
 GRAPHED_S = 2.5e-6
 LAUNCHED_S = 7.5e-6
