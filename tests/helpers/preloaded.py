@@ -4,6 +4,8 @@ import gc
 import importlib
 import importlib.util
 
+import uncompiled
+
 IMPORTED = (
     "resuming", "several_runs", "exactness", "lorabench.training.run", "matplotlib.figure",
     "matplotlib.backends.backend_agg", "peft.tuners.lora", "PIL.PngImagePlugin", "sklearn.metrics",
@@ -19,6 +21,8 @@ for name in IMPORTED:
 for package, name in OPTIONAL.items():
     if importlib.util.find_spec(package) is not None:
         importlib.import_module(name)
+if importlib.util.find_spec("deepspeed") is not None:
+    uncompiled.leave_out()
 # Those that are forked need not look through it when they free memory, which would also copy it.
 gc.collect()
 gc.freeze()
