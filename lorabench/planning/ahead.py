@@ -105,9 +105,10 @@ def answer(values: dict[str, Any]) -> dict[str, Any]:
     Args:
         values: as `workload_json` gives them.
     """
+    workload = workload_from_json(values)
+    # Late: it takes seconds, for which a message about the values need not wait.
     from lorabench.planning.memory import plan_memory
 
-    workload = workload_from_json(values)
     plan = plan_memory(workload)
     reserved = {
         name: max((phase.reserved for phase in plan.phases if phase.phase in phases), key=_expected, default=None)
