@@ -33,7 +33,9 @@ class PlanAhead:
 
     def __init__(self, workload: Workload) -> None:
         self._answer: dict[str, Any] | None = None
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        # Nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
+        single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        environment = {**os.environ, **single}
         # A rank's process group is none of the planner's business.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
