@@ -7,10 +7,16 @@ import pytest
 import yaml
 from launching import explain, python, read_json
 
+from lorabench import cli
+
 
 @pytest.mark.slow
 def test_two_trials_are_run_and_the_best_one_is_a_file(
-    models: dict[str, Path], files: dict[str, Path], tmp_path: Path
+    models: dict[str, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     values = {
         "method": "bayes", "run_cap": 2, "metric": {"name": "eval/loss", "goal": "minimize"},
@@ -32,8 +38,9 @@ def test_two_trials_are_run_and_the_best_one_is_a_file(
         assert list(trial["epochs"].values()) == [entry["loss"] for entry in record["history"]]
         losses.append(trial["value"])
     assert len(losses) == 2 and page["best"]["value"] == min(losses)
-    dry = python(["-m", "lorabench", "train", "--config", "out/best.yaml", "--dry-run"], tmp_path)
-    assert dry.returncode == 0 and f"learning_rate: {_best(page)['learning_rate']}" in dry.stdout, explain(dry)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--config", "out/best.yaml", "--dry-run"]) == 0
+    assert f"learning_rate: {_best(page)['learning_rate']}" in capsys.readouterr().out
 
 
 def _best(page: dict) -> dict:
