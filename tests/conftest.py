@@ -105,6 +105,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What the imports have left stays: a test that frees memory need not look through it every time."""
+    leave_alone()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The same for what a module's tests have left, as late imports, when all of it is torn down."""
+    if nextitem is None or nextitem.path != item.path:
+        leave_alone()
+
+
+def leave_alone() -> None:
+    """Free what is garbage, and have the collector pass over all else that is there by now."""
     gc.collect()
     gc.freeze()
 
