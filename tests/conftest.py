@@ -17,30 +17,32 @@ MOST_WORKERS = 4
 # The modules that take longest, the longest first; that the others follow costs nothing.
 LONGEST_FIRST = (
     "launch/test_resume.py",
-    "launch/test_strategy_matrix.py",
-    "launch/test_two_nodes.py",
-    "launch/test_strategy_resume.py",
-    "launch/test_notebook.py",
-    "launch/test_single_process.py",
-    "launch/test_slurm.py",
     "unit/experiments/sweep/test_sweep.py",
-    "launch/test_end_to_end.py",
-    "launch/test_exactness.py",
+    "launch/test_strategy_resume.py",
+    "launch/test_strategy_matrix.py",
+    "launch/test_notebook.py",
     "launch/test_compare.py",
-    "launch/test_sweep.py",
-    "launch/test_failures.py",
-    "launch/test_quantized.py",
+    "launch/test_single_process.py",
+    "launch/test_two_nodes.py",
+    "launch/test_slurm.py",
+    "launch/test_end_to_end.py",
     "launch/test_adapter.py",
-    "launch/test_checkpointing.py",
-    "launch/test_packed_runs.py",
     "launch/test_faults.py",
-    "launch/test_refusals.py",
-    "unit/packed/test_classifier.py",
-    "unit/benchmarks/test_benchmarks.py",
-    "unit/packed/test_products.py",
+    "launch/test_quantized.py",
+    "launch/test_exactness.py",
+    "unit/planning/test_passes.py",
     "unit/experiments/sweep/test_ledger.py",
+    "launch/test_packed_runs.py",
+    "unit/planning/test_memory.py",
+    "launch/test_checkpointing.py",
+    "unit/packed/test_classifier.py",
+    "launch/test_forking.py",
+    "unit/packed/test_products.py",
+    "launch/test_refusals.py",
+    "unit/planning/test_ahead.py",
+    "launch/test_sweep.py",
+    "unit/benchmarks/test_benchmarks.py",
     "unit/experiments/report/test_command.py",
-    "unit/training/test_refusals.py",
 )
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -103,6 +105,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What the imports have left stays: a test that frees memory need not look through it every time."""
+    leave_alone()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The same for what a module's tests have left, as late imports, when all of it is torn down."""
+    if nextitem is None or nextitem.path != item.path:
+        leave_alone()
+
+
+def leave_alone() -> None:
+    """Free what is garbage, and have the collector pass over all else that is there by now."""
     gc.collect()
     gc.freeze()
 

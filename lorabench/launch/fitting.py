@@ -34,11 +34,12 @@ def plan_data_parallel(flags: Sequence[str], gpus: Sequence[Gpu], machines: int)
     words = ["--gpus", str(len(gpus)), "--nodes", str(machines), "--strategy", "ddp", "--format", "json"]
     if gpu_of(smallest.name) is not None:
         words += ["--gpu", smallest.name]
+    # Nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "lorabench", "plan", *words, *flags],
-            capture_output=True, text=True, timeout=LONGEST_S, check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=LONGEST_S, check=True, env=environment,
         )  # fmt: skip
         plan = json.loads(done.stdout[done.stdout.index("{") :])
         return Fit(plan["verdict"] != "does not fit", plan["expected_gb"], plan["capacity_gb"])

@@ -33,7 +33,9 @@ class PlanAhead:
 
     def __init__(self, workload: Workload) -> None:
         self._answer: dict[str, Any] | None = None
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        # Nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
+        single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+        environment = {**os.environ, **single}
         # A rank's process group is none of the planner's business.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
@@ -105,9 +107,10 @@ def answer(values: dict[str, Any]) -> dict[str, Any]:
     Args:
         values: as `workload_json` gives them.
     """
+    workload = workload_from_json(values)
+    # Late: it takes seconds, for which a message about the values need not wait.
     from lorabench.planning.memory import plan_memory
 
-    workload = workload_from_json(values)
     plan = plan_memory(workload)
     reserved = {
         name: max((phase.reserved for phase in plan.phases if phase.phase in phases), key=_expected, default=None)

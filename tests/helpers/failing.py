@@ -1,13 +1,12 @@
-"""Worker: runs whose second rank goes wrong. `failing.py KIND,... FLAGS...`; each writes to --output-dir/KIND.
+"""Runs whose second rank goes wrong in its third step.
 
-In the second rank's third step, KIND `row`: one row's weight is not a number, and the worker prints which row's;
-`total`: the weight that the whole step's loss is divided by; `raise`: the step raises. Exits as the last run.
+KIND `row`: one row's weight is not a number, and it is printed which row's; `total`: the weight that the whole step's
+loss is divided by; `raise`: the step raises.
 """
 
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,15 +57,11 @@ def spoil_step(kind: str, number: int = 3, rank: str = "1") -> Callable[..., Any
     return spoiled
 
 
-def main() -> int:
-    kinds, *flags = sys.argv[1:]
+def train_each(kinds: Sequence[str], flags: Sequence[str]) -> int:
+    """A run of each kind into a folder of its name in --output-dir. Returns the code of the last."""
     folder = flags.index("--output-dir") + 1
     code = 0
-    for kind in kinds.split(","):
+    for kind in kinds:
         EagerExecution._run_passes = spoil_step(kind)
         code = cli.train([*flags[:folder], str(Path(flags[folder]) / kind), *flags[folder + 1 :]])
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

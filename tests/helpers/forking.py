@@ -34,11 +34,18 @@ DDP = "cpu_2ranks"
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that ended: exit code (negative: the signal that killed it) and what it printed."""
+    """A run that ended.
+
+    Attributes:
+        code: exit code; negative: the signal that killed it.
+        stdout, stderr: what the first rank printed.
+        others: what the other ranks printed, whichever way.
+    """
 
     code: int
     stdout: str
     stderr: str
+    others: str = ""
 
     def __str__(self) -> str:
         return f"exit {self.code}\n{self.stdout[-3000:]}\n{self.stderr[-6000:]}"
@@ -77,8 +84,10 @@ class Running:
                     process.kill()
                 raise TimeoutError(f"still running after {HANG_S:g} s: {self.words}")
             codes = [process.exitcode or 0 for process in self.processes]
-            stdout, stderr = (path.read_text() for path in _outputs(self.printed, 0))
-        return Ended(next(filter(None, codes), 0), stdout, stderr)
+            (stdout, stderr), *others = (
+                [path.read_text() for path in _outputs(self.printed, rank)] for rank in range(len(codes))
+            )
+        return Ended(next(filter(None, codes), 0), stdout, stderr, "".join(map("".join, others)))
 
 
 def start(

@@ -20,13 +20,18 @@ DEAD_PROXY = "http://127.0.0.1:9"
 
 
 def offline_environment(**changes: str) -> dict[str, str]:
-    """No Hub, no way out, one thread per rank; the package, the helpers and PYTHONPATH's modules importable."""
+    """No Hub, no way out, one thread per rank; the package, the helpers and PYTHONPATH's modules importable.
+
+    Where a test asks for several threads, those that wait sleep: they share the cores with other tests. Nothing is
+    compiled on the CPU, where bitsandbytes would load PyTorch's compiler all the same, for more than a second.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_", "PYTEST_"))}
     paths = [str(ROOT), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), DEAD_PROXY)
     return {
-        **inherited, **proxies, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(paths), "NO_PROXY": "127.0.0.1,localhost", **changes,
+        **inherited, **proxies, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false", "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": os.pathsep.join(paths),
+        "NO_PROXY": "127.0.0.1,localhost", **changes,
     }  # fmt: skip
 
 

@@ -8,14 +8,22 @@ import pytest
 from launching import explain, python, read_json
 from sklearn.metrics import f1_score
 
+from lorabench import cli
+
 
 @pytest.mark.slow
-def test_two_models_are_compared(models: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> None:
+def test_two_models_are_compared(
+    models: dict[str, Path],
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     names = [str(models["bert"]), str(models["roberta"])]
-    flags = ["--train-file", files["train"], "--validation-file", files["validation"], "--task", "custom"]
+    flags = ["--train-file", str(files["train"]), "--validation-file", str(files["validation"]), "--task", "custom"]
     flags += ["--max-steps", "2", "--batch-size", "8", "--learning-rate", "0.01", "--max-length", "64"]
-    words = ["-m", "lorabench", "compare", "--models", *names, "--output-dir", "out", *flags]
-    result = python(words, tmp_path)
+    words = ["compare", "--models", *names, "--output-dir", "out", *flags]
+    result = python(["-m", "lorabench", *words], tmp_path)
     assert result.returncode == 0, explain(result)
     values = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     scores = []
@@ -32,5 +40,5 @@ def test_two_models_are_compared(models: dict[str, Path], files: dict[str, Path]
     assert pair["difference"]["rows"] == 11
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert f"{scores[0]:.4f}" in page and (tmp_path / "out" / "runs").is_dir()
-    again = python(words, tmp_path)
-    assert again.returncode == 0 and ": running" not in again.stdout, explain(again)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 0 and ": running" not in capsys.readouterr().out

@@ -1,18 +1,17 @@
 """A run that fails exits with 1 and says in its record what went wrong and where, whichever rank it was."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import failing
+import forking
 import pytest
 import tiny
 from accelerate.state import AcceleratorState
-from launching import explain, launch, on_ranks, read_json, read_lines
-
-WORKER = Path(failing.__file__)
+from forking import Ended
+from launching import read_json, read_lines
 
 
 @pytest.fixture(autouse=True)
@@ -29,38 +28,29 @@ def flags(models: dict[str, Path], files: dict[str, Path], tmp_path: Path) -> li
 @pytest.fixture(scope="module")
 def failed(
     models: dict[str, Path], files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> subprocess.CompletedProcess[str]:
-    """Three runs in one launch of two ranks: a row's loss that is no number, the step's, and an exception, all on the
-    second rank."""
+) -> tuple[Path, Ended]:
+    """Three runs of two ranks, in their folder: a row's loss that is no number, the step's, and an exception, all on
+    the second rank."""
     folder = tmp_path_factory.mktemp("failed")
     flags = tiny.run_flags(models["bert"], files["train"], files["validation"], folder, epochs=3)
-    return launch(on_ranks(2), [WORKER, "row,total,raise", *flags], folder)
-
-
-def folder_of(failed: subprocess.CompletedProcess[str]) -> Path:
-    return Path(failed.args[failed.args.index("--output-dir") + 1])
-
-
-def record_of(failed: subprocess.CompletedProcess[str], kind: str) -> Any:
-    return read_json(folder_of(failed) / kind / "run.json")
+    return folder, forking.run(failing.train_each, [("row", "total", "raise"), flags], ranks=2)
 
 
 @pytest.mark.parametrize("kind", ["row", "total"])
-def test_a_loss_that_is_no_number_on_one_rank_fails_the_run_on_all(
-    kind: str, failed: subprocess.CompletedProcess[str]
-) -> None:
-    assert failed.returncode != 0, explain(failed)
-    record = record_of(failed, kind)
+def test_a_loss_that_is_no_number_on_one_rank_fails_the_run_on_all(kind: str, failed: tuple[Path, Ended]) -> None:
+    folder, ended = failed
+    assert ended.code == 1, ended
+    record = read_json(folder / kind / "run.json")
     assert record["status"] == "failed"
     start, _, rows = record["error"].partition("; ")
     assert start == "the training loss is nan at step 3 (epoch 0.60)"
-    assert f"lorabench train: failed: {record['error']}\n" in failed.stderr, explain(failed)
+    assert f"lorabench train: failed: {record['error']}\n" in ended.stderr, ended
     assert record["before"] is not None, "what the run had found out is gone"
     assert record["before"]["rows"] == 11
-    lines = read_lines(folder_of(failed) / kind / "metrics.jsonl")
+    lines = read_lines(folder / kind / "metrics.jsonl")
     assert [line["step"] for line in lines if line["event"] == "train"] == [1, 2]
     if kind == "row":
-        (spoilt,) = re.findall(r"spoilt: (row-\d+)$", failed.stdout, re.MULTILINE)
+        (spoilt,) = re.findall(r"spoilt: (row-\d+)$", ended.others, re.MULTILINE)
         assert rows == f"the loss is not finite for row(s) {spoilt}"
     else:
         start, _, names = rows.partition("are ")
@@ -68,8 +58,8 @@ def test_a_loss_that_is_no_number_on_one_rank_fails_the_run_on_all(
         assert len(set(names.split(", "))) == 8 and all(re.fullmatch(r"row-\d+", name) for name in names.split(", "))
 
 
-def test_a_fault_of_the_second_rank_is_the_recorded_cause(failed: subprocess.CompletedProcess[str]) -> None:
-    record = record_of(failed, "raise")
+def test_a_fault_of_the_second_rank_is_the_recorded_cause(failed: tuple[Path, Ended]) -> None:
+    record = read_json(failed[0] / "raise" / "run.json")
     assert record["status"] == "failed"
     assert record["error"] == "rank 1: RuntimeError: a fault of the second rank"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import forking
 import pytest
+import torch
 from launching import CONFIGS, ROOT, explain, launch
 
 # Of the process or the meeting place, and not of what was asked for.
@@ -39,3 +40,19 @@ def test_the_environment_is_that_of_a_launch(config: str, tmp_path: Path) -> Non
         told, mine = (json.loads((folder / f"{rank}.json").read_text()) for folder in (real, forked))
         differing = {name for name in told.keys() | mine.keys() if told.get(name) != mine.get(name)}
         assert {name for name in differing if not name.startswith(TORCHRUN)} <= OWN
+
+
+def join(folder: str) -> None:
+    """As a rank of DeepSpeed."""
+    import deepspeed
+
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder
+    deepspeed.init_distributed(dist_backend="gloo")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_of_deepspeed_compile_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    ended = forking.run(join, [str(tmp_path)], ranks=2, config="zero3")
+    assert ended.code == 0, ended
+    assert list(tmp_path.iterdir()) == []

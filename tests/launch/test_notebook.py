@@ -1,6 +1,7 @@
 """The package in a Jupyter notebook: on one device in the kernel itself, on several ranks by `notebook_launcher`."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -76,17 +77,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebook")
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A notebook whose kernel has launched two ranks before it imported anything, into `ranks`, and has trained alone.
+
+    Attributes:
+        afterwards: what the kernel could say of the ranks' run.
+        printed: of the training in the kernel itself, into `first`.
+    """
+
+    notebook: Notebook
+    afterwards: list[float]
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def trained(folder: Path) -> Iterator[tuple[Notebook, str]]:
-    """A notebook whose kernel has trained, and what that printed."""
+def trained(folder: Path) -> Iterator[Trained]:
     with open_notebook(folder, OMP_NUM_THREADS="2") as opened:
         opened.run(first_cell(folder))
-        yield opened, opened.run("result = train('first')\nresult")
+        opened.run(f"notebook_launcher(train, args=('fresh-ranks',), {LAUNCH})")
+        afterwards = opened.value("lorabench.predict('fresh-ranks', ['smoke over the harbour'])[0].probabilities")
+        yield Trained(opened, afterwards, opened.run("result = train('first')\nresult"))
 
 
 @pytest.fixture
-def notebook(trained: tuple[Notebook, str]) -> Notebook:
-    return trained[0]
+def notebook(trained: Trained) -> Notebook:
+    return trained.notebook
 
 
 def test_scores_predictions_and_the_model_come_back(notebook: Notebook, folder: Path) -> None:
@@ -98,9 +114,9 @@ def test_scores_predictions_and_the_model_come_back(notebook: Notebook, folder: 
     assert labels == notebook.value(f"[str(int(best)) for best in {logits}.argmax(1)]")
 
 
-def test_a_cell_shows_the_run_and_where_it_is(trained: tuple[Notebook, str]) -> None:
+def test_a_cell_shows_the_run_and_where_it_is(trained: Trained) -> None:
     """No advice of the libraries, and not the whole record."""
-    printed = trained[1]
+    printed = trained.printed
     assert "epoch 1: validation f1" in printed and "Training time" in printed and "Warning" not in printed
     assert printed.endswith("\nResult(folder=PosixPath('first'))")
 
@@ -129,20 +145,21 @@ def test_the_stop_button_leaves_a_checkpoint_to_go_on_from(notebook: Notebook, f
 # --- several ranks
 
 
-@pytest.mark.slow
-def test_a_fresh_kernel_can_launch_and_use_what_that_leaves(tmp_path: Path) -> None:
-    with open_notebook(tmp_path) as notebook:
-        notebook.run(first_cell(tmp_path))
-        notebook.run(f"notebook_launcher(train, args=('ranks',), {LAUNCH})")
-        assert len(notebook.value("lorabench.predict('ranks', ['smoke over the harbour'])[0].probabilities")) == 2
-        notebook.run("train('alone', batch_size=8)")
-        with pytest.raises(CellExecutionError, match=r"have been imported already(.|\n)*bitsandbytes"):
-            notebook.run(f"notebook_launcher(train, args=('refused',), {LAUNCH})")
-    of = record(tmp_path / "ranks")
+def test_a_fresh_kernel_can_launch_and_use_what_that_leaves(trained: Trained, folder: Path) -> None:
+    assert len(trained.afterwards) == 2
+    of = record(folder / "fresh-ranks")
     assert (of["status"], of["world_size"], of["strategy"]) == ("completed", 2, "DDP")
     assert [memory["rank"] for memory in of["memory"]] == [0, 1]
-    assert losses(tmp_path / "ranks") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
-    assert not (tmp_path / "refused").exists()
+    trained.notebook.run("train('alone', batch_size=8)")
+    assert losses(folder / "fresh-ranks") == pytest.approx(losses(folder / "alone"), abs=1e-5)
+
+
+def test_a_kernel_that_has_trained_is_told_what_stands_in_the_way_of_a_launch(
+    notebook: Notebook, folder: Path
+) -> None:
+    with pytest.raises(CellExecutionError, match=r"have been imported already(.|\n)*bitsandbytes"):
+        notebook.run(f"notebook_launcher(train, args=('refused',), {LAUNCH})")
+    assert not (folder / "refused").exists()
 
 
 @pytest.fixture

@@ -520,25 +520,39 @@ def left_over(output_dir: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_launch_and_the_run_goes_on(
-    rank: int, make_flags: MakeFlags, two_undisturbed: Path, tmp_path: Path
+def test_a_killed_first_rank_ends_the_launch_and_the_run_goes_on(
+    make_flags: MakeFlags, two_undisturbed: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     flags = make_flags(run_dir, batch_size=1)
-    launched = start_two(tmp_path, [resuming.__file__, "step", 24 + rank, int(signal.SIGKILL), rank, *flags])
+    launched = start_two(tmp_path, [resuming.__file__, "step", 24, int(signal.SIGKILL), 0, *flags])
     output, _ = launched.communicate(timeout=HANG_S)
     assert launched.returncode != 0, output
     assert left_over(run_dir) == []
+    assert_goes_on_after_a_lost_rank(run_dir, flags, two_undisturbed, output)
+
+
+def test_a_killed_second_rank_ends_the_first_and_the_run_goes_on(
+    make_flags: MakeFlags, two_undisturbed: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    flags = make_flags(run_dir, batch_size=1)
+    ended = resuming.run(flags, At("step", 25, rank=1), ranks=2)
+    assert ended.code == 1, ended
+    assert_goes_on_after_a_lost_rank(run_dir, flags, two_undisturbed, str(ended))
+
+
+def assert_goes_on_after_a_lost_rank(run_dir: Path, flags: list[str], reference: Path, output: str) -> None:
+    """The rank that was left has said so in the record; two ranks end the run as if nothing had happened."""
     left = record(run_dir)
     assert left["status"] == "failed" and "another rank has ended" in left["error"], output
     assert checkpoints(run_dir)[0] == "step-00000019"
     ended = resuming.run(resumed(flags), ranks=2)
     assert ended.code == 0, ended
     assert record(run_dir)["status"] == "completed" and record(run_dir)["world_size"] == 2
-    assert_near_run(run_dir, two_undisturbed, rel=1e-6)
+    assert_near_run(run_dir, reference, rel=1e-6)
     for key in ("best", "test"):
-        expected = numbers(record(two_undisturbed)[key])
+        expected = numbers(record(reference)[key])
         assert numbers(record(run_dir)[key]) == pytest.approx(expected, rel=1e-6)
 
 

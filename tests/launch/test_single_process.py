@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
+import forking
 import psutil
 import pytest
 import resuming
@@ -15,6 +17,9 @@ import tiny
 from launching import CONFIGS, explain, launch, offline_environment, python, wait_for_lines
 from limits import HANG_S
 from resuming import assert_same_run, checkpoints, record
+
+from lorabench import cli
+from lorabench.launch import launcher
 
 CPU = ["--config_file", CONFIGS / "cpu.yaml"]
 LAUNCHER = ["-m", "lorabench.launch", *CPU]
@@ -52,10 +57,7 @@ def test_the_run_is_that_of_accelerate_launch(make_flags: MakeFlags, tmp_path: P
     assert one["environment"] == {key: other["environment"][key] for key in one["environment"]}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_launcher_stops_the_run_with_a_checkpoint(
-    number: signal.Signals, make_flags: MakeFlags, tmp_path: Path
-) -> None:
+def test_ctrl_c_to_the_launcher_stops_the_run_with_a_checkpoint(make_flags: MakeFlags, tmp_path: Path) -> None:
     """The launcher has become the run: a signal to the whole group, as Ctrl-C of a terminal, reaches nobody else."""
     run_dir = tmp_path / "run"
     command = [sys.executable, *map(str, LAUNCHER), *make_flags(run_dir, 200)]
@@ -66,13 +68,40 @@ def test_a_signal_to_the_launcher_stops_the_run_with_a_checkpoint(
     try:
         wait_for_lines(run_dir / "metrics.jsonl", 3)
         became = psutil.Process(launched.pid).cmdline()
-        os.kill(launched.pid, number)
+        os.kill(launched.pid, signal.SIGINT)
         output, _ = launched.communicate(timeout=HANG_S)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(launched.pid, signal.SIGKILL)
-    assert launched.returncode == 128 + number, output
     assert became[1:3] == ["-m", "lorabench.train"]
+    assert launched.returncode == 128 + signal.SIGINT, output
+    assert_stopped(run_dir, signal.SIGINT, output)
+
+
+def launch_here(words: list[str]) -> None:
+    """The launcher, which goes on as the run without an exec."""
+
+    def become(program: str, command: list[str], environment: dict[str, str]) -> NoReturn:
+        assert command[1:3] == ["-m", "lorabench.train"]
+        os.environ.update(environment)
+        sys.exit(cli.train(command[3:]))
+
+    sys.argv[1:], os.execve = words, become
+    launcher.main()
+
+
+def test_sigterm_to_the_launcher_stops_the_run_with_a_checkpoint(make_flags: MakeFlags, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    running = forking.start(launch_here, [[*map(str, CPU), *make_flags(run_dir, 200)]])
+    wait_for_lines(run_dir / "metrics.jsonl", 3)
+    os.kill(running.processes[0].pid or 0, signal.SIGTERM)
+    ended = running.end()
+    assert ended.code == 128 + signal.SIGTERM, ended
+    assert_stopped(run_dir, signal.SIGTERM, ended.stdout + ended.stderr)
+
+
+def assert_stopped(run_dir: Path, number: signal.Signals, output: str) -> None:
+    """It was said once, and a checkpoint was left."""
     assert "Traceback" not in output and "KeyboardInterrupt" not in output
     assert f"{number.name}: stopping" in output
     last = output.splitlines()[-1]

@@ -6,8 +6,8 @@ import comparing
 import pytest
 from comparing import STRATEGIES, Comparison
 
-# By `accelerate launch`, each way of dividing work once; of the others, only the launch file is another.
-LAUNCHED = ("zero2", "zero3", "fsdp2")
+# By `accelerate launch`, each engine once; of the others, only the launch file is another. DDP: test_end_to_end.py.
+LAUNCHED = ("zero3", "fsdp2")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Products that are cut in two: when, and that their numbers and gradients are those of whole ones."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,18 +144,31 @@ def run_packs(folder: Path, family: str, compiled: bool = False) -> tuple[torch.
     return torch.cat(losses), passes.flat.buffer
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("family", ["llama", "bert"])
-def test_cut_products_change_no_gradient(
-    family: str, compiled: bool, shallow: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def frames(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, int]:
+    """How many frames the compiler has dealt with, by how: on the CPU its own code is left out, which takes long."""
     compile_blocks = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **how: compile_blocks(call, backend="aot_eager", dynamic=False))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    losses, gradient = run_packs(tmp_path / "whole", family)
+    return torch._dynamo.utils.counters["frames"]
+
+
+@pytest.fixture
+def many_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU on which products of this size are cut."""
     for module in ("lowrank", "products"):
         monkeypatch.setattr(f"lorabench.packed.{module}.multiprocessors", lambda weight: 132)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_cut_products_change_no_gradient(
+    family: str, compiled: bool, shallow: None, frames: Mapping[str, int], request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    losses, gradient = run_packs(tmp_path / "whole", family)
+    request.getfixturevalue("many_multiprocessors")
     cuts, decide = [], products._cuts  # pyright: ignore
     if not compiled:
         monkeypatch.setattr(products, "_cuts", lambda *shape: cuts.append(decide(*shape)) or cuts[-1])
@@ -162,19 +176,23 @@ def test_cut_products_change_no_gradient(
     torch.testing.assert_close(cut_losses, losses, rtol=1e-5, atol=1e-6)
     assert (cut_gradient - gradient).norm() <= 1e-5 * gradient.norm()
     if compiled:
-        assert torch._dynamo.utils.counters["frames"]["ok"] == 1
-        # Two lengths of which one is not cut have code of their own.
-        passes = PackedPasses(PackedClassifier(build(tmp_path / "again", family)))
-        passes.compiled = True
-        monkeypatch.setattr(products, "BUSY", 1 / 132)
-        for length in (96, 136):
-            passes.run(make_pack(make_rows(family, passes.packed.classifier), range(ROWS), length, ROWS))
-        assert torch._dynamo.utils.counters["frames"]["ok"] == 3
-        assert not torch._dynamo.utils.counters["graph_break"]
+        assert frames["ok"] == 1 and not torch._dynamo.utils.counters["graph_break"]
     else:
         assert all(cuts)
         # Two packs through two blocks, forth and back: three products without LoRA in each; those with it come on top.
         assert len(cuts) > 2 * 2 * 2 * 3
+
+
+def test_two_lengths_of_which_one_is_not_cut_have_code_of_their_own(
+    shallow: None,
+    frames: Mapping[str, int],
+    many_multiprocessors: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(products, "BUSY", 1 / 132)
+    run_packs(tmp_path, "llama", compiled=True)
+    assert frames["ok"] == 2 and not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What is refused before the libraries that take seconds to import."""
 
-import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,17 @@ from lorabench.training import refusals
 from lorabench.training.refusals import refuse_early, refuse_other_data
 
 MINILM = apply_settings(RunConfig(), {"model": "minilm", "weights": "random"})
-PROGRAM = """
-import sys
+HEAVY = ("transformers", "torch", "peft", "accelerate")
+# Several commands in a fresh process; of each, its code, what it said, and what has been imported by then.
+PROGRAM = f"""
+import contextlib, io, json, sys
 from lorabench import cli
-code = cli.main(sys.argv[1:])
-print("imported", *(name for name in ("transformers", "torch", "peft", "accelerate") if name in sys.modules))
-sys.exit(code)
+answers = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = cli.main(words)
+    answers.append((code, said.getvalue(), [name for name in {HEAVY} if name in sys.modules]))
+print(json.dumps(answers))
 """
 
 
@@ -124,33 +129,53 @@ def test_on_several_machines_the_folder_is_left_to_the_first_rank(
     refuse_early(apply_settings(config, {"batch_size": 4}), make_data(8))
 
 
-@functools.cache
+Answer = tuple[int, str, list[str]]
+REFUSED: dict[str, dict[str, object]] = {
+    "more than the 8 training rows": {"batch_size": 9},
+    "--precision fp16: expected a GPU": {"precision": "fp16"},
+    "--model nobody/nothing: the Hub cannot be reached": {"model": "nobody/nothing"},
+    "--model .: ": {"model": "."},
+    "--max-length 513: expected at most the model's 512": {"max_length": 513},
+}
+
+
+def ask_fresh_process(commands: Sequence[Sequence[str]], cwd: Path) -> list[Answer]:
+    """What `PROGRAM` finds."""
+    ended = python(["-c", PROGRAM, json.dumps(commands)], cwd, {"CUDA_VISIBLE_DEVICES": ""})
+    assert ended.returncode == 0, explain(ended)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    """What a process says to each of `REFUSED`, by what it should say."""
+    folder = tmp_path_factory.mktemp("refused")
+    train, validation = tiny.write_rows(folder / "train.csv", 8), tiny.write_rows(folder / "validation.csv", 4)
+    commands = [
+        ["train", *tiny.run_flags(**{
+            "model": "minilm", "weights": "random", "train_file": train, "validation_file": validation,
+            "output_dir": folder / "run", **flags,
+        })]
+        for flags in REFUSED.values()
+    ]  # fmt: skip
+    return dict(zip(REFUSED, ask_fresh_process(commands, folder), strict=True))
+
+
+@pytest.fixture(scope="module")
 def by_transformers_alone() -> set[str]:
     """What transformers imports for a model's configuration: some versions have accelerate among it."""
     code = "import sys; from transformers import BertConfig; print(*({'accelerate'} & set(sys.modules)))"
     return set(python(["-c", code], Path.cwd()).stdout.split())
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"batch_size": 9}, "more than the 8 training rows"),
-        ({"precision": "fp16"}, "--precision fp16: expected a GPU"),
-        ({"model": "nobody/nothing"}, "--model nobody/nothing: the Hub cannot be reached"),
-        ({"model": "."}, "--model .: "),
-        ({"max_length": 513}, "--max-length 513: expected at most the model's 512"),
-    ],
-)
+@pytest.mark.parametrize("message", REFUSED)
 def test_no_heavy_library_is_imported_for_what_is_refused(
-    flags: dict[str, object], message: str, tmp_path: Path
+    message: str, refused: dict[str, Answer], request: pytest.FixtureRequest
 ) -> None:
-    train, validation = tiny.write_rows(tmp_path / "train.csv", 8), tiny.write_rows(tmp_path / "validation.csv", 4)
-    model = {"model": "minilm", "weights": "random", **flags}
-    words = tiny.run_flags(**model, train_file=train, validation_file=validation, output_dir=tmp_path / "run")
-    ended = python(["-c", PROGRAM, "train", *words], tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
-    assert ended.returncode == 2 and message in ended.stderr, explain(ended)
-    imported = {"peft", "accelerate"} & set(ended.stdout.splitlines()[-1].split())
-    assert not imported or imported <= by_transformers_alone()
+    code, said, imported = refused[message]
+    assert code == 2 and message in said
+    heavy = {"peft", "accelerate"} & set(imported)
+    assert not heavy or heavy <= request.getfixturevalue("by_transformers_alone")
 
 
 def cut_short(model: Path) -> None:
@@ -185,15 +210,17 @@ def test_a_folder_that_holds_no_whole_model_is_refused(said: str, tmp_path: Path
     assert issue.startswith(f"--model {model}: ") and said in issue
 
 
-@pytest.mark.parametrize("said", ["its config.json is no JSON object", "no tokenizer there"])
-def test_a_look_at_a_folder_imports_no_library_of_models(said: str, tmp_path: Path) -> None:
-    model = tiny.save_tiny(tmp_path / "model", "bert")
-    FOLDERS[said](model)
+def test_a_look_at_a_folder_imports_no_library_of_models(tmp_path: Path) -> None:
     train, validation = tiny.write_rows(tmp_path / "train.csv", 8), tiny.write_rows(tmp_path / "validation.csv", 4)
-    words = tiny.run_flags(model, train, validation, tmp_path / "run")
-    ended = python(["-c", PROGRAM, "train", *words], tmp_path, {"CUDA_VISIBLE_DEVICES": ""})
-    assert ended.returncode == 2 and said in ended.stderr, explain(ended)
-    assert ended.stdout.splitlines()[-1] == "imported"
+    messages, commands = ("its config.json is no JSON object", "no tokenizer there"), []
+    for number, message in enumerate(messages):
+        model = tiny.save_tiny(tmp_path / f"model-{number}", "bert")
+        FOLDERS[message](model)
+        commands.append(["train", *tiny.run_flags(model, train, validation, tmp_path / "run")])
+    for message, answer in zip(messages, ask_fresh_process(commands, tmp_path), strict=True):
+        code, said, imported = answer
+        assert code == 2 and message in said
+        assert imported == []
 
 
 @pytest.mark.parametrize(
