@@ -20,7 +20,8 @@ from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.planning.duration import plan_duration
 from lorabench.planning.lengths import TWEETS, spread_lengths
-from lorabench.planning.memory import PLAYED, Planner
+from lorabench.planning.memory import Planner
+from lorabench.planning.rehearsal import PLAYED
 from lorabench.planning.terms import TRAINING
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.step.evaluation import predict_logits

@@ -76,6 +76,9 @@ def save_adapter(
         save_file(dict(state), staging / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         settings = copy.copy(adapted.peft_config[ADAPTER_NAME])
         settings.inference_mode = True
+        for name, value in vars(settings).items():
+            if isinstance(value, set):  # in an order that each process has its own of
+                setattr(settings, name, sorted(value))
         settings.save_pretrained(str(staging))
         tokenizer.save_pretrained(str(staging))
         readme = staging / CARD_FILE

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.packed.captured import COMPILE_S, COMPILED_SAVES
-from lorabench.planning.memory import MemoryPlan, Planner
+from lorabench.planning.memory import Planner
 from lorabench.planning.rates import Rates, pass_seconds, rates_of
+from lorabench.planning.result import MemoryPlan
 from lorabench.planning.terms import Amount
 from lorabench.step.optimizer import total_steps
 

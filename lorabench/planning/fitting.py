@@ -9,7 +9,8 @@ from lorabench.config.command_line import take_flags
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 from lorabench.planning.duration import Duration, plan_duration
-from lorabench.planning.memory import MemoryPlan, Planner
+from lorabench.planning.memory import Planner
+from lorabench.planning.result import MemoryPlan
 from lorabench.planning.workload import Workload
 from lorabench.units import GB
 

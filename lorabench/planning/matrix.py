@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorabench.catalog.gpus import GPUS
-from lorabench.planning.memory import MemoryPlan, Planner
+from lorabench.planning.memory import Planner
+from lorabench.planning.result import MemoryPlan
 from lorabench.planning.workload import Cards, Workload
 from lorabench.results.sheets import Sheet
 from lorabench.units import GB

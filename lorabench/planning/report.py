@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorabench.planning.duration import Duration
-from lorabench.planning.memory import MemoryPlan
+from lorabench.planning.result import MemoryPlan
 from lorabench.planning.terms import Amount, Term
 from lorabench.results.amounts import format_seconds
 from lorabench.results.sheets import Sheet

@@ -112,6 +112,17 @@ def test_a_saved_adapter_loads_into_another_model(
     assert all(torch.equal(restored[name], state[name]) for name in state)
 
 
+def test_a_process_names_the_adapted_modules_in_the_order_that_every_other_does(tmp_path: Path, folder: Path) -> None:
+    """PEFT keeps them as a set, whose order is another in each process; files of the same run are the same."""
+    names = ["v_proj", "q_proj", "up_proj", "gate_proj", "down_proj", "o_proj", "k_proj"]
+    classifier = tiny.build_tiny(folder)
+    settings: Any = classifier.adapted.peft_config["default"]
+    settings.target_modules = set(names)
+    save(tmp_path, classifier)
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert saved["target_modules"] == sorted(names) and settings.target_modules == set(names)
+
+
 def test_a_flipped_value_is_found(tmp_path: Path, classifier: SequenceClassifier) -> None:
     state = save(tmp_path, classifier)
     name = sorted(state)[3]

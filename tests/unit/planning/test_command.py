@@ -40,7 +40,7 @@ def run(*words: str) -> int:
 def test_the_plan_of_a_local_model_is_printed_as_tables(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*flags, "--gpu", "3090", "--gpus", "2") == 0
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("train, backward", "evaluation", "CUDA context", "fits:", "the 8 training rows", "a step", "NCCL"):
+    for part in ("train, backward", "evaluation", "CUDA context", "fits:", "the 64 training rows", "a step", "NCCL"):
         assert part in said
 
 
@@ -183,7 +183,7 @@ def test_the_command_that_fits_is_one_that_the_parsers_take_and_whose_plan_fits(
     assert options.config_file is not None and find_config(options.config_file).is_file()
     config = parse_run_config(rest)
     assert config.optim.batch_size * config.optim.gradient_accumulation == 8, "the effective batch stays"
-    assert config.data.max_train_samples == 8, "what is not searched stays as it was asked for"
+    assert config.data.max_train_samples == 64, "what is not searched stays as it was asked for"
     assert run(*rest, "--gpu", "3090", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "fits"
 

@@ -12,7 +12,8 @@ from lorabench.catalog.gpus import GPUS
 from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import parse_run_config
 from lorabench.planning.fitting import remedies
-from lorabench.planning.memory import MemoryPlan, Planner, plan_memory
+from lorabench.planning.memory import Planner, plan_memory
+from lorabench.planning.result import MemoryPlan
 from lorabench.planning.terms import PHASES, TRAINING, total
 from lorabench.planning.workload import Cards, RowLengths, Workload
 
