@@ -11,7 +11,7 @@ import tiny
 import torch
 from toys import CPU, OneRank, toy_rows
 
-from lorabench.config.run_config import OptimConfig, RunConfig, RunOptions
+from lorabench.config.run_config import ModelConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.data.batching import StepPlan
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed import choice
@@ -100,6 +100,30 @@ def test_eager_steps_run_what_the_strategy_wrapped(on_oom: str, shrinks: bool, f
     assert build(folder, setting, recomputes=False)[0].recomputes is False
 
 
+@pytest.mark.parametrize("is_main", [True, False])
+def test_where_memory_may_ask_for_it_eager_steps_know_how_to_begin_recomputing(
+    is_main: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, _, classifier = build(folder, setting_of("eager", ranks=Ranks(is_main=is_main)), recomputes=False)
+    base: Any = classifier.adapted.get_base_model()
+    base.gradient_checkpointing_disable()
+    made._recompute()
+    assert base.is_gradient_checkpointing
+    checkpoints = [module for module in base.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    assert checkpoints and all(
+        module._gradient_checkpointing_func.keywords == {"use_reentrant": False} for module in checkpoints
+    )
+    said = "execution  memory ran out: activations are recomputed from here on\n"
+    assert capsys.readouterr().out == (said if is_main else "")
+
+
+@pytest.mark.parametrize("choice", ["on", "off"])
+def test_what_is_asked_for_is_not_begun_later(choice: Any, folder: Path) -> None:
+    setting = setting_of("eager")
+    setting.config = dataclasses.replace(setting.config, model=ModelConfig(gradient_checkpointing=choice))
+    assert build(folder, setting, recomputes=choice == "on")[0]._recompute is None
+
+
 def test_without_a_gpu_steps_are_eager_and_say_why(folder: Path) -> None:
     made, reason, classifier = build(folder, setting_of("auto"))
     assert type(made) is EagerExecution and reason == "there is no CUDA GPU"
@@ -120,6 +144,7 @@ def test_captured_steps_fill_the_flat_gradients(
     assert (kind, norm, ranks) == ("flat", 0.7, setting.ranks)
     assert flat is made._passes.flat and isinstance(optimizer, torch.optim.SGD)
     assert made._graphs is None and made._steps == 40 and made._may_shrink is False
+    assert made._planned_blocks is None and build(folder, setting, planned_blocks=2)[0]._planned_blocks == 2
     assert build(folder, setting_of("auto", on_oom="shrink"))[0]._may_shrink is True
     assert made._checkpointing == setting.config.model.gradient_checkpointing
     assert made._passes.packed.classifier is classifier
