@@ -283,6 +283,9 @@ def without_storage() -> Iterator[None]:
                 return run_backward(*args, **kwargs)
 
         stack.enter_context(mock.patch("torch.autograd._engine_run_backward", run_as_on_cuda))
+        # Asked of no device in particular, it answers for CUDA; PEFT's 4-bit layers ask before they cast to float32.
+        is_enabled = torch.is_autocast_enabled
+        stack.enter_context(mock.patch("torch.is_autocast_enabled", lambda device="cpu": is_enabled(device)))
         with contextlib.suppress(ImportError, AttributeError):
             # It takes tensors without storage for a graph being traced, and would give masks to full batches, too.
             stack.enter_context(mock.patch("transformers.masking_utils.is_tracing", lambda tensor=None: False))
