@@ -149,7 +149,7 @@ def compare(record: dict[str, Any]) -> dict[str, Any]:
         "memory": record["memory"],
         "recomputes": record["model"]["gradient_checkpointing"],
         "throughput": record.get("throughput"),
-        "gpu": record["memory"][0].get("name"),
+        "gpu": record["memory"][0].get("device_name"),
     }
 
 

@@ -34,6 +34,8 @@ def plan_data_parallel(flags: Sequence[str], gpus: Sequence[Gpu], machines: int)
     words = ["--gpus", str(len(gpus)), "--nodes", str(machines), "--strategy", "ddp", "--format", "json"]
     if gpu_of(smallest.name) is not None:
         words += ["--gpu", smallest.name]
+    elif smallest != gpus[0]:
+        return None  # the first one is planned for, where none is named
     # Nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     try:

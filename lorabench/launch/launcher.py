@@ -168,7 +168,11 @@ def choose(
         reason = f"{found}: size of {size.model} is unknown -> DDP; if it does not fit one card: zero3.yaml"
         return Choice(data_parallel, ranks, reason)
     taken = f"{found}: weights of {size.model} take {_gigabytes(size.weight_bytes)} in {size.dtype}"
-    fit = None if _is_sure(size.weight_bytes, gpus) else ask_plan()
+    # Each machine chooses for itself, and all must choose the same: a plan may fail on one of them.
+    asks = machines == 1 and not _is_sure(size.weight_bytes, gpus)
+    fit = ask_plan() if asks else None
+    if asks and fit is None:
+        taken += " (there is no plan)"
     if fit is not None:
         taken += f", the run {fit.expected_gb:.1f} of {fit.capacity_gb:.1f} GB by its plan"
     if _fits(size.weight_bytes, gpus) if fit is None else fit.fits:

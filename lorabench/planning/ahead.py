@@ -23,6 +23,9 @@ MEASURED: dict[str, tuple[Phase, ...]] = {
     "load": ("load",), "capture": ("capture",), "train": TRAINING, "eval": ("eval",), "save": ("save",)
 }  # fmt: skip
 
+# Plans are off by a few percent: what is short of less than this part of the memory may fit all the same.
+HOPELESS_ABOVE = 1.1
+
 
 class PlanAhead:
     """A plan under way.
@@ -39,13 +42,14 @@ class PlanAhead:
         # A rank's process group is none of the planner's business.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - it is read when the process has ended
         # A file and no pipe: the lengths of many rows would fill one before the process begins to read.
         with tempfile.TemporaryFile() as asked:
             asked.write(json.dumps(workload_json(workload)).encode())
             asked.seek(0)
             self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
                 [sys.executable, "-m", "lorabench.planning"], stdin=asked, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+                stderr=self._said, env=environment,
             )  # fmt: skip
 
     def read(self) -> dict[str, Any] | None:
@@ -56,6 +60,15 @@ class PlanAhead:
             with contextlib.suppress(ValueError):
                 self._answer = json.loads(output)
         return self._answer
+
+    def take_failure(self) -> str | None:
+        """Why there is no plan, in a line, once it is known and only once."""
+        if self._process is not None or self._answer is not None or self._said.closed:
+            return None
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").split("\n")
+        self._said.close()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "its process said nothing")
 
     def wait(self, seconds: float) -> dict[str, Any] | None:
         """What `read` gives, once the process has ended or the time is up."""
@@ -116,7 +129,7 @@ def answer(values: dict[str, Any]) -> dict[str, Any]:
         name: max((phase.reserved for phase in plan.phases if phase.phase in phases), key=_expected, default=None)
         for name, phases in MEASURED.items()
     }
-    kept = ("verdict", "expected_gb", "capacity_gb", "execution", "recomputed_blocks", "blocks")
+    kept = ("runs_out", "verdict", "expected_gb", "capacity_gb", "execution", "recomputed_blocks", "blocks")
     said = plan.to_json()
     return {
         **{name: said[name] for name in kept},
@@ -126,12 +139,15 @@ def answer(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_hopeless(workload: Workload) -> bool:
-    """Whether a run that does not fit cannot help itself: it may not halve its batches, or one row is too much."""
+    """Whether a run that does not fit would not with a tenth more, either, and cannot help itself.
+
+    It can where it may halve its batches, and single rows are not too much.
+    """
     from lorabench.planning.memory import plan_memory
 
-    if workload.config.run.on_oom == "stop" or workload.meets_in_steps:
-        return True
-    return plan_memory(workload.changed("optim", batch_size=1)).verdict == "does not fit"
+    if workload.config.run.on_oom == "shrink" and not workload.meets_in_steps:
+        workload = workload.changed("optim", batch_size=1, eval_batch_size=1)
+    return plan_memory(workload.with_memory(HOPELESS_ABOVE)).verdict == "does not fit"
 
 
 def _expected(amount: Amount) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,8 @@ def find_card(name: str | None) -> GpuPreset:
 
 def card_of(name: str, total_bytes: int, capability: tuple[int, int] = (8, 0)) -> GpuPreset:
     """A card that is here: with the rates of the table where it is in it, and the memory that it reports."""
-    return card_here(name, int(total_bytes / 0.985) // MIB, capability)
+    known = card_here(name, int(total_bytes / 0.985) // MIB, capability)
+    return dataclasses.replace(known, usable_bytes=min(known.memory_bytes, total_bytes))
 
 
 def resolve_precision(config: RunConfig, card: GpuPreset) -> str:
@@ -240,24 +242,26 @@ def _say_candidate(candidate: Any) -> None:
     print(
         f"{candidate.workload.strategy}, {model.quantize}, batch {optim.batch_size} x {optim.gradient_accumulation}: "
         f"{verdict_line(candidate.plan)}; {1e3 * candidate.duration.step.expected:.0f} ms",
-        flush=True,
+        file=sys.stderr,
+        flush=True,  # what is asked for alone goes to stdout
     )
 
 
 def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None) -> None:
     from lorabench.planning.matrix import COMMON, matrix_sheet, plan_matrix
 
-    named = take_flags(words, ["model"])[0]["model"]
+    given, others = take_flags(words, ["model"])
+    named = given["model"]
     models = [named] if named else list(MODELS)
     cards = COMMON
     if card is not None:
-        cards = tuple(name for name, gpu in GPUS.items() if gpu is card)
-    others = take_flags(words, ["model"])[1]
+        cards = tuple(name for name, gpu in GPUS.items() if gpu.name == card.name)
+    common = "bf16" if all(GPUS[name].has_bf16 for name in cards) else "fp16"
 
     def workload(model: str) -> Any:
         # Of what all cards compute in, so that they compare.
         config = _parse([*others, "--model", model])
-        precision = "bf16" if config.model.precision == "auto" else config.model.precision
+        precision = common if config.model.precision == "auto" else config.model.precision
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
         return _workload(options, config, GPUS[cards[0]])
 

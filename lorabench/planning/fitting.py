@@ -129,17 +129,17 @@ def remedies(plan: MemoryPlan) -> list[str]:
         return []
     workload = plan.workload
     optim = workload.config.optim
-    half = max(1, optim.batch_size // 2)
     tried: list[tuple[str, Workload]] = []
     if plan.execution.recomputed < plan.execution.blocks:
         changed = workload.changed("model", gradient_checkpointing="on")
         tried.append(("--gradient-checkpointing on", changed))
     if workload.config.model.quantize == "none":
         tried.append(("--quantize nf4", workload.changed("model", quantize="nf4")))
-    if half < optim.batch_size:
-        accumulation = optim.gradient_accumulation * optim.batch_size // half
-        changed = workload.changed("optim", batch_size=half, gradient_accumulation=accumulation)
-        tried.append((f"--batch-size {half} --gradient-accumulation {accumulation}", changed))
+    smaller = next((split for split in batch_splits(workload.config) if split[0] < optim.batch_size), None)
+    if smaller is not None:
+        batch, accumulation = smaller
+        changed = workload.changed("optim", batch_size=batch, gradient_accumulation=accumulation)
+        tried.append((f"--batch-size {batch} --gradient-accumulation {accumulation}", changed))
     if workload.cards.count > 1 and not workload.splits_weights:
         tried.append(("zero3.yaml, which splits the weights", dataclasses.replace(workload, strategy="zero3")))
     sentences = []

@@ -81,11 +81,12 @@ class Planner:
             config, self.model_config, placement, autocast, len(shapes) == 1 and len(kinds) <= 1, self.blocks
         )
         self._recorded: dict[object, Unrolled] = {}
+        self._trains: dict[int, bool] = {}
 
     def on(self, workload: Workload) -> "Planner":
         """The same on other cards of as many GPUs; what has been recorded holds for all."""
         other = copy.copy(self)
-        other.workload = workload
+        other.workload, other._trains = workload, {}
         return other
 
     @property
@@ -108,37 +109,33 @@ class Planner:
         return self._plan_auto()
 
     def _plan_auto(self) -> MemoryPlan:
-        """The fewest blocks that recompute and let the run fit."""
-        plan = self.plan_with(0)
-        if self._fits(plan):
-            return plan
-        if not self.captured:
-            return self.plan_with(self.blocks)
+        """The fewest blocks that recompute and let the run train."""
+        if self._trains_with(0):
+            return self.plan_with(0)
         least, most = 0, self.blocks
-        best = self.plan_with(most)
-        if not self._fits(best):
-            return best
-        while most - least > 1:
+        while self.captured and most - least > 1 and self._trains_with(self.blocks):
             middle = (least + most) // 2
-            tried = self.plan_with(middle)
-            if self._fits(tried):
-                most, best = middle, tried
-            else:
-                least = middle
-        return best
+            least, most = (least, middle) if self._trains_with(middle) else (middle, most)
+        return self.plan_with(most)
 
-    @staticmethod
-    def _fits(plan: MemoryPlan) -> bool:
-        return plan.verdict == "fits"
+    def _trains_with(self, recomputed: int) -> bool:
+        """Whether training fits: an evaluation helps itself, by halving its batches, and recomputing is none."""
+        if recomputed not in self._trains:
+            self._trains[recomputed] = self.plan_with(recomputed, evaluates=False).verdict == "fits"
+        return self._trains[recomputed]
 
-    def plan_with(self, recomputed: int) -> MemoryPlan:
-        """The plan, where so many blocks recompute."""
+    def plan_with(self, recomputed: int, evaluates: bool = True) -> MemoryPlan:
+        """The plan, where so many blocks recompute.
+
+        Args:
+            evaluates: the run evaluates as well as it trains.
+        """
         capacity, limited = self.capacity
         play = Playback(capacity if limited else None)
         peaks: dict[Phase, Peak] = {}
         runs_out: Phase | None = None
         try:
-            for phase, run in Rehearsal(self, play, recomputed).phases():
+            for phase, run in Rehearsal(self, play, recomputed, evaluates).phases():
                 runs_out, peak = phase, Peak()
                 try:
                     with play.phase(peak):

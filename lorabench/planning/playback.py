@@ -86,21 +86,23 @@ class Playback:
         return list(self._held.get(name, []))
 
     def play(self, passes: Unrolled, pool: str = "main") -> None:
-        """Run forward and backward pass."""
+        """Run forward and backward pass. Raises `OutOfMemory`, with nothing of the pass left."""
         alive: dict[int, tuple[Piece, bool]] = {}
         sums = {True: 0, False: 0}
-        for place, (number, size) in enumerate(passes.events):
-            if size:
-                piece, forward = self.memory.take(size, pool), place < passes.turn
-                alive[number] = piece, forward
-                sums[forward] += piece.size
-                self._look(sums[True], sums[False])
-            else:
-                piece, forward = alive.pop(number)
-                sums[forward] -= piece.size
+        try:
+            for place, (number, size) in enumerate(passes.events):
+                if size:
+                    piece, forward = self.memory.take(size, pool), place < passes.turn
+                    alive[number] = piece, forward
+                    sums[forward] += piece.size
+                    self._look(sums[True], sums[False])
+                else:
+                    piece, forward = alive.pop(number)
+                    sums[forward] -= piece.size
+                    self.memory.give(piece)
+        finally:
+            for piece, _ in alive.values():
                 self.memory.give(piece)
-        for piece, _ in alive.values():
-            self.memory.give(piece)
 
     def _look(self, activations: int, temporaries: int) -> None:
         peak = self._peak

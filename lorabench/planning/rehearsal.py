@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorabench.planning.allocator import MIB
+from lorabench.planning.allocator import MIB, OutOfMemory
 from lorabench.planning.holdings import side_by_side
 from lorabench.planning.playback import GRAPHS, Playback
 from lorabench.planning.terms import Phase
-from lorabench.planning.unrolling import between
-from lorabench.units import GB
+from lorabench.planning.unrolling import Unrolled, between
 
 if TYPE_CHECKING:
     from lorabench.planning.memory import Planner
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 WORKSPACE = 32 * MIB
 SMALL_WORKSPACE = 8 * MIB + 128 * 1024
 FLOAT = 4
+# How many numbers DeepSpeed keeps whole at the most (`stage3_max_live_parameters`).
+KEPT_NUMBERS = 10**9
 # Steps that are played, beside the one that computes most.
 PLAYED = 24
 
@@ -30,17 +31,20 @@ class Rehearsal:
         planner: knows what is held, and has passes recorded.
         play: the books.
         recomputed: how many blocks recompute.
+        evaluates: the run evaluates as well as it trains.
     """
 
-    def __init__(self, planner: "Planner", play: Playback, recomputed: int) -> None:
+    def __init__(self, planner: "Planner", play: Playback, recomputed: int, evaluates: bool) -> None:
         self._planner = planner
         self._workload = planner.workload
         self._play = play
         self._recomputed = recomputed
+        self._evaluates = evaluates
 
     def phases(self) -> Iterator[tuple[Phase, Callable[[], None]]]:
         """What runs in each phase, in order; some phases come several times."""
-        return self._captured() if self._planner.captured else self._eager()
+        phases = self._captured() if self._planner.captured else self._eager()
+        return ((phase, run) for phase, run in phases if self._evaluates or phase != "eval")
 
     def _load(self) -> None:
         self._load_weights()
@@ -95,7 +99,10 @@ class Rehearsal:
         widest, widest_evaluated = _widest(batches), _widest(self._workload.evaluation_batches())
 
         def evaluate() -> None:
-            self._play.play(self._planner.padded_pass(widest_evaluated, False, trains=False))
+            self._halving(len(widest_evaluated), lambda rows: widest_pass(widest_evaluated[:rows]))
+
+        def widest_pass(batch: Sequence[int]) -> Unrolled:
+            return self._planner.padded_pass(batch, False, trains=False)
 
         yield "load", self._load
         self._play.hold("workspaces", [self._workspace()])
@@ -112,6 +119,17 @@ class Rehearsal:
         yield "eval", evaluate
         yield "save", lambda: None
 
+    def _halving(self, rows: int, record: Callable[[int], Unrolled]) -> None:
+        """Play a pass of an evaluation, which halves its batches where memory is short and the strategy lets it."""
+        while True:
+            try:
+                self._play.play(record(rows))
+                return
+            except OutOfMemory:
+                if rows == 1 or self._workload.meets_in_steps:
+                    raise
+                rows = -(-rows // 2)
+
     def _play_steps(self, batches: Sequence[Sequence[int]], widest: Sequence[int], recomputes: bool) -> None:
         """The first steps of the run, and the one that computes most: what one leaves may not do for the next."""
         whole = [batch for batch in batches if len(batch) == len(widest)]
@@ -123,8 +141,10 @@ class Rehearsal:
             self._play.play(between(low, high, share) or self._planner.padded_pass(batch, recomputes, trains=True))
 
     def _captured(self) -> Iterator[tuple[Phase, Callable[[], None]]]:
+        tokens, texts = self._planner.evaluation_pack()
+
         def evaluate() -> None:
-            self._play.play(self._planner.pack_pass(*self._planner.evaluation_pack(), 0, trains=False))
+            self._halving(texts, lambda rows: self._planner.pack_pass(tokens * rows // texts, rows, 0, trains=False))
 
         yield "load", self._load_captured
         self._play.hold("workspaces", [self._workspace()])
@@ -153,7 +173,7 @@ class Rehearsal:
             self._play.hold("working copies", [computes_in.itemsize * held.trained_count])
 
     def _capture(self, lengths: Sequence[int]) -> None:
-        """The graphs of all lengths, from the longest on; before each a pass is run as it is."""
+        """The graphs of the two longest lengths, which hold shorter ones' memory; before each a pass as it is."""
         texts = self._workload.config.optim.batch_size
         self._play.memory.empty_cache()
         self._play.hold("workspaces", [self._workspace()] * 2, "side")
@@ -183,8 +203,8 @@ class Rehearsal:
         if not self._workload.splits_weights:
             return self._buckets()
         if self._workload.by_deepspeed:
-            # It keeps up to 10^9 numbers whole while they will soon be used again.
-            live = min(GB * self._planner.frozen_dtype.itemsize, sum(held.frozen) + sum(held.quantized))
+            # It keeps numbers whole while they will soon be used again.
+            live = min(KEPT_NUMBERS * self._planner.frozen_dtype.itemsize, sum(held.frozen) + sum(held.quantized))
             return [held.block_bytes] * max(1, int(live // max(1, held.block_bytes))) + self._buckets()
         # One block computes, the next one is on its way, and each arrives in a buffer before it is cut up.
         return [max(held.block_bytes, held.embedding_bytes)] * 2 + [held.block_bytes]

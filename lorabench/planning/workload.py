@@ -104,6 +104,14 @@ class Workload:
         limits = [limit for limit in (self.config.run.gpu_memory_limit, self.cards.limit_gb) if limit is not None]
         return int(min(limits) * GB) if limits else None
 
+    def with_memory(self, factor: float) -> "Workload":
+        """The same on cards, and within limits, of so many times the memory."""
+        cards, limit = self.cards, self.config.run.gpu_memory_limit
+        gpu = dataclasses.replace(cards.gpu, usable_bytes=int(factor * cards.gpu.memory_bytes))
+        given = None if cards.limit_gb is None else factor * cards.limit_gb
+        larger = dataclasses.replace(self, cards=dataclasses.replace(cards, gpu=gpu, limit_gb=given))
+        return larger if limit is None else larger.changed("run", gpu_memory_limit=factor * limit)
+
     def changed(self, section: str, **values: object) -> "Workload":
         """The same with other settings in one section of the configuration."""
         part = dataclasses.replace(getattr(self.config, section), **values)

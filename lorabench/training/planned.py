@@ -11,7 +11,6 @@ from lorabench.catalog.gpus import card_here
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.setting import Setting
 from lorabench.errors import first_line
-from lorabench.machine.meters import free_bytes
 from lorabench.planning.ahead import PlanAhead
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.results.run_folder import lookup, number_at
@@ -24,13 +23,22 @@ _NAMES = {"single": "single_gpu", "DDP": "ddp", "FSDP2": "fsdp2"}
 
 
 @contextmanager
-def planning_ahead(setting: Setting, inputs: Inputs) -> Iterator[PlanAhead | None]:
-    """Meanwhile the run is planned, by a process of the first rank; on the CPU nothing is."""
-    if not setting.ranks.is_main or setting.ranks.device.type != "cuda":
+def planning_ahead(setting: Setting, inputs: Inputs, own_bytes: int | None = None) -> Iterator[PlanAhead | None]:
+    """Meanwhile the run is planned, by a process of the first rank; on the CPU nothing is. A collective call.
+
+    Args:
+        own_bytes: what this process has of its GPU already, its CUDA context; None where that is not known.
+    """
+    if setting.ranks.device.type != "cuda":
+        yield None
+        return
+    # Of the GPU that has the least: all ranks take alike, and decide alike.
+    usable = min(setting.ranks.gather(usable_bytes(setting.ranks.device) + (own_bytes or 0)))
+    if not setting.ranks.is_main:
         yield None
         return
     try:
-        ahead = PlanAhead(workload_of(setting, inputs))
+        ahead = PlanAhead(workload_of(setting, inputs, usable))
     except Exception as error:  # any: a run is no failure for the lack of a plan
         print(f"plan       none ({type(error).__name__}: {first_line(error)})", flush=True)
         yield None
@@ -47,8 +55,12 @@ def note_plan(keeper: RecordKeeper, world_size: int, ahead: PlanAhead | None, wa
     Args:
         wait_s: seconds that the run waits for it, should it be under way still.
     """
-    plan = None if ahead is None or keeper.record["plan"] is not None else ahead.wait(wait_s)
+    if ahead is None or keeper.record["plan"] is not None:
+        return
+    plan = ahead.wait(wait_s)
     if plan is None:
+        if (failure := ahead.take_failure()) is not None:
+            print(f"plan       none ({failure})", flush=True)
         return
     others = {name: value for name, value in plan.items() if name != "phases"}
     per_gpu = [{"rank": rank, "phases": plan["phases"]} for rank in range(world_size)]
@@ -56,8 +68,18 @@ def note_plan(keeper: RecordKeeper, world_size: int, ahead: PlanAhead | None, wa
     print(plan_line(plan), flush=True)
 
 
-def workload_of(setting: Setting, inputs: Inputs) -> Workload:
-    """What the run is to a plan."""
+def usable_bytes(device: torch.device) -> int:
+    """What a process can have of a GPU yet, whatever limit the run sets itself: other processes have the rest."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
+
+
+def workload_of(setting: Setting, inputs: Inputs, usable: int) -> Workload:
+    """What the run is to a plan.
+
+    Args:
+        usable: bytes of each GPU that it can have.
+    """
     tokens = inputs.tokens
     lengths = RowLengths(
         tokens["train"].lengths,
@@ -67,7 +89,7 @@ def workload_of(setting: Setting, inputs: Inputs) -> Workload:
         any(rows.token_types is not None for rows in tokens.values()),
     )
     strategy = strategy_name(setting.strategy.name, setting.strategy.offloads_weights)
-    return Workload(_plannable(setting.config), setting.precision, lengths, _cards(setting), strategy)
+    return Workload(_plannable(setting.config), setting.precision, lengths, _cards(setting, usable), strategy)
 
 
 def strategy_name(name: str, offloads: bool) -> str:
@@ -81,12 +103,10 @@ def _plannable(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, run=dataclasses.replace(config.run, output_dir=None, resume=False))
 
 
-def _cards(setting: Setting) -> Cards:
-    """This rank's GPU, with what is free of it, for all."""
-    device = setting.ranks.device
-    properties = torch.cuda.get_device_properties(device)
+def _cards(setting: Setting, usable: int) -> Cards:
+    """This rank's kind of GPU, for all."""
+    properties = torch.cuda.get_device_properties(setting.ranks.device)
     known = card_here(properties.name, properties.total_memory >> 20, (properties.major, properties.minor))
-    usable = free_bytes(device)
     return Cards(dataclasses.replace(known, usable_bytes=usable), setting.ranks.world_size)
 
 
@@ -94,6 +114,9 @@ def plan_line(plan: Mapping[str, Any]) -> str:
     """The plan at the start of a run, in a line."""
     count = plan["recomputed_blocks"]
     recomputed = "" if not count else f", {count} of {plan['blocks']} blocks recompute their activations"
+    if plan.get("runs_out"):
+        phase = plan["runs_out"].replace("_", " ")
+        return f"plan       {plan['verdict']}: more than {plan['capacity_gb']:.1f} GB per GPU in {phase}{recomputed}"
     return (
         f"plan       {plan['verdict']}: about {plan['expected_gb']:.1f} of {plan['capacity_gb']:.1f} GB per GPU"
         f"{recomputed}"

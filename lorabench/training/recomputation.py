@@ -89,6 +89,8 @@ def _activation_share(setting: Setting, model_config: Any, tokens: TokenizedRows
     """The part that activations take at the most; infinite where the configuration does not say how large they are."""
     text = model_config.get_text_config()
     hidden, layers = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
+    if setting.config.model.attn_implementation == "eager":  # which keeps tokens x tokens
+        return float("inf")
     if not (isinstance(hidden, int) and isinstance(layers, int)):
         return float("inf")
     padded = setting.config.optim.batch_size * max(tokens.lengths)
@@ -96,6 +98,8 @@ def _activation_share(setting: Setting, model_config: Any, tokens: TokenizedRows
 
 
 def _capacity(setting: Setting) -> float:
-    _, capacity = torch.cuda.mem_get_info(setting.ranks.device)
-    limit = setting.config.run.gpu_memory_limit
+    """What this process can have of its GPU, beside other processes."""
+    device, limit = setting.ranks.device, setting.config.run.gpu_memory_limit
+    free, _ = torch.cuda.mem_get_info(device)
+    capacity = free + torch.cuda.memory_reserved(device)
     return capacity if limit is None else min(capacity, limit * GB)

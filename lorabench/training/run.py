@@ -111,7 +111,10 @@ def train_in(folder: Path, setting: Setting, inputs: Inputs) -> dict[str, Any]:
             print("\n".join(opening_lines(keeper, device, notes)), flush=True)
     memory = MemoryMonitor(ranks.device, gpu=gpu, limit_gb=config.run.gpu_memory_limit)
     progress = Progress(Stopwatch(ranks.device, energy=EnergyMeter(gpu)))
-    with memory_recorded(setting, folder, memory) as known, planning_ahead(setting, inputs) as ahead:
+    with (
+        memory_recorded(setting, folder, memory) as known,
+        planning_ahead(setting, inputs, memory.process_bytes()) as ahead,
+    ):
         built = load(setting, inputs, keeper, memory, None if ahead is None else ahead.wait)
         note_plan(keeper, ranks.world_size, ahead)
         peak = TrainingPeak(setting.strategy, built.classifier, built.optimizer, memory)

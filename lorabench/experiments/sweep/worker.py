@@ -281,7 +281,7 @@ class Worker:
             has_news: epochs have ended since the last look.
         """
         record = _record(running.launch.folder)
-        if lookup(record, "plan", "hopeless") is True and not running.reported:
+        if lookup(record, "status") == "running" and _cannot_fit(record) and not running.reported:
             return "does not fit its GPUs, by its plan"
         if has_news and not running.epochs.is_last(record):
             return max(running.reported) if self._ledger.is_hopeless(running.claimed.trial.number) else None
@@ -329,8 +329,8 @@ class Worker:
             return False
         if state == "completed":
             error = f"no {self._plan.search.metric} in {folder / RUN_FILE}"
-        elif state == "interrupted":
-            if pruned:
+        elif state == "interrupted" or _cannot_fit(record):
+            if pruned or _cannot_fit(record):
                 self._ledger.prune(trial_number)
             else:
                 self._ledger.fail(trial_number, None, stopped)
@@ -354,6 +354,11 @@ def _record(folder: Path) -> Mapping[str, Any]:
         return read_run(folder)
     except ConfigError:
         return {}
+
+
+def _cannot_fit(record: Mapping[str, Any]) -> bool:
+    """Whether a run does not fit its GPUs by its own plan, whatever it does."""
+    return lookup(record, "plan", "hopeless") is True
 
 
 def _is_complete(folder: Path) -> bool:

@@ -235,9 +235,10 @@ def test_names_in_letters_of_several_scripts_that_look_the_same_are_said(name: s
     assert remark.endswith("are classes of their own, though they look alike")
 
 
-def test_an_infinite_number_as_text_is_said() -> None:
-    assert label_remarks("f", "y", ["-inf", "1"], 100) == [
-        "f: column 'y': '-inf' is the name of a class, not a number"
+@pytest.mark.parametrize("name", ["-inf", "inf", "+Infinity", "infinite"])
+def test_an_infinite_number_as_text_is_said(name: str) -> None:
+    assert label_remarks("f", "y", [name, "1"], 100) == [
+        f"f: column 'y': '{name}' is the name of a class, not a number"
     ]
 
 

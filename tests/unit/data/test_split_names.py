@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorabench.config.run_config import DataConfig
-from lorabench.data.split_names import choose_parts
+from lorabench.data.split_names import choose_parts, is_asked
 from lorabench.errors import ConfigError
 
 ALL = ("train", "validation", "test")
@@ -77,3 +77,20 @@ def test_no_row_is_in_two_splits(start: int, other: int, stop: int, end: int) ->
         assert "no rows" in (found := refused("all", **flags)) or "rows of all in" in found
     else:
         assert set(choose("all", **flags)[0]) == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("new", True),
+        ("old", True),
+        ("more", True),
+        ("Train", True),
+        ("dev", True),
+        ("notes", False),
+        ("new+old", True),
+    ],
+)
+def test_a_split_is_asked_for_by_its_whole_name_or_a_flag(name: str, asked: bool) -> None:
+    config = DataConfig(train_split="new+old", validation_split="more[:50%]")
+    assert is_asked(name, config) is asked

@@ -1,5 +1,6 @@
 """What is said of bytes that are no text, and of texts that are none."""
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from lorabench.data.file_format import FileFormat, list_columns
 from lorabench.data.readers import stream_table
 from lorabench.data.task import text_rows
+from lorabench.data.text_files import foreign_kind
 from lorabench.errors import ConfigError
 
 
@@ -78,3 +80,10 @@ def test_what_is_no_text_or_no_pair_is_refused() -> None:
     with pytest.raises(ConfigError) as raised:
         text_rows([("a", "b"), ("a", "")], paired=True)
     assert str(raised.value) == ("texts: 1 row (2) without a pair; expected pairs of texts: the run reads two columns")
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("begin", [b"<!DOCTYPE html>", b"\n <html lang=en>"])
+def test_a_page_is_known_behind_a_mark_and_blank_lines(begin: bytes, mark: bytes) -> None:
+    assert foreign_kind(mark + begin + b"<p>text,label") == "a page of HTML"
+    assert foreign_kind(b"text,label\n" + begin + mark) is None

@@ -1,5 +1,6 @@
 """A run's own plan, made by another process."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,29 @@ def test_the_answer_is_the_plan_in_the_phases_that_are_measured(workload: Any) -
     assert found["expected_gb"] == max(plan.taken(phase).expected for phase in plan.phases) / GB
 
 
+def test_a_plan_that_failed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    ahead: Any = SimpleNamespace(wait=lambda seconds: None, take_failure=lambda: "KeyError: 'gpu'")
+    keeper: Any = SimpleNamespace(record={"plan": None})
+    note_plan(keeper, 1, ahead)
+    assert capsys.readouterr().out == "plan       none (KeyError: 'gpu')\n"
+
+
+def test_a_limit_is_no_smaller_card(workload: Any) -> None:
+    """What --gpu-memory-limit counts has no CUDA context in it."""
+    asked = workload(gpu_memory_limit=0.3, execution="eager")
+    gpu = dataclasses.replace(asked.cards.gpu, usable_bytes=30 * 10**9)
+    found = plan_memory(dataclasses.replace(asked, cards=dataclasses.replace(asked.cards, gpu=gpu)))
+    assert found.limited and found.capacity == 0.3 * GB and found.verdict == "fits"
+
+
+def test_an_evaluation_that_must_halve_its_batches_asks_for_nothing_else(workload: Any) -> None:
+    flags = {"execution": "eager", "gradient_checkpointing": "auto", "gpu_memory_limit": 0.12}
+    asked = workload(lengths=(30, 30) * 30, eval_batch_size=512, batch_size=2, **flags)
+    lengths = dataclasses.replace(asked.lengths, train=[4] * 8, evaluation=[30] * 3000)
+    found = plan_memory(dataclasses.replace(asked, lengths=lengths))
+    assert found.runs_out is None and found.execution.recomputed == 0
+
+
 @pytest.mark.parametrize(
     ("limit", "others", "verdict", "hopeless"),
     [
@@ -63,7 +87,9 @@ def test_another_process_answers(workload: Any) -> None:
 
 def test_a_plan_that_fails_or_is_given_up_is_none(workload: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorabench.planning.ahead.workload_json", lambda asked: {})
-    assert PlanAhead(workload()).wait(600) is None
+    failed = PlanAhead(workload())
+    assert failed.wait(600) is None
+    assert failed.take_failure() == "KeyError: 'gpu'" and failed.take_failure() is None
     other = PlanAhead(workload())
     assert other.read() is None, "it is under way"
     other.close()
@@ -76,7 +102,7 @@ def test_a_run_tells_of_its_plan_once_and_waits_only_at_its_end(capsys: pytest.C
         "phases": {"train": {"low_gb": 3.0, "expected_gb": 4.0, "high_gb": 5.0}},
     }  # fmt: skip
     answers = {0.0: None, 60.0: plan}  # by the seconds that it is waited for
-    ahead: Any = SimpleNamespace(wait=lambda seconds: answers.pop(seconds))
+    ahead: Any = SimpleNamespace(wait=lambda seconds: answers.pop(seconds), take_failure=lambda: None)
     record: dict[str, Any] = {"plan": None}
     keeper: Any = SimpleNamespace(record=record, update=record.update)
     note_plan(keeper, 2, None)
@@ -124,6 +150,8 @@ def test_the_plan_is_said_in_a_line() -> None:
     assert plan_line(plan) == (
         "plan       fits: about 16.4 of 16.5 GB per GPU, 32 of 32 blocks recompute their activations"
     )
+    full = plan_line({**plan, "verdict": "does not fit", "runs_out": "train_backward", "recomputed_blocks": 0})
+    assert full == "plan       does not fit: more than 16.5 GB per GPU in train backward"
     assert plan_line({**plan, "recomputed_blocks": 0}) == "plan       fits: about 16.4 of 16.5 GB per GPU"
 
 
@@ -132,7 +160,10 @@ def test_a_run_is_planned_on_its_first_rank_by_its_rows_and_its_gpu(
 ) -> None:
     known, asked = workload(), []
     rows = SimpleNamespace(lengths=[3, 4], token_types=None)
-    ranks = SimpleNamespace(is_main=True, device=torch.device("cuda"), world_size=2)
+    free = {"mine": 20 << 30, "other": 22 << 30}
+    ranks = SimpleNamespace(
+        is_main=True, device=torch.device("cuda"), world_size=2, gather=lambda value: [value, free["other"]]
+    )
     setting: Any = SimpleNamespace(
         ranks=ranks, config=known.config, precision="bf16", data=SimpleNamespace(labels=("a", "b")),
         strategy=SimpleNamespace(name="DDP", offloads_weights=False),
@@ -140,15 +171,19 @@ def test_a_run_is_planned_on_its_first_rank_by_its_rows_and_its_gpu(
     inputs: Any = SimpleNamespace(tokens={"train": rows, "validation": rows})
     card = SimpleNamespace(name="NVIDIA GeForce RTX 3090", total_memory=24 << 30, major=8, minor=6)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(planned, "free_bytes", lambda device: 20 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["mine"] - (3 << 30), 24 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 << 30)
     monkeypatch.setattr(planned, "PlanAhead", lambda workload: asked.append(workload) or SimpleNamespace(close=list))
-    with planned.planning_ahead(setting, inputs) as ahead:
+    with planned.planning_ahead(setting, inputs, 1 << 30) as ahead:
         assert ahead is not None
-    (made,) = asked
+    made = asked.pop()
     assert (made.strategy, made.cards.per_node, made.lengths.train, made.lengths.classes) == ("ddp", 2, [3, 4], 2)
     assert made.cards.gpu.usable_bytes == 20 << 30 and "3090" in made.cards.gpu.name
     assert workload_from_json(workload_json(made)) == made
-    monkeypatch.setattr(planned, "free_bytes", lambda device: 1 // 0)
+    free["other"] = 18 << 30
+    with planned.planning_ahead(setting, inputs, 1 << 30):
+        assert asked.pop().cards.gpu.usable_bytes == 18 << 30, "the rank that has the least"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: 1 // 0)
     with planned.planning_ahead(setting, inputs) as ahead:
         assert ahead is None
     said = capsys.readouterr().out.splitlines()[-1]

@@ -1,5 +1,6 @@
 """When activations are recomputed."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,8 +49,10 @@ def recomputes(setting: Any, weights_gb: float, linear: float = 0) -> bool:
 
 @pytest.fixture
 def gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of the rank; the process's first GPU is a small one."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * GB, (80 if device == CUDA else 8) * GB))
+    """That of the rank, of whose 90 GB other processes have 10; the process's first GPU is a small one."""
+    held = {CUDA: 30 * GB}  # by this process
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ((50 if device == CUDA else 1) * GB, 90 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held.get(device, 0))
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
@@ -174,3 +177,11 @@ def test_activations_count_as_well_as_weights(longer: int) -> None:
 def test_a_model_of_unknown_shape_is_planned() -> None:
     plan = Plan("eager", 32)
     assert choose(setting_of(), 0, length=1, text=SimpleNamespace(), plan=plan).whole
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+def test_attention_that_keeps_all_pairs_of_tokens_is_planned() -> None:
+    setting = setting_of()
+    model = dataclasses.replace(setting.config.model, attn_implementation="eager")
+    setting.config = dataclasses.replace(setting.config, model=model)
+    assert choose(setting, 0, length=1, plan=Plan("eager", 32)).whole
