@@ -172,7 +172,19 @@ def parse_options(options: type[Options], arguments: Sequence[str], prog: str) -
         values = {item.name: item.default for item in fields(options)}  # pyright: ignore[reportArgumentType]
         values.update({name: value for name, value in file.values.items() if name not in replaced})
         default = options(**{name: tyro.MISSING if value is MISSING else value for name, value in values.items()})
-    return tyro.cli(options, args=list(arguments), default=default, prog=prog)
+    return _without_loss(tyro.cli(options, args=list(arguments), default=default, prog=prog), arguments)
+
+
+def _without_loss(options: Options, arguments: Sequence[str]) -> Options:
+    """The options, unless their `--output` would take the place of the file that they are read from.
+
+    Raises:
+        ConfigError: it would.
+    """
+    file, output = find_config_file(arguments), getattr(options, "output", None)
+    if file and isinstance(output, Path) and is_same_file(Path(file), output):
+        raise ConfigError(f"--output {output}: is the file of {FLAG}, which would be lost; expected another name")
+    return options
 
 
 def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> tuple[Options, list[str]]:
@@ -190,7 +202,7 @@ def parse_some(options: type[Options], arguments: Sequence[str], prog: str) -> t
     if issues:
         raise ConfigError(issues)
     found, others = tyro.cli(options, args=list(arguments), prog=prog, return_unknown_args=True)
-    return found, others
+    return _without_loss(found, arguments), others
 
 
 def find_config_file(arguments: Sequence[str]) -> str | None:

@@ -35,7 +35,7 @@ _LOOK_ALIKES = str.maketrans(
 # Hyphens, dashes, the bullet of a list and the minus sign.
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"), "-")
 # Quotes and marks of punctuation that people and programs leave around a name.
-_AROUND = " '\"`\u00b4\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb.,:;!_"
+_AROUND = " '\"`\u00b4\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb.,:;!?*_"
 # What stands between the words of a name, or nothing: post-op, post op, postop; class 1, class_1, class1.
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[-_ .'\u2019]+(?=[^\W\d_])|(?<=[^\W\d_])[-_ ]+(?=\d)")
 _LEADING_ZEROS = re.compile(r"(?<![\d.,])0+(?=\d)")
@@ -45,7 +45,7 @@ _TRUTH = {
 }
 _MISSING_ELSEWHERE = frozenset(
     (
-        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?"),
+        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?", "\\n"),
         # What a spreadsheet writes where a cell cannot be computed.
         *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#error!"),
     )

@@ -207,10 +207,16 @@ def _pickle_issues(config: ModelConfig, folder: Path) -> list[str]:
     ]
 
 
+_LFS_POINTER = b"version https://git-lfs"
+
+
 def _safetensors_issue(path: Path) -> str | None:
     """What is wrong with a file by its header: eight bytes with its length, then JSON with the places of tensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return "is the pointer of a Git LFS file, not the file itself; `git lfs pull` gets it"
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             return f"is cut short, or no safetensors ({size} bytes)"

@@ -18,7 +18,7 @@ from lorabench.config.defaults import preset_precision
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import list_gpus
-from lorabench.results.outputs import output_issues, writing_output
+from lorabench.results.outputs import output_issues, rows_issues, writing_output
 from lorabench.results.sheets import Sheet, print_sheets, to_html, to_markdown
 from lorabench.units import GB
 
@@ -109,6 +109,8 @@ def _check(options: PlanOptions, words: Sequence[str]) -> tuple[RunConfig, GpuPr
         config = _parse(words)
     except ConfigError as error:
         issues.extend(error.issues)
+    if config is not None and options.output is not None:
+        issues.extend(rows_issues(options.output, config.data))
     if not options.calibrate and (options.gpu is not None or not options.matrix):
         try:
             card = find_card(options.gpu)

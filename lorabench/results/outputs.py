@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorabench.config.run_config import DataConfig
 from lorabench.errors import RunError
 from lorabench.files import file_hash, full_disk, is_same_file, replacing, swap_in, sync_path, why_not
 from lorabench.results.run_folder import OWN_NAMES, RUN_FILE, lookup
@@ -70,6 +71,16 @@ def data_issues(path: Path, runs: Iterable[tuple[Path, Mapping[str, Any]]], flag
                 expected = "which would be lost; expected another name"
                 return [f"{flag} {path}: holds rows that the run in {folder} has read, {expected}"]
     return []
+
+
+def rows_issues(path: Path, data: DataConfig, flag: str = "--output") -> list[str]:
+    """What keeps a file that is there from being replaced: the command itself reads rows from it."""
+    files = {"train": data.train_file, "validation": data.validation_file, "test": data.test_file}
+    return [
+        f"{flag} {path}: is the file of --{split}-file, which would be lost; expected another name"
+        for split, file in files.items()
+        if file is not None and is_same_file(Path(file), path)
+    ]
 
 
 def _source_files(sources: Iterable[Any]) -> Iterator[Any]:

@@ -610,3 +610,12 @@ def test_four_bits_without_their_package_are_refused_with_both_ways_out(
     )
     others = [] if "--quantize" in words else words
     assert parse_run_config([*others, "--quantize", "none"]).model.quantize == "none"
+
+
+@pytest.mark.parametrize("command", [cli.TableOptions, PredictOptions])
+def test_a_result_never_takes_the_place_of_the_options_it_was_asked_for_with(command: type, tmp_path: Path) -> None:
+    path = tmp_path / "options.json"
+    path.write_text('{"overwrite": true}', encoding="utf-8")
+    needed = ["runs"] if command is cli.TableOptions else ["--run", "r", "--input", "i.csv"]
+    with pytest.raises(ConfigError, match=f"--output {path}: is the file of --config, which would be lost"):
+        arguments.parse_options(command, [*needed, "--config", str(path), "--output", str(path)], "lorabench x")

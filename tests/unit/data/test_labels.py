@@ -181,6 +181,7 @@ def test_how_a_symbol_is_drawn_makes_no_class(selector: str) -> None:
         ("neg", "neg."), ("no entail", "no-entail", "no_entail"), ("post-op", "postop"), ("U.S.", "US"),
         ('"pos"', "pos"), ("\u201cpos\u201d", "pos"), ("class 01", "class 1"), ("class_1", "Class1"),
         ("v01.1", "v1.1"), ("don't know", "dont know"), ('"1"', "1"),
+        ("neg", "neg?"), ("neg", "neg*"),
     ],
 )  # fmt: skip
 def test_names_that_differ_by_marks_and_zeros_alone_are_said(names: tuple[str, ...]) -> None:
@@ -209,7 +210,7 @@ def test_short_and_long_words_of_one_meaning_are_said() -> None:
     assert remark.endswith("'TRUE' and 'True' are classes of their own, though they look alike")
 
 
-@pytest.mark.parametrize("name", ["#REF!", "#DIV/0!", "#NAME?", "-1", "-100"])
+@pytest.mark.parametrize("name", ["#REF!", "#DIV/0!", "#NAME?", "-1", "-100", "\\N"])
 def test_what_programs_write_for_a_missing_class_is_said(name: str) -> None:
     assert label_remarks("f", "y", ["calm", "storm", name], 100) == [
         f"f: column 'y': {name!r} is the name of a class, not a missing label"

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.models.configuration import configuration_issues
+from lorabench.models.folder import _safetensors_issue
 
 WHOLE = save({"a": torch.zeros(3, 2), "b": torch.zeros(0)}, metadata={"format": "pt"})
 
@@ -108,3 +109,11 @@ def test_an_adapter_among_the_weights_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "model.safetensors").write_bytes(save({"query.weight": torch.ones(2, 2), name: torch.ones(2, 2)}))
     (issue,) = issues_of(tmp_path)
     assert f"its checkpoint also holds 1 tensor of a LoRA adapter ({name}, ...), which would be left out" in issue
+
+
+def test_the_pointer_of_a_large_file_is_no_file_that_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 123\n")
+    assert _safetensors_issue(path) == "is the pointer of a Git LFS file, not the file itself; `git lfs pull` gets it"
+    path.write_bytes(b"version")
+    assert _safetensors_issue(path) == "is cut short, or no safetensors (7 bytes)"

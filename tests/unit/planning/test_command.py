@@ -56,6 +56,19 @@ def test_as_json_it_has_every_gpu_and_phase(flags: list[str], capsys: pytest.Cap
     assert 0 < found["time"]["step_s"]["low"] < found["time"]["step_s"]["high"] < found["time"]["run_s"]["high"]
 
 
+@pytest.mark.parametrize("flag", ["--train-file", "--validation-file", "--config"])
+def test_what_a_plan_reads_it_never_replaces(
+    flag: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ("flags.json" if flag == "--config" else "rows.csv")
+    path.write_text('{"batch_size": 4}' if flag == "--config" else "text,label\na,b\nc,d\n", encoding="utf-8")
+    before = path.read_bytes()
+    words = [*flags[:2], flag, str(path), "--gpu", "h100", "--output", str(path), "--overwrite"]
+    assert run(*words) == EXIT_BAD_INPUT
+    assert f"--output {path}: is the file of {flag}, which would be lost" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("form", ["markdown", "html", "text"])
 def test_pages_are_written_and_nothing_is_replaced(form: str, flags: list[str], tmp_path: Path) -> None:
     path = tmp_path / "plan"
