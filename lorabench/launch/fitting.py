@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from lorabench.catalog.gpus import gpu_of
 from lorabench.machine.gpus import Gpu
 
+# Of a process that plans: nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
+PLANNER_VARIABLES = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 # Planning takes seconds; what takes minutes has gone wrong.
 LONGEST_S = 180.0
 
@@ -36,12 +38,10 @@ def plan_data_parallel(flags: Sequence[str], gpus: Sequence[Gpu], machines: int)
         words += ["--gpu", smallest.name]
     elif smallest != gpus[0]:
         return None  # the first one is planned for, where none is named
-    # Nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "lorabench", "plan", *words, *flags],
-            capture_output=True, text=True, timeout=LONGEST_S, check=True, env=environment,
+            capture_output=True, text=True, timeout=LONGEST_S, check=True, env={**os.environ, **PLANNER_VARIABLES},
         )  # fmt: skip
         plan = json.loads(done.stdout[done.stdout.index("{") :])
         return Fit(plan["verdict"] != "does not fit", plan["expected_gb"], plan["capacity_gb"])

@@ -150,6 +150,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
+def usable_bytes(device: torch.device) -> int:
+    """What this process can have of a GPU in all, whatever limit the run sets itself: other processes keep theirs."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
+
+
 def free_bytes(device: torch.device) -> int | None:
     """What this process may still take of a GPU's memory, unused blocks of its allocator included; None elsewhere."""
     if device.type != "cuda":

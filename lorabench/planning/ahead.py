@@ -15,6 +15,7 @@ from typing import Any
 
 from lorabench.catalog.gpus import GpuPreset
 from lorabench.config.run_config import RunConfig
+from lorabench.launch.fitting import PLANNER_VARIABLES
 from lorabench.planning.terms import TRAINING, Amount, Phase
 from lorabench.planning.workload import Cards, RowLengths, Workload
 
@@ -36,9 +37,7 @@ class PlanAhead:
 
     def __init__(self, workload: Workload) -> None:
         self._answer: dict[str, Any] | None = None
-        # Nothing is compiled there, and bitsandbytes would load PyTorch's compiler all the same.
-        single = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-        environment = {**os.environ, **single}
+        environment = {**os.environ, **PLANNER_VARIABLES, "CUDA_VISIBLE_DEVICES": ""}
         # A rank's process group is none of the planner's business.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)

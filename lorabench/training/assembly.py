@@ -180,17 +180,7 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
     longest_text = max(max(tokens.lengths) for tokens in inputs.tokens.values())
     watch = Stopwatch(ranks.device)
     with compiling_ahead(setting, inputs.model_config, longest_text, steps):
-        watch.start()
-        # A machine whose files are not whole must not leave the others waiting.
-        classifier = ranks.together(
-            lambda: build_classifier(
-                config.model, config.lora, inputs.model_config, placement, config.optim.seed, inputs.head
-            )
-        )
-        watch.stop()
-    if ranks.device.type == "cuda":
-        # Drawing and quantising weights leaves room that is free and in pieces, gigabytes of it for 4 bits.
-        torch.cuda.empty_cache()
+        classifier = load_classifier(setting, inputs, placement, watch)
     ranks.together(lambda: check_neighbours(setting, inputs, classifier))
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
@@ -228,6 +218,27 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
         total_steps=steps,
         construction_seconds=watch.seconds,
     )
+
+
+def load_classifier(setting: Setting, inputs: Inputs, placement: Placement, watch: Stopwatch) -> SequenceClassifier:
+    """The classifier with its weights, on every rank. A collective call.
+
+    Args:
+        watch: runs meanwhile.
+    """
+    config, ranks = setting.config, setting.ranks
+    watch.start()
+    # A machine whose files are not whole must not leave the others waiting.
+    classifier = ranks.together(
+        lambda: build_classifier(
+            config.model, config.lora, inputs.model_config, placement, config.optim.seed, inputs.head
+        )
+    )
+    watch.stop()
+    if ranks.device.type == "cuda":
+        # Drawing and quantising weights leaves room that is free and in pieces.
+        torch.cuda.empty_cache()
+    return classifier
 
 
 def check_neighbours(setting: Setting, inputs: Inputs, classifier: SequenceClassifier) -> None:

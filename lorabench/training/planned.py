@@ -11,6 +11,7 @@ from lorabench.catalog.gpus import card_here
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.setting import Setting
 from lorabench.errors import first_line
+from lorabench.machine.meters import usable_bytes
 from lorabench.planning.ahead import PlanAhead
 from lorabench.planning.workload import Cards, RowLengths, Workload
 from lorabench.results.run_folder import lookup, number_at
@@ -66,12 +67,6 @@ def note_plan(keeper: RecordKeeper, world_size: int, ahead: PlanAhead | None, wa
     per_gpu = [{"rank": rank, "phases": plan["phases"]} for rank in range(world_size)]
     keeper.update(plan={**others, "per_gpu": per_gpu})
     print(plan_line(plan), flush=True)
-
-
-def usable_bytes(device: torch.device) -> int:
-    """What a process can have of a GPU yet, whatever limit the run sets itself: other processes have the rest."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device)
 
 
 def workload_of(setting: Setting, inputs: Inputs, usable: int) -> Workload:

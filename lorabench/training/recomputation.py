@@ -8,6 +8,7 @@ import torch
 
 from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
+from lorabench.machine.meters import usable_bytes
 from lorabench.models.footprint import WeightCount
 from lorabench.units import GB
 
@@ -99,7 +100,5 @@ def _activation_share(setting: Setting, model_config: Any, tokens: TokenizedRows
 
 def _capacity(setting: Setting) -> float:
     """What this process can have of its GPU, beside other processes."""
-    device, limit = setting.ranks.device, setting.config.run.gpu_memory_limit
-    free, _ = torch.cuda.mem_get_info(device)
-    capacity = free + torch.cuda.memory_reserved(device)
+    capacity, limit = usable_bytes(setting.ranks.device), setting.config.run.gpu_memory_limit
     return capacity if limit is None else min(capacity, limit * GB)
