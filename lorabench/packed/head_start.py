@@ -35,8 +35,7 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
     shape = None
     if family is not None and setting.precision != "fp32":
         shape = tiles.attention_shape(model_config, DTYPES[setting.precision], family.causal, longest_text)
-    # 4-bit weights are never compiled.
-    compiles = config.model.quantize == "none" and steps * config.optim.gradient_accumulation >= FEWEST_PASSES
+    compiles = steps * config.optim.gradient_accumulation >= FEWEST_PASSES
     gpu = torch.device("cuda", torch.cuda.current_device())
 
     def work() -> None:

@@ -1,16 +1,20 @@
 """Where a model's frozen projections run as joint ones: which belong together, and how they take their place."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from lorabench.catalog.families import sibling_names
 from lorabench.machine.meters import free_bytes
-from lorabench.packed.lowrank import ALIGNMENT, JointGroup, JointProjection
+from lorabench.models.quantization import is_quantized
+from lorabench.packed.four_bits import can_dequantize, reserve
+from lorabench.packed.lowrank import ALIGNMENT, FourBitGroup, FourBitJoint, JointGroup, JointProjection
 from lorabench.packed.products import may_cut
 
 # Weights of up to so many layers lie side by side, and one kernel renews LoRA's columns in all of them.
@@ -70,7 +74,7 @@ class JointProjections:
 
     Args:
         blocks: the transformer blocks.
-        dtype: what the model computes in; weights of another dtype stay as they are.
+        dtype: what the model computes in; weights of another dtype stay as they are, but for 4-bit ones.
 
     Attributes:
         groups: those whose weights lie side by side. Joints follow each other in the same order however many make a
@@ -79,12 +83,15 @@ class JointProjections:
 
     def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype) -> None:
         found = [
-            (parent, names, JointProjection(members))
+            (parent, names, _join(members, dtype))
             for parent in list(blocks.modules())
             for names in _siblings(parent)
             if _can_join(members := [getattr(parent, name) for name in names], dtype)
         ]
-        self.groups = _lay_out([joint for _, _, joint in found])
+        joints = [joint for _, _, joint in found]
+        self.groups = _lay_out(joints)
+        # What all 4-bit weights are dequantised into; graphs know its address.
+        self._buffer = _reserve_buffer([joint for joint in joints if isinstance(joint, FourBitJoint)])
         self._replacements: list[tuple[nn.Module, str, Any, nn.Module]] = []
         for parent, names, joint in found:
             if len(names) == 1:
@@ -109,13 +116,31 @@ class JointProjections:
                     setattr(parent, name, original)
 
 
-def _lay_out(joints: Sequence[JointProjection]) -> list[JointGroup]:
+def _join(members: Sequence[nn.Module], dtype: torch.dtype) -> JointProjection:
+    return FourBitJoint(members, dtype) if is_quantized(_base_of(members[0])) else JointProjection(members)
+
+
+def _base_of(member: Any) -> Any:
+    return member.base_layer if isinstance(member, LoraLayer) else member
+
+
+def _reserve_buffer(joints: Sequence[FourBitJoint]) -> torch.Tensor | None:
+    if not joints:
+        return None
+    return reserve(joints[0].base_weight.device, max(joint.weight_bytes for joint in joints))
+
+
+def _lay_out(joints: Sequence[JointProjection]) -> list[JointGroup | FourBitGroup]:
     """Groups of joints: with LoRA runs of one layout, others alone, since they have nothing to renew."""
     kinds: dict[object, list[JointProjection]] = {}
     for joint in joints:
-        kinds.setdefault(joint.layout if joint.trained else joint, []).append(joint)
-    groups = []
+        side_by_side = joint.trained and not isinstance(joint, FourBitJoint)
+        kinds.setdefault(joint.layout if side_by_side else joint, []).append(joint)
+    groups: list[JointGroup | FourBitGroup] = []
     for kind in kinds.values():
+        if isinstance(kind[0], FourBitJoint):
+            groups.append(FourBitGroup(kind[0]))
+            continue
         count = layers_side_by_side(kind[0].weight_bytes, free_bytes(kind[0].base_weight.device))
         groups += [JointGroup(kind[i : i + count]) for i in range(0, len(kind), count)]
     return groups
@@ -135,7 +160,7 @@ def layers_side_by_side(layer: int, free: int | None) -> int:
 
 def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
     """Names of projections of `parent` that may run together, and of those that gain by being joints on their own."""
-    if isinstance(parent, LoraLinear):
+    if isinstance(parent, LoraLayer):
         return  # the projection is the whole of it
     taken: set[str] = set()
     children = dict(parent.named_children())
@@ -149,21 +174,23 @@ def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
 
 
 def _gains_alone(child: nn.Module) -> bool:
-    """Whether a projection has LoRA, which becomes a part of its product, or its product may be cut."""
-    return isinstance(child, LoraLinear) or (type(child) is nn.Linear and may_cut(child.weight))
+    """Whether a projection has LoRA, which becomes a part of its product, is of 4 bits, or its product may be cut."""
+    plain = type(child) is nn.Linear and may_cut(child.weight)
+    return plain or isinstance(child, LoraLinear) or is_quantized(_base_of(child))
 
 
 def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
-    """Whether all are plain linear layers, or plain LoRA around one, frozen and in `dtype`."""
-    bases = [member.base_layer if type(member) is LoraLinear else member for member in members]
-    if any(type(base) is not nn.Linear for base in bases):
+    """Whether all are linear layers of one kind, or plain LoRA around one, frozen, that compute in `dtype`."""
+    bases = [_base_of(member) for member in members]
+    if not (_are_plain(bases, dtype) or _are_four_bit(bases, dtype)):
         return False
-    linears: list[Any] = bases
-    if len({base.in_features for base in linears}) != 1 or len({base.bias is None for base in linears}) != 1:
+    if len({base.in_features for base in bases}) != 1 or len({base.bias is None for base in bases}) != 1:
         return False
-    if any(p.requires_grad or p.dtype != dtype for base in linears for p in base.parameters()):
+    if any(parameter.requires_grad for base in bases for parameter in base.parameters()):
         return False
-    adapters: list[Any] = [member for member in members if type(member) is LoraLinear]
+    adapters: list[Any] = [member for member in members if isinstance(member, LoraLayer)]
+    if not all(_is_plain_lora(adapter) for adapter in adapters):
+        return False
     if any(len(a.active_adapters) != 1 or a.merged or a.disable_adapters or a.lora_variant for a in adapters):
         return False
     # Several A matrices become one tensor, which has no room for the gaps that fill up each of them.
@@ -175,3 +202,20 @@ def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
         for name in a.active_adapters
     }
     return len(settings) <= 1 and all(a.lora_bias[name] is False for a in adapters for name in a.active_adapters)
+
+
+def _are_plain(bases: Sequence[Any], dtype: torch.dtype) -> bool:
+    return all(type(base) is nn.Linear and all(p.dtype == dtype for p in base.parameters()) for base in bases)
+
+
+def _are_four_bit(bases: Sequence[Any], dtype: torch.dtype) -> bool:
+    """Whether all are 4-bit layers that can be dequantised, quantised alike."""
+    if not all(can_dequantize(base, dtype) for base in bases):
+        return False
+    states = [base.weight.quant_state for base in bases]
+    return len({(state.blocksize, state.nested and state.state2.blocksize) for state in states}) == 1
+
+
+def _is_plain_lora(adapter: object) -> bool:
+    """Whether it is PEFT's plain LoRA, around a plain layer or a 4-bit one, whose module is there if there is one."""
+    return type(adapter) in (LoraLinear, getattr(sys.modules.get("peft.tuners.lora.bnb"), "Linear4bit", LoraLinear))

@@ -5,7 +5,8 @@ further columns of its weight: y = [x, dropout(x) A'] [W, B]'. One product then 
 and its transpose the gradients of input and of dropout(x) A' together. Where PEFT runs eight products for a projection
 and its gradients, and reads the activations each time, four are left.
 
-The parameters stay the modules' own: base weights become views into the joint weight, under their names.
+The parameters stay the modules' own: base weights become views into the joint weight, under their names. 4-bit weights
+stay where they are, and the joint weight is made anew for each product (see `four_bits`).
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
+from lorabench.packed.four_bits import FourBitProduct, Layout, buffer_bytes, tensors_of
 from lorabench.packed.products import frozen_linear, multiply, multiprocessors
 
 # Rows of a weight start at multiples of 16 bytes, which fast matrix kernels need; 8 numbers of 16 bit.
@@ -79,6 +81,7 @@ class JointProjection(nn.Module):
 
     Args:
         members: nn.Linear, or PEFT's LoRA around one; weights frozen, of one dtype.
+        dtype: what they compute in; by default that of the weights.
 
     Attributes:
         sizes: outputs of each member.
@@ -86,21 +89,22 @@ class JointProjection(nn.Module):
         trained: the LoRA parameters inside, all A matrices first, then all B matrices.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], dtype: torch.dtype | None = None) -> None:
         super().__init__()
         # PEFT's layers give their base's weight, bias and sizes as their own.
         self._bases: list[Any] = list(members)
-        adapters: list[Any] = [member for member in members if isinstance(member, LoraLinear)]
+        adapters: list[Any] = [member for member in members if isinstance(member, LoraLayer)]
         self.sizes = [base.out_features for base in self._bases]
+        self.dtype = dtype or self._bases[0].weight.dtype
         self._inputs = self._bases[0].in_features
-        self._units = multiprocessors(self._bases[0].weight)
+        self._units = multiprocessors(self._bases[0].weight, dtype)
         self.adapters = len(adapters)
         self.rank = self.scaling = self.dropout = 0
         self.trained: list[nn.Parameter] = []
         self.spans = tuple(
             (end - size, end)
             for member, size, end in zip(members, self.sizes, accumulate(self.sizes), strict=True)
-            if isinstance(member, LoraLinear)
+            if isinstance(member, LoraLayer)
         )
         if adapters:
             (name,) = adapters[0].active_adapters
@@ -121,6 +125,11 @@ class JointProjection(nn.Module):
     def base_weight(self) -> torch.Tensor:
         """The first member's frozen weight."""
         return self._bases[0].weight
+
+    @property
+    def base_weights(self) -> list[torch.Tensor]:
+        """The members' frozen weights."""
+        return [base.weight for base in self._bases]
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -158,9 +167,9 @@ class JointProjection(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The members' outputs, each [..., outputs]."""
-        rows = x.reshape(-1, self._inputs).to(self.weight.dtype)
+        rows = x.reshape(-1, self._inputs).to(self.dtype)
         if self.lora_a is None:
-            joint = frozen_linear(rows, self.weight, self.bias, self._units)
+            joint = self._multiply(rows)
         else:
             # Independent masks for each member, as PEFT draws them.
             dropped = rows.expand(self.adapters, *rows.shape)
@@ -169,8 +178,71 @@ class JointProjection(nn.Module):
             hidden = _Reduced.apply(dropped, self.lora_a).transpose(0, 1).reshape(len(rows), -1) * self.scaling
             if self.unused:
                 hidden = F.pad(hidden, (0, self.unused))
-            joint = _Augmented.apply(rows, hidden, self.weight, self.bias, self.spans, self._units, *self.lora_b)
+            joint = self._multiply_augmented(rows, hidden)
         return joint.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        return frozen_linear(rows, self.weight, self.bias, self._units)
+
+    def _multiply_augmented(self, rows: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return _Augmented.apply(rows, hidden, self.weight, self.bias, self.spans, self._units, *self.lora_b)
+
+
+class FourBitJoint(JointProjection):
+    """The same of 4-bit weights, which stay as they are.
+
+    Args:
+        members: bitsandbytes' 4-bit layers, or PEFT's LoRA around one, that can be dequantised (`four_bits`).
+        dtype: what they compute in.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        super().__init__(members, dtype)
+        if self.bias is not None:
+            self.bias = self.bias.to(dtype)
+        self._frozen = [tensor for base in self._bases for tensor in tensors_of(base)]
+        state = self._bases[0].weight.quant_state
+        numbers = iter(range(len(members)))
+        self._layout = Layout(
+            sizes=tuple(self.sizes),
+            inputs=self._inputs,
+            block=state.blocksize,
+            shared=state.state2.blocksize if state.nested else 0,
+            adapters=tuple(next(numbers) if isinstance(member, LoraLayer) else -1 for member in members),
+            rank=self.rank,
+            unused=self.unused,
+        ).numbers
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the joint weight takes while it is there."""
+        return buffer_bytes(sum(self.sizes), self.columns, self.dtype)
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        return FourBitProduct.apply(rows, None, self.bias, self._layout, self._units, *self._frozen)
+
+    def _multiply_augmented(self, rows: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        tensors = (*self._frozen, *self.lora_b)
+        return FourBitProduct.apply(rows, hidden, self.bias, self._layout, self._units, *tensors)
+
+
+class FourBitGroup:
+    """One joint projection of 4-bit weights: its B matrices are read with each product, and nothing is renewed.
+
+    Args:
+        joint: the projection.
+    """
+
+    def __init__(self, joint: FourBitJoint) -> None:
+        self.joints: list[JointProjection] = [joint]
+
+    def use(self, matrices: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+        """See `JointGroup.use`."""
+        return self.joints[0].use(matrices[0])
+
+    def update_slots(self, matrices: Sequence[Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """See `JointGroup.update_slots`: none."""
+        return []
 
 
 class JointGroup:

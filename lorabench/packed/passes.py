@@ -62,6 +62,7 @@ class PackedPasses:
         # The joint projections compute with copies in their own dtype, renewed in each pass.
         self._working = self._values[: self._joined_size].to(dtype, copy=True)
         self._use_working_copies()
+        self._dequantized = {id(weight) for joint in joints for weight in joint.base_weights}
         self.loss = torch.zeros((), device=self._values.device)
         self.total_weight = torch.ones((), device=self._values.device)
 
@@ -77,8 +78,9 @@ class PackedPasses:
 
     @property
     def can_compile(self) -> bool:
-        """Whether all weights are of dtypes that compiled code computes with; 4-bit ones come packed in bytes."""
-        return all(parameter.is_floating_point() for parameter in self.packed.classifier.parameters())
+        """Whether all weights are of dtypes that compiled code computes with, or are dequantised outside of it."""
+        parameters = self.packed.classifier.parameters()
+        return all(p.is_floating_point() or id(p) in self._dequantized for p in parameters)
 
     @property
     def accumulators(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,14 +27,18 @@ SHALLOWEST = 6144
 ALIGNMENT = 8
 
 
-def multiprocessors(weight: torch.Tensor) -> int:
-    """How many share a product with `weight`; 0 where it may not be cut: on the CPU, in 32 bits, and if forbidden."""
+def multiprocessors(weight: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+    """How many share a product with `weight`; 0 where it may not be cut: on the CPU, in 32 bits, and if forbidden.
+
+    Args:
+        dtype: of the product, where it is not the weight's.
+    """
     rules = torch.backends.cuda.matmul
     allowed = {
         torch.float16: rules.allow_fp16_reduced_precision_reduction,
         torch.bfloat16: rules.allow_bf16_reduced_precision_reduction,
     }
-    if weight.device.type != "cuda" or not allowed.get(weight.dtype):
+    if weight.device.type != "cuda" or not allowed.get(dtype or weight.dtype):
         return 0
     return torch.cuda.get_device_properties(weight.device).multi_processor_count
 
@@ -66,6 +70,14 @@ def frozen_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return _FrozenLinear.apply(x, weight, bias, units) if units else F.linear(x, weight, bias)
 
 
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, units: int) -> torch.Tensor:
+    """x W' + bias, as `frozen_linear`, without a gradient."""
+    if not _cuts(x.shape[0], x.shape[1], weight.shape[0], units):
+        return F.linear(x, weight, bias)
+    parts = _multiply_in_two(x, weight.t())
+    return parts if bias is None else parts + bias
+
+
 def _cuts(rows: int, depth: int, columns: int, units: int) -> bool:
     if depth < SHALLOWEST or depth % (2 * ALIGNMENT):
         return False
@@ -84,10 +96,7 @@ class _FrozenLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight)
         ctx.units = units
-        if not _cuts(x.shape[0], x.shape[1], weight.shape[0], units):
-            return F.linear(x, weight, bias)
-        product = _multiply_in_two(x, weight.t())
-        return product if bias is None else product + bias
+        return product(x, weight, bias, units)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

@@ -65,7 +65,7 @@ class _Clock:
         steps = total_steps(optim, self._workload.steps_per_epoch)
         passes = optim.gradient_accumulation * (self._pass() + self._gathering())
         plain = passes + self._update()
-        compiled_saves = COMPILED_SAVES * passes * steps if captured and self._planner.compiles else 0.0
+        compiled_saves = COMPILED_SAVES * passes * steps if captured else 0.0
         compiles = compiled_saves > COMPILE_S
         step = plain - (COMPILED_SAVES * passes if compiles else 0.0)
         low, high = CAPTURED_SPREAD if captured else EAGER_SPREAD

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from lorabench.catalog.families import sibling_names
 from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.models.quantization import BLOCK
+from lorabench.packed.four_bits import buffer_bytes
 from lorabench.packed.joints import SIDE_BY_SIDE
 from lorabench.packed.lowrank import ALIGNMENT
 from lorabench.planning.shape import SCALES_BLOCK, is_four_bit
@@ -30,8 +31,9 @@ class Holdings:
         trained: adapter and head, in the dtype that they train in.
         trained_count: how many numbers train.
         frozen_count: how many numbers are frozen.
-        layers: of each block, the groups of frozen projections that captured steps lay out as one: of each group its
+        joints: of each block, the groups of frozen projections that captured steps lay out as one: of each group its
             weights' sizes, and the size of the one that takes their place.
+        dequantized: of the buffer in which captured steps dequantise 4-bit weights; 0 where there are none.
     """
 
     frozen: tuple[int, ...]
@@ -43,6 +45,7 @@ class Holdings:
     block_bytes: int
     embedding_bytes: int
     joints: tuple["JointSize", ...]
+    dequantized: int
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,13 @@ def measure(classifier: SequenceClassifier, joins: torch.dtype | None) -> Holdin
     found = find_blocks(classifier.body)
     blocks: Sequence[nn.Module] = [] if found is None else list(found[1])
     body: Any = classifier.body
+    groups = [members for block in blocks for members in _groups(block)] if joins else []
     return Holdings(
         tuple(frozen), tuple(quantized), tuple(scales), tuple(trained), counts[True], counts[False],
         block_bytes=max((_bytes(block) for block in blocks), default=0),
         embedding_bytes=_bytes(body.get_input_embeddings()),
-        joints=tuple(joint for block in blocks for joint in _joints(block, joins, seen)) if joins else (),
+        joints=tuple(joint for members in groups if joins and (joint := _joint(members, joins, seen))),
+        dequantized=max((_dequantized_bytes(members, joins) for members in groups if joins), default=0),
     )  # fmt: skip
 
 
@@ -110,35 +115,54 @@ def _held(module: nn.Module, parameter: torch.Tensor) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def _joints(block: nn.Module, dtype: torch.dtype, places: Mapping[int, int]) -> list[JointSize]:
-    """As `packed.joints` finds them, without products that are only cut: those keep their weights."""
+def _groups(block: nn.Module) -> list[list[nn.Module]]:
+    """What `packed.joints` may join, without products that are only cut: those keep their weights."""
     found = []
     for parent in block.modules():
-        if isinstance(parent, LoraLinear):
+        if isinstance(parent, LoraLayer):
             continue
         children = dict(parent.named_children())
         taken: set[str] = set()
         groups = [names for names in sibling_names() if all(name in children for name in names)]
         for names in groups:
             taken.update(names)
-        groups += [(name,) for name, child in children.items() if name not in taken and isinstance(child, LoraLinear)]
-        for names in groups:
-            joint = _joint([children[name] for name in names], dtype, places)
-            if joint is not None:
-                found.append(joint)
+        groups += [(name,) for name, child in children.items() if name not in taken and _stands_alone(child)]
+        found += [[children[name] for name in names] for names in groups]
     return found
 
 
+def _stands_alone(child: nn.Module) -> bool:
+    return isinstance(child, LoraLayer) or is_four_bit(child)
+
+
+def _bases(members: Sequence[nn.Module]) -> list[Any]:
+    return [member.base_layer if isinstance(member, LoraLayer) else member for member in members]
+
+
+def _columns(members: Sequence[nn.Module]) -> int:
+    """Those of LoRA beside the inputs of a joint weight."""
+    adapters: list[Any] = [member for member in members if isinstance(member, LoraLayer)]
+    rank = sum(adapter.r[name] for adapter in adapters for name in adapter.active_adapters)
+    return rank + -rank % ALIGNMENT
+
+
 def _joint(members: Sequence[nn.Module], dtype: torch.dtype, places: Mapping[int, int]) -> JointSize | None:
-    bases: list[Any] = [m.base_layer if isinstance(m, LoraLinear) else m for m in members]
+    bases = _bases(members)
     if any(type(base) is not nn.Linear or base.weight.dtype != dtype for base in bases):
         return None
-    adapters: list[Any] = [member for member in members if isinstance(member, LoraLinear)]
-    rank = sum(adapter.r[name] for adapter in adapters for name in adapter.active_adapters)
-    rank += -rank % ALIGNMENT
-    inputs, outputs = bases[0].in_features, sum(base.out_features for base in bases)
+    rank, inputs, outputs = _columns(members), bases[0].in_features, sum(base.out_features for base in bases)
     weights = tuple(places[id(base.weight)] for base in bases)
-    return JointSize(weights, outputs * (inputs + rank) * dtype.itemsize, bool(adapters), (outputs, inputs, rank))
+    has_lora = any(isinstance(member, LoraLayer) for member in members)
+    return JointSize(weights, outputs * (inputs + rank) * dtype.itemsize, has_lora, (outputs, inputs, rank))
+
+
+def _dequantized_bytes(members: Sequence[nn.Module], dtype: torch.dtype) -> int:
+    """What a joint weight takes in the buffer; 0 where it is not of 4 bits, or stays bitsandbytes' own."""
+    bases = _bases(members)
+    if any(not is_four_bit(base) or base.compute_dtype != dtype or base.in_features % BLOCK for base in bases):
+        return 0
+    columns = bases[0].in_features + _columns(members)
+    return buffer_bytes(sum(base.out_features for base in bases), columns, dtype)
 
 
 def side_by_side(joints: Sequence[JointSize]) -> list[list[JointSize]]:

@@ -11,6 +11,7 @@ _SENTENCES = {
     "4-bit scales": "An 8-bit scale per 64 weights, a 32-bit one per 256 of those, and their codes.",
     "adapter and head": "LoRA's matrices and the head, which train.",
     "gradients": "One number for each that trains, in one buffer.",
+    "dequantised weights": "One layer's 4-bit weights in the compute dtype, in a buffer that all layers share.",
     "working copies": "Adapter and head once more in the dtype that joint products compute in.",
     "optimizer state": "AdamW's two moments of each number that trains, in float32; under DeepSpeed masters as well.",
     "workspaces": "cuBLAS keeps one for each stream and thread that multiplies.",

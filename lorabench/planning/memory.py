@@ -90,11 +90,6 @@ class Planner:
         return other
 
     @property
-    def compiles(self) -> bool:
-        """Whether captured steps may compile blocks: not those with 4-bit weights."""
-        return self.captured and self.workload.config.model.quantize == "none"
-
-    @property
     def capacity(self) -> tuple[int, bool]:
         """Bytes that there are, and whether that is the run's limit."""
         limit = self.workload.limit_bytes

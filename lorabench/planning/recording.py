@@ -154,10 +154,16 @@ class Recorder(TorchDispatchMode):
             # The weights are read packed, written expanded, and read again.
             count = math.prod(args[2])
             self.cost += Cost(2, 2 * args[0].numel() * args[2][0], moved + 2 * count * args[0].element_size())
+        elif func._schema.name in _DEQUANTIZED:
+            # The weights are written in the compute dtype and read again; what they are read from is in `moved`.
+            count = args[0].shape[1] * outputs[0].shape[1]
+            self.cost += Cost(2, 2 * len(args[0]) * count, moved + 2 * count * args[0].element_size())
         else:
             self.cost += Cost(1, 0, 0, moved)
 
 
+# They are products of x and of the output's gradient with a weight of [outputs, columns].
+_DEQUANTIZED = ("lorabench::dequantized_linear", "lorabench::dequantized_product")
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
 
 

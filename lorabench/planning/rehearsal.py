@@ -164,6 +164,8 @@ class Rehearsal:
         for group in side_by_side(held.joints):
             old = [weights[place] for joint in group for place in joint.weights]
             self._play.exchange("frozen weights", old, sum(joint.joint for joint in group))
+        if held.dequantized:
+            self._play.hold("dequantised weights", [held.dequantized])
         # Values and gradients lie in one buffer each; what computes with them has a copy in its own dtype.
         self._play.hold("gradients", [FLOAT * held.trained_count])
         self._play.hold("adapter and head", [FLOAT * held.trained_count])

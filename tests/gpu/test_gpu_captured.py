@@ -24,8 +24,9 @@ from lorabench.data.tokenizer import train_stand_in
 from lorabench.models.build import Placement, build_classifier
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.models.configuration import load_model_config
-from lorabench.packed import attention, captured, tiles
+from lorabench.packed import attention, captured, four_bits, tiles
 from lorabench.packed.classifier import PackedClassifier, try_packing
+from lorabench.packed.four_bits import Layout
 from lorabench.packed.graphs import GraphedPasses
 from lorabench.packed.packs import make_pack
 from lorabench.packed.passes import PackedPasses
@@ -339,13 +340,43 @@ def test_auto_is_captured_and_predicts_as_padded_rows_would(models: dict[str, Pa
     assert (probabilities["captured"] - probabilities["eager"]).abs().max() < 2e-2
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_kernel_dequantises_as_bitsandbytes_does(kind: str, nested: bool, dtype: torch.dtype) -> None:
+    """And writes LoRA's columns beside the weight, with zeros around them."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    device, outputs, inputs, rank = torch.device("cuda", 0), 300, 192, 5
+    weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=nested)
+    tensors = [packed.view(-1), state.absmax, state.code]
+    if nested:
+        tensors += [state.state2.absmax, state.state2.code, state.offset]
+    update = torch.randn(outputs, rank, device=device, dtype=dtype)
+    layout = Layout((outputs, outputs), inputs, 64, 256 if nested else 0, (-1, 0), rank, unused=3)
+    found = four_bits._dequantize([*tensors, *tensors, update], layout, dtype)
+    expected = functional.dequantize_4bit(packed, state)
+    for part in found.split(outputs):
+        torch.testing.assert_close(
+            part[:, :inputs], expected, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-6
+        )
+    assert torch.equal(found[outputs:, inputs : inputs + rank], update)
+    assert not found[:outputs, inputs:].any() and not found[outputs:, inputs + rank :].any()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 def test_4_bit_weights_are_captured(
-    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    compiled: bool, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(captured, "COMPILED_SAVES", 0.99 if compiled else 0.0)
+    monkeypatch.setattr(captured, "COMPILE_S", 0.0 if compiled else 1e9)
     flags = ("--quantize", "nf4", "--execution")
     captured_run, lines = run(models["llama"], tmp_path / "captured", *flags, "captured")
-    assert "run without graphs" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "run without graphs" not in said
+    assert (", compiled:" in said) == compiled
     _, eager_lines = run(models["llama"], tmp_path / "eager", *flags, "eager")
     assert captured_run["model"]["quantize"] == "nf4"
     losses, expected = ([line["loss"] for line in found] for found in (lines, eager_lines))

@@ -158,7 +158,7 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, int]:
 def many_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a GPU on which products of this size are cut."""
     for module in ("lowrank", "products"):
-        monkeypatch.setattr(f"lorabench.packed.{module}.multiprocessors", lambda weight: 132)
+        monkeypatch.setattr(f"lorabench.packed.{module}.multiprocessors", lambda weight, dtype=None: 132)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

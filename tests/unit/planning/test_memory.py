@@ -5,14 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabench.catalog.gpus import GPUS
 from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import parse_run_config
+from lorabench.models.classifier import find_blocks
+from lorabench.packed.joints import JointProjections
 from lorabench.planning.fitting import remedies
 from lorabench.planning.memory import Planner, plan_memory
+from lorabench.planning.passes import Depth
 from lorabench.planning.result import MemoryPlan
 from lorabench.planning.terms import PHASES, TRAINING, total
 from lorabench.planning.workload import Cards, RowLengths, Workload
@@ -118,6 +122,27 @@ def test_four_bits_take_less_than_sixteen_and_their_scales_are_counted(workload:
     codes = len(packed.holdings.quantized) * (64 + 1024 + 4)
     assert sum(packed.holdings.scales) == pytest.approx(scales + codes, rel=0.01)
     assert packed.holdings.trained_count == plain.holdings.trained_count
+
+
+def test_captured_steps_dequantise_into_one_buffer_that_is_counted_once(workload: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    planner = Planner(workload(quantize="nf4"))
+    assert planner.captured
+    with planner.model._built(Depth(0, (1,) * planner.blocks), False) as classifier:
+        found = find_blocks(classifier.body)
+        assert found is not None
+        joints = JointProjections(found[1], planner.autocast or torch.float32)
+        assert joints._buffer is not None
+        assert planner.holdings.dequantized == joints._buffer.numel()
+    assert held(planner.plan_with(0), "dequantised weights") == planner.holdings.dequantized
+    assert Planner(workload(quantize="nf4", execution="eager")).holdings.dequantized == 0
+
+
+def test_passes_over_four_bits_cost_as_many_products_and_more_traffic(workload: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, packed = (Planner(workload(quantize=quantize)).pack_pass(64, 8, 0).cost for quantize in ("none", "nf4"))
+    assert packed.products == pytest.approx(plain.products, rel=0.01)
+    assert packed.product_traffic > 1.3 * plain.product_traffic
 
 
 @pytest.mark.parametrize("support", [True, False])
