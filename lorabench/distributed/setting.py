@@ -1,6 +1,6 @@
 """What was asked for, and who and where this rank is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorabench.config.checks import batch_issues
 from lorabench.config.run_config import RunConfig
@@ -11,8 +11,8 @@ from lorabench.distributed.strategies import choose_strategy
 from lorabench.distributed.strategy import Strategy
 from lorabench.errors import ConfigError
 from lorabench.launch.request import read_launch_request
-from lorabench.machine.meters import process_start
 from lorabench.machine.precision import resolve_precision
+from lorabench.machine.stages import Stages, process_start
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Setting:
 
     Attributes:
         began: from when wall time counts, in seconds since the epoch.
+        stages: of the start.
     """
 
     config: RunConfig
@@ -29,6 +30,7 @@ class Setting:
     ranks: Ranks
     precision: str
     began: float
+    stages: Stages = field(default_factory=Stages)
 
     @property
     def shape_only(self) -> bool:
@@ -51,11 +53,11 @@ class Setting:
         return self.data.class_weights or (1.0,) * len(self.data.labels)
 
 
-def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) -> Setting:
+def enter_launch(config: RunConfig, data: TaskData, stages: Stages | None = None) -> Setting:
     """Start the Accelerator, verified, and check what depends on the number of ranks.
 
     Args:
-        began: when the run began, in seconds since the epoch; by default with its process.
+        stages: since when the run has begun, which by default it did with its process.
 
     Raises:
         ConfigError: the launch is not what it says, or is one that the strategy does not support with these settings,
@@ -73,4 +75,5 @@ def enter_launch(config: RunConfig, data: TaskData, began: float | None = None) 
     too_large = batch_issues(config.optim, ranks.world_size, len(data.train))
     if too_large:
         raise ConfigError(too_large)
-    return Setting(config, data, strategy, ranks, precision, process_start() if began is None else began)
+    stages = Stages(process_start()) if stages is None else stages
+    return Setting(config, data, strategy, ranks, precision, stages.began, stages)

@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
 import torch
 
 from lorabench.machine.energy import EnergyMeter
-from lorabench.machine.launcher_process import launch_start
 from lorabench.machine.nvml import NvmlGpu
 from lorabench.units import GB
 
@@ -173,14 +171,6 @@ def numbered(device: torch.device) -> torch.device:
     if device.type != "cuda":
         return torch.device(device.type)
     return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def process_start() -> float:
-    """When this process started, or the launcher began whose place it took, in seconds since the epoch.
-
-    The launcher, too, may have taken a place: that of the script that installed it, whose time is not the run's.
-    """
-    return max(psutil.Process().create_time(), launch_start() or 0.0)
 
 
 def synchronize(device: torch.device) -> None:

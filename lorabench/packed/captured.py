@@ -81,6 +81,7 @@ class CapturedExecution(EagerExecution):
         planned_blocks: how many that is for the plan's micro-batches; None for what a pass is measured to hold.
         say: tells the user what was decided.
         complain: tells the user, from any rank, what did not work.
+        done: told which stages of the start are over.
     """
 
     name: Literal["eager", "captured"] = "captured"
@@ -100,6 +101,7 @@ class CapturedExecution(EagerExecution):
         planned_blocks: int | None = None,
         say: Callable[[str], None] = lambda line: None,
         complain: Callable[[str], None] = lambda line: None,
+        done: Callable[[str], None] = lambda stage: None,
     ) -> None:
         recompute = self._recompute_all if checkpointing == "auto" else None
         super().__init__(passes.packed.classifier, gradients, data, plan, ranks, on_out_of_memory, recompute=recompute)
@@ -112,6 +114,7 @@ class CapturedExecution(EagerExecution):
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._complain = complain
+        self._done = done
         self._longest_text = max(data.data.lengths)
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
@@ -223,7 +226,9 @@ class CapturedExecution(EagerExecution):
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
             chosen, passes.compiled, estimate = self._weigh_compiling(self._graphs, totals, runs)
+            self._done("timing packs")
             chosen = self._leave_out_slow_lengths(self._graphs, chosen)
+            self._done("compiling and capturing" if passes.compiled else "capturing")
         how = "compiled" if passes.compiled else "not compiled"
         self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen

@@ -164,6 +164,7 @@ def _build_captured(
         steps=steps,
         checkpointing=config.model.gradient_checkpointing,
         planned_blocks=planned_blocks,
+        done=setting.stages.done,
         say=lambda line: print(f"execution  {line}", flush=True) if ranks.is_main else None,
         complain=lambda line: print(f"execution  rank {ranks.rank}: {line}", flush=True),
     )

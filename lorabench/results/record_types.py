@@ -117,6 +117,7 @@ RECORD = _Object(
             }
         ),
         "history": _List(_SCORES),
+        "start": _Object(others=_number),
         "gpus_at_start": _List(_GPU_AT_START),
         "memory": _List(_MEMORY),
         "energy": _ENERGY,

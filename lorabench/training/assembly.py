@@ -180,7 +180,9 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
     longest_text = max(max(tokens.lengths) for tokens in inputs.tokens.values())
     watch = Stopwatch(ranks.device)
     with compiling_ahead(setting, inputs.model_config, longest_text, steps):
+        setting.stages.done("folder")
         classifier = load_classifier(setting, inputs, placement, watch)
+        setting.stages.done("weights")
     ranks.together(lambda: check_neighbours(setting, inputs, classifier))
     # From here on ranks draw different numbers: their dropout must not be the same.
     torch.manual_seed(config.optim.seed + ranks.rank)
@@ -188,6 +190,7 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
     recomputation = choose_recomputation(
         setting, inputs.weights, frozen_dtype, inputs.model_config, inputs.tokens["train"], ask_plan
     )
+    setting.stages.done("plan")
     if recomputation.whole:
         classifier.recompute_activations()
     fused = ranks.device.type == "cuda"
@@ -206,6 +209,7 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
         recomputes=recomputation.whole,
         planned_blocks=recomputation.blocks,
     )
+    setting.stages.done("execution")
     return Built(
         classifier=classifier,
         prepared=prepared,

@@ -49,6 +49,7 @@ def train_epoch(job: Job, progress: Progress) -> bool:
     pending: list[Pending] = []
     stopping = False
     drained_at = time.monotonic()
+    job.setting.stages.done("evaluation")
     progress.watch.start()
     epoch, first = divmod(progress.step, job.built.plan.steps_per_epoch)
     for window in job.built.plan.epoch(epoch, first):
@@ -62,7 +63,10 @@ def train_epoch(job: Job, progress: Progress) -> bool:
             raise
         if progress.first_step_seconds is None:
             synchronize(job.setting.ranks.device)  # this once
+            job.setting.stages.close("first step")
             progress.first_step_seconds = time.time() - job.setting.began
+            if job.setting.ranks.is_main:
+                print(f"start      first step after {progress.first_step_seconds:.1f} s: {job.setting.stages}")
         progress.throughput.merge(outcome.counts)
         job.built.schedule.step()
         progress.step += 1

@@ -145,6 +145,7 @@ def opening(setting: Setting, inputs: Inputs) -> dict[str, Any]:
         "packs": None,
         "model_construction_seconds": None,
         "first_step_seconds": None,
+        "start": None,
         "model": {
             "name": config.model.model,
             "source": model_source(config.model),
@@ -187,7 +188,7 @@ def model_facts(known: Mapping[str, Any], built: Built) -> dict[str, Any]:
 
 
 def what_was_done(
-    known: Mapping[str, Any], rank: int, built: Built, progress: Progress, memory: MemoryMonitor
+    known: Mapping[str, Any], setting: Setting, built: Built, progress: Progress, memory: MemoryMonitor
 ) -> dict[str, Any]:
     """What this rank knows at the end of training, also where that failed: evaluations, steps, its own memory."""
     return {
@@ -196,7 +197,8 @@ def what_was_done(
         "history": progress.history,
         "steps": progress.step,
         "first_step_seconds": progress.first_step_seconds,
-        "memory": [memory.to_json(rank)],
+        "start": setting.stages.seconds,
+        "memory": [memory.to_json(setting.ranks.rank)],
         "out_of_memory": progress.out_of_memory,
         "skipped_steps": progress.skipped_steps,
         "packs": packs_of(built, [built.execution.state()]),

@@ -20,6 +20,7 @@ from lorabench.errors import ConfigError
 from lorabench.machine.energy import EnergyMeter
 from lorabench.machine.meters import MemoryMonitor, Stopwatch
 from lorabench.machine.nvml import find_gpu
+from lorabench.machine.stages import Stages
 from lorabench.models.source import fingerprint_files
 from lorabench.packed.choice import check_execution
 from lorabench.results.ownership import Ownership
@@ -64,23 +65,23 @@ from lorabench.training.tuning import PLAIN, Tuning
 _LONGEST_NAME = 150
 
 
-def execute(
-    config: RunConfig, data: TaskData, began: float | None, ownership: Ownership
-) -> tuple[Path, dict[str, Any]]:
+def execute(config: RunConfig, data: TaskData, stages: Stages, ownership: Ownership) -> tuple[Path, dict[str, Any]]:
     """Run to the end; every rank calls this. Returns the folder with the results, and the record.
 
     Args:
-        began: when the run began, in seconds since the epoch; None for when its process did.
+        stages: of the start; its first ones are over.
         ownership: takes the lock of the run's folder on the first rank; the caller gives it back.
 
     Raises:
         ConfigError: launch, model or data do not allow the run; nothing has been written.
         RunError: the run failed later; `run.json` says so.
     """
-    setting = enter_launch(config, data, began)
+    setting = enter_launch(config, data, stages)
     check_execution(setting)
     ranks = setting.ranks
+    stages.done("launch")
     inputs = ranks.together(lambda: prepare_inputs(setting))
+    stages.done("tokens")
     check_same_rows(setting, inputs)
     folder = create_folder(setting, ownership)
     with given_up_if_refused(setting, ownership):
@@ -159,7 +160,7 @@ def train_and_prove(
             progress.watch.energy.stop()  # where training failed it runs on
             memory.breakdown = peak.breakdown()
             # A run that fails keeps the evaluations that it had, and this rank's memory.
-            keeper.record.update(what_was_done(keeper.record, ranks.rank, built, progress, memory))
+            keeper.record.update(what_was_done(keeper.record, setting, built, progress, memory))
         best.check_movement(progress)
         with memory.phase("eval"):
             adapter = best.restore()

@@ -1,6 +1,5 @@
 """The way into a run: from a configuration to its end, for the command line and for Python alike."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from lorabench.data.task import load_task
 from lorabench.interrupts import raise_again
 from lorabench.machine.gpus import check_driver
 from lorabench.machine.hub import prefer_cache_if_unreachable
+from lorabench.machine.stages import Stages, process_start
 from lorabench.models.source import local_source
 from lorabench.results.ownership import Ownership
 from lorabench.training.refusals import refuse_early, refuse_other_data
@@ -32,7 +32,8 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
         RunError: the run failed later; `run.json` says so.
         RunInterrupted: a signal asked it to stop; a checkpoint has been saved.
     """
-    began = time.time() if in_process else None
+    stages = Stages() if in_process else Stages(process_start())
+    stages.done("process")
     with owning(config.run) as ownership:
         check_driver()
         refuse_other_data(config)
@@ -40,13 +41,15 @@ def start(config: RunConfig, in_process: bool = False) -> tuple[Path, dict[str, 
             prefer_cache_if_unreachable()
         data = load_task(config.data, config.optim.seed)
         refuse_early(config, data)
+        stages.done("rows")
         # Heavy imports, only for input that is known to be good.
         from lorabench.distributed.accelerator import leave_launch
         from lorabench.training.run import execute
 
         raise_again()
+        stages.done("imports")
         try:
-            return execute(config, data, began, ownership)
+            return execute(config, data, stages, ownership)
         finally:
             if in_process:
                 leave_launch()

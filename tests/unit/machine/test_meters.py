@@ -2,9 +2,6 @@
 
 import json
 import os
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,11 +9,9 @@ import psutil
 import pytest
 import torch
 from driver import Card, Driver, play
-from limits import HANG_S
 
 from lorabench.machine import meters
 from lorabench.machine.energy import EnergyMeter
-from lorabench.machine.launcher_process import LAUNCH_VARIABLE
 from lorabench.machine.meters import (
     MemoryMonitor,
     Span,
@@ -24,7 +19,6 @@ from lorabench.machine.meters import (
     Throughput,
     free_bytes,
     peak_rss_bytes,
-    process_start,
 )
 from lorabench.machine.nvml import find_gpu
 
@@ -117,43 +111,6 @@ def test_energy_counts_in_the_windows_of_the_watch(clock: Clock, monkeypatch: py
     card.millijoules = 90_000
     watch.stop()
     assert watch.energy.joules == 1.0
-
-
-def test_a_process_counts_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
-    assert process_start() == 990.5
-
-
-@pytest.mark.parametrize(
-    ("process", "began", "start"),
-    [("own", 998.5, 998.5), ("own", 100.0, 990.5), ("parent", 998.5, 990.5)],
-    ids=["of the launcher", "of another process with that id", "of a launcher above"],
-)
-def test_a_process_in_the_place_of_a_launcher_counts_from_the_launchers_start(
-    process: str, began: float, start: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(create_time=lambda: 990.5))
-    number = os.getpid() if process == "own" else os.getppid()
-    monkeypatch.setenv(LAUNCH_VARIABLE, f"{number} {began} python -m accelerate.commands.launch")
-    assert process_start() == start
-
-
-def test_what_came_before_the_launcher_is_not_counted() -> None:
-    """A shell sleeps, as if it installed, and becomes the launcher, and that the run: one process all along."""
-    probe = (
-        "import time, psutil; from lorabench.machine.meters import process_start; "
-        "mine, whole = time.time() - process_start(), time.time() - psutil.Process().create_time(); print(mine, whole)"
-    )
-    launch = (
-        "import os; from lorabench.launch.launcher import main; become = os.execve; "
-        f"os.execve = lambda program, _, environment: become(program, [program, '-c', {probe!r}], environment); main()"
-    )
-    command = shlex.join([sys.executable, "-c", launch, "--config_file", "cpu.yaml"])
-    ran = subprocess.run(
-        ["bash", "-c", f"sleep 1; exec {command}"], capture_output=True, text=True, check=True, timeout=HANG_S
-    )
-    mine, whole = map(float, ran.stdout.splitlines()[-1].split())
-    assert 0 < mine <= whole - 1
 
 
 def test_throughput_adds_up() -> None:

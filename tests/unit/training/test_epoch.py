@@ -202,7 +202,7 @@ def test_a_smaller_batch_is_recorded_once_with_its_step_and_accumulation(capsys:
         {"step": 3, "batch_size": 3, "gradient_accumulation": 2},
         {"step": 6, "batch_size": 1, "gradient_accumulation": 5},
     ]
-    said = capsys.readouterr().out.splitlines()
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("start ")]
     assert said == [
         "out of memory in step 3: now 3 rows per device x 2 accumulated",
         "out of memory in step 6: now 1 rows per device x 5 accumulated",

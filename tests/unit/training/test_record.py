@@ -11,6 +11,7 @@ from toys import OneRank
 
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError, RankError
+from lorabench.machine.stages import Stages
 from lorabench.training import record as module
 from lorabench.training.record import (
     RecordKeeper,
@@ -220,9 +221,12 @@ def test_a_run_that_ended_early_says_what_it_had_done(recomputes: bool) -> None:
         out_of_memory=[{"step": 4}], skipped_steps=2,
     )  # fmt: skip
     memory: Any = SimpleNamespace(to_json=lambda rank: {"rank": rank})
-    found = what_was_done({"model": {"name": "mine"}}, 1, built_of(recomputes=recomputes), progress, memory)
+    stages = Stages(0.0, {"imports": 2.0})
+    setting: Any = SimpleNamespace(ranks=SimpleNamespace(rank=1), stages=stages)
+    found = what_was_done({"model": {"name": "mine"}}, setting, built_of(recomputes=recomputes), progress, memory)
     assert found == {
         "before": {"f1": 0.1}, "best": {"f1": 0.5}, "history": [1, 2], "steps": 9, "first_step_seconds": 3.5,
+        "start": {"imports": 2.0},
         "memory": [{"rank": 1}], "out_of_memory": [{"step": 4}], "skipped_steps": 2, "packs": [{"decided": 1}],
         "model": {"name": "mine", "gradient_checkpointing": recomputes},
     }  # fmt: skip

@@ -109,6 +109,8 @@ def test_the_record_says_what_ran_and_how(ended: Ended) -> None:
     started = datetime.fromisoformat(record["started_at"])
     assert timedelta(0) < datetime.now(UTC) - started < timedelta(hours=1) and started.microsecond == 0
     assert 0 < record["model_construction_seconds"] < record["first_step_seconds"]
+    assert {"imports", "weights", "evaluation", "first step"} <= record["start"].keys()
+    assert sum(record["start"].values()) == pytest.approx(record["first_step_seconds"], abs=0.1)
     assert 0 < record["train_seconds"] < record["wall_seconds"]
     assert record["examples_per_second"] == pytest.approx(48 / record["train_seconds"])
     assert record["tokens_per_second"] == pytest.approx(
