@@ -3,7 +3,7 @@
     python -m benchmarks.memory_plan --output rows.jsonl --limit-minutes 25
     python -m benchmarks.memory_plan --output rows.jsonl --replan      of what has been measured; needs no GPU
     python -m benchmarks.memory_plan --output rows.jsonl --summary
-    python -m benchmarks.memory_plan --output rows.jsonl --largest     the largest batches that are said to fit; no GPU
+    python -m benchmarks.memory_plan --output rows.jsonl --largest   what batches are said to fit; no GPU, --workers 8
     python -m benchmarks.memory_plan --output rows.jsonl --run-largest do they?
 
 A process for each model and dtype draws random weights once and runs a few steps of each combination: a pass of an
@@ -15,14 +15,17 @@ a GPU would wait.
 """
 
 import argparse
+import bisect
 import hashlib
 import itertools
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,10 @@ EXECUTIONS = ("eager", "captured")
 LIMITS = {("llama3-8b", "bf16"): (24.0, 18.0, 16.5), ("llama2-7b", "nf4"): (8.0, 6.0)}
 # And GB of which the largest batch is asked for that is said to fit.
 FILLED_UP = {
-    ("llama3-8b", "bf16"): (18.0, 24.0), ("llama2-7b", "nf4"): (6.0, 10.0), ("roberta-large", "bf16"): (2.0, 8.0)
+    ("llama3-8b", "bf16"): (18.0, 24.0, 40.0), ("llama3-8b", "nf4"): (10.0, 18.0, 24.0),
+    ("llama2-7b", "bf16"): (18.0, 24.0, 40.0), ("llama2-7b", "nf4"): (6.0, 10.0, 18.0),
+    ("mistral-7b", "fp16"): (18.0, 24.0, 40.0), ("mistral-7b", "nf4"): (8.0, 18.0, 24.0),
+    ("roberta-large", "bf16"): (2.0, 4.0, 8.0), ("roberta-large", "nf4"): (2.0, 4.0, 8.0),
 }  # fmt: skip
 LARGEST_BATCH = 512
 
@@ -114,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replan:
         return replan(options.output)
     if options.largest:
-        return plan_largest(options.output, options.models)
+        return plan_largest(options.output, options.models, options.workers)
     import torch
 
     if not torch.cuda.is_available():
@@ -129,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for model, dtype in KINDS:
         left = deadline - time.monotonic()
-        if (options.models and model not in options.models) or left < 60:
+        if not _asked_for(model, dtype, options.models) or left < 60:
             continue
         words = ["--output", str(options.output), "--only", f"{model}:{dtype}", "--limit-minutes", f"{left / 60:.2f}"]
         # A process of its own: what one model leaves on the GPU is none of the next one's.
@@ -138,42 +144,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def replan(output: Path) -> int:
-    """Plan every row anew, and say how far the plans are off."""
+    """Plan every row anew that has been run, and say how far the plans are off."""
     from benchmarks.memory_plan_runs import planned_row
 
-    rows = []
-    for row in read_rows(output):
-        rows.append(planned_row(row))
-        print(said(rows[-1]), flush=True)
+    rows = read_rows(output)
+    for place, row in enumerate(rows):
+        if row["status"] != "planned":
+            rows[place] = planned_row(row)
+            print(said(rows[place]), flush=True)
     output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(summarise(rows))
     return 0
 
 
-def plan_largest(output: Path, models: Sequence[str]) -> int:
+def plan_largest(output: Path, models: Sequence[str], workers: int) -> int:
     """Of some models and limits, the largest batch of tweets that is said to fit: rows that wait to be run."""
-    from benchmarks.memory_plan_runs import fits
-
-    with output.open("a", encoding="utf-8") as file:
-        for (model, dtype), limits in FILLED_UP.items():
-            for execution, limit in itertools.product(EXECUTIONS if model in models or not models else (), limits):
-                kind = Combination(model, dtype, execution, "tweets", 1, "auto", limit)
-                item = largest(kind, fits)
-                print(
-                    f"{model} {dtype} {execution} in {limit:g} GB: {'none' if item is None else item.batch}",
-                    flush=True,
-                )
-                if item is not None:
-                    file.write(json.dumps({"key": f"{item.key} largest", "status": "planned", **asdict(item)}) + "\n")
-                    file.flush()
+    kinds = [
+        Combination(model, dtype, execution, "tweets", 1, "auto", limit)
+        for (model, dtype), limits in FILLED_UP.items()
+        if _asked_for(model, dtype, models)
+        for execution, limit in itertools.product(EXECUTIONS, limits)
+    ]
+    # Planners start as processes of their own: PyTorch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with output.open("a", encoding="utf-8") as file, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for kind, item in zip(kinds, pool.map(largest_that_fits, kinds), strict=True):
+            batch = "none" if item is None else item.batch
+            print(f"{kind.model} {kind.dtype} {kind.execution} in {kind.limit_gb:g} GB: {batch}", flush=True)
+            if item is not None:
+                waits = {"key": f"{item.key} largest", "status": "planned", "planned": {}, "measured": {}, "error": {}}
+                file.write(json.dumps({**waits, **asdict(item)}) + "\n")
+                file.flush()
     return 0
 
 
+def largest_that_fits(kind: Combination) -> Combination | None:
+    """With the largest batch that is said to fit on an H100, within its limit; None where not even one row is."""
+    from benchmarks.memory_plan_runs import fits
+
+    quiet_libraries()
+    return largest(kind, fits)
+
+
 def largest(kind: Combination, fits: Callable[[Combination], bool]) -> Combination | None:
-    """With the largest batch that fits, found by doubling and halving to within a tenth."""
-    least, most = 0, 1
-    while most <= LARGEST_BATCH and fits(replace(kind, batch=most)):
-        least, most = most, 2 * most
+    """With the largest batch that fits, as far as `LARGEST_BATCH`, to within a tenth: a plan takes seconds."""
+    powers = [1 << place for place in range(LARGEST_BATCH.bit_length())]
+    place = bisect.bisect_left(powers, True, key=lambda batch: not fits(replace(kind, batch=batch)))
+    least, most = [0, *powers, LARGEST_BATCH + 1][place : place + 2]
     while most - least > max(1, least // 10):
         middle = (least + most) // 2
         least, most = (middle, most) if fits(replace(kind, batch=middle)) else (least, middle)
@@ -204,14 +221,22 @@ def run_largest(output: Path, deadline: float) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, gone on with if it is there")
-    parser.add_argument("--models", nargs="*", default=[], help="only these (default: all)")
+    parser.add_argument(
+        "--models", nargs="*", default=[], help="only these, as llama3-8b or llama3-8b:nf4 (default: all)"
+    )
     parser.add_argument("--limit-minutes", type=float, default=60.0)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--replan", action="store_true", help="only plan anew what has been measured")
     parser.add_argument("--largest", action="store_true", help="only plan the largest batches of some limits")
+    parser.add_argument("--workers", type=int, default=1, help="processes that plan the largest batches (default: 1)")
     parser.add_argument("--run-largest", action="store_true", help="only run those")
     parser.add_argument("--summary", action="store_true", help="only say what is in the file")
     return parser.parse_args(arguments)
+
+
+def _asked_for(model: str, dtype: str, asked: Sequence[str]) -> bool:
+    """Whether `--models` names it, or nothing."""
+    return not asked or model in asked or f"{model}:{dtype}" in asked
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -273,12 +298,26 @@ def summarise(rows: Sequence[dict[str, Any]]) -> str:
     planned = [row for row in rows if row["planned"]]
     wrong = [row["key"] for row in planned if row["planned"].get("verdict") == "fits" and _failed(row)]
     failed = sum(row["status"] not in ("measured", "oom", "planned") for row in rows)
-    filled = [row for row in rows if row["key"].endswith(" largest") and row["status"] != "planned"]
-    if filled:
-        did = sum(row["status"] == "measured" for row in filled)
-        lines.append(f"largest batches said to fit: {did} of {len(filled)} did")
+    lines += _filled_up(rows)
     lines.append(f"said to fit, and failed: {', '.join(wrong) or 'none'}; {failed} with another error")
     return "\n".join(lines)
+
+
+def _filled_up(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How many of the largest batches that were said to fit did, which did not, and how full those that did were."""
+    filled = [row for row in rows if row["key"].endswith(" largest") and row["status"] != "planned"]
+    did = [row for row in filled if row["status"] == "measured"]
+    if not filled:
+        return []
+    others = ", ".join(row["key"] for row in filled if row["status"] != "measured")
+    lines = [f"largest batches said to fit: {len(did)} of {len(filled)} did{others and f', not {others}'}"]
+    if did:
+        shares = sorted(row["measured"]["peak"] / row["limit_gb"] for row in did)
+        lines.append(
+            f"of their limits these took {shares[0]:.0%} to {shares[-1]:.0%}, {statistics.median(shares):.0%} in the "
+            "median"
+        )
+    return lines
 
 
 def _failed(row: dict[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Planned memory against measured on two GPUs: DDP, ZeRO-2, ZeRO-3 and FSDP2, each as a run of its own.
 
     python -m benchmarks.memory_plan_ranks --output ranks.jsonl --limit-minutes 8
+    python -m benchmarks.memory_plan_ranks --output ranks.jsonl --only "zero3 8" "limit 24"
     python -m benchmarks.memory_plan_ranks --output ranks.jsonl --summary
 
 Each is `accelerate launch --config_file accelerate_configs/STRATEGY.yaml -m lorabench.train` over random weights and
@@ -12,14 +13,18 @@ they are measured; runs that are in the file already are left out.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -84,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, gone on with if it is there")
     parser.add_argument("--models", nargs="*", default=["roberta-large", "llama3-8b"])
+    parser.add_argument("--only", nargs="*", help="launches whose name has one of these texts (default: all)")
     parser.add_argument("--limit-minutes", type=float, default=30.0)
     parser.add_argument("--summary", action="store_true", help="only say what is in the file")
     options = parser.parse_args(arguments)
@@ -91,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = {row["key"] for row in read_rows(options.output)}
     for launch in () if options.summary else launches(options.models):
         left = deadline - time.monotonic()
-        if launch.key in known or left < 30:
+        asked = options.only is None or any(text in launch.key for text in options.only)
+        if not asked or launch.key in known or left < 30:
             continue
         row = {"key": launch.key, **asdict(launch), **measure(launch, min(left, LAUNCH_S))}
         with options.output.open("a", encoding="utf-8") as file:
@@ -106,24 +113,52 @@ def measure(launch: Launch, limit_s: float) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="plan-ranks-") as name:
         folder = Path(name) / "run"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        try:
-            done = subprocess.run(
-                launch.command(folder), capture_output=True, text=True, timeout=limit_s, env=environment, check=False
-            )
-            said = done.stdout + done.stderr
-        except subprocess.TimeoutExpired:
-            return {**nothing(f"took more than {limit_s:.0f} s"), "seconds": time.monotonic() - began}
+        code, said = run_for(launch.command(folder), Path(name) / "said.txt", limit_s)
+        if code is None:
+            return {**nothing(f"took more than {limit_s:.0f} s"), "said": said[-8000:], "seconds": limit_s}
         file = folder / "run.json"
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     seconds = time.monotonic() - began
-    if done.returncode != 0:
+    if code != 0:
         gone = "out of GPU memory" in said or "OutOfMemory" in said
         plan = record.get("plan") or {}
         return {**nothing("oom" if gone else said[-1500:]), "planned": plan, "seconds": seconds}
     if record.get("plan") is None:
         return {**nothing("no plan: " + said[-1000:]), "seconds": seconds}
     return {**compare(record), "seconds": seconds}
+
+
+def run_for(command: Sequence[str], output: Path, limit_s: float) -> tuple[int | None, str]:
+    """Run a launch for some seconds at most; what is left of it then is ended, and says where it was.
+
+    Args:
+        output: file that takes what it prints.
+
+    Returns:
+        Its exit code, None if its time was up, and what it has printed.
+    """
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+            end_all(process.pid)
+            process.wait()
+    return code, output.read_text(encoding="utf-8", errors="replace")
+
+
+def end_all(launcher: int) -> None:
+    """End a launcher and its ranks, which it would leave on the GPUs; each prints its stack before."""
+    parent = psutil.Process(launcher)
+    left = [*parent.children(recursive=True), parent]
+    for word in (signal.SIGABRT, signal.SIGKILL):
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(word)
+        _, left = psutil.wait_procs(left, timeout=5)
 
 
 def nothing(status: str) -> dict[str, Any]:

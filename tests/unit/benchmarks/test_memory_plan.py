@@ -1,8 +1,11 @@
 """What the benchmark of plans makes of its rows."""
 
+import dataclasses
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -59,8 +62,45 @@ def test_the_largest_batch_that_fits_is_found_to_within_a_tenth(most: int) -> No
 
 
 def test_the_largest_batches_are_counted_apart() -> None:
-    rows = [row("a largest", 0.0), row("b largest", 0, "oom"), row("c largest", 0, "planned"), row("d", 0.0)]
-    assert "largest batches said to fit: 1 of 2 did" in summarise(rows)
+    filled = [
+        row(f"{name} largest", 0.0, limit_gb=20.0, measured={"peak": peak})
+        for name, peak in (("a", 18.0), ("e", 19.0), ("f", 19.5))
+    ]
+    rows = [*filled, row("b largest", 0, "oom"), row("c largest", 0, "planned"), row("d", 0.0)]
+    said = summarise(rows)
+    assert "largest batches said to fit: 3 of 4 did, not b largest" in said
+    assert "of their limits these took 90% to 98%, 95% in the median" in said
+    assert "largest batches said to fit: 1 of 1 did\n" in summarise([filled[0], rows[-1]])
+    assert "largest" not in summarise([rows[-2]])
+
+
+def test_the_largest_batches_wait_until_they_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kinds that are asked for: eager steps first, since captured ones lay weights out anew."""
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr("benchmarks.memory_plan.FILLED_UP", {("tiny", "bf16"): (2.0,), ("tiny", "nf4"): (1.0, 3.0)})
+    monkeypatch.setattr("benchmarks.memory_plan.ProcessPoolExecutor", scripted_pool)
+    monkeypatch.setattr("benchmarks.memory_plan.largest_that_fits", fit_three_per_gb)
+    assert main(["--output", str(path), "--largest", "--models", "tiny:nf4", "--workers", "3"]) == 0
+    waiting = read_rows(path)
+    assert [(item["execution"], item["limit_gb"], item["batch"]) for item in waiting] == [
+        ("eager", 3.0, 9), ("captured", 3.0, 9),
+    ]  # fmt: skip
+    assert {item["status"] for item in waiting} == {"planned"}
+    before = path.read_bytes()
+    assert main(["--output", str(path), "--summary"]) == main(["--output", str(path), "--replan"]) == 0
+    assert path.read_bytes() == before
+    assert main(["--output", str(path), "--largest", "--models", "tiny"]) == 0
+    assert len(read_rows(path)) == 2 + 4
+
+
+def fit_three_per_gb(kind: Combination) -> Combination | None:
+    assert kind.limit_gb is not None
+    return None if kind.limit_gb < 2 else dataclasses.replace(kind, batch=int(3 * kind.limit_gb))
+
+
+def scripted_pool(workers: int, mp_context: object) -> object:
+    """As the real one, which starts processes, but in this one."""
+    return nullcontext(SimpleNamespace(map=map))
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
