@@ -20,6 +20,8 @@ PRODUCTS_REACH_FP32 = ((1, 0.03), (128, 0.33), (384, 0.42), (1024, 0.48), (8192,
 # Seconds that a small kernel takes within a graph, and to launch, in passes on an H100.
 GRAPHED_S = 2.5e-6
 LAUNCHED_S = 7.5e-6
+# What beginning, filling and ending a short product takes within a graph, in times of a small kernel.
+SHORT_PRODUCT_KERNELS = 2.0
 # An operation of a pass, with Python's modules and autograd around it, takes so many times what a kernel's launch
 # does; where its block is recomputed, hooks on every tensor that is kept come on top.
 PASS_OVERHEAD = 4.0
@@ -119,7 +121,7 @@ def pass_seconds(
     """Seconds of a pass over so many tokens.
 
     A product takes as long as its arithmetic or its reading, whichever is longer; other kernels take their reading. Of
-    a graph, each kernel's beginning and end are on top; launched one by one, they hide behind the launches, or these
+    a graph, each kernel's beginning and end are on top, and of short products what most of the GPU waits for; launched one by one, they hide behind the launches, or these
     behind them.
 
     Args:
@@ -127,7 +129,8 @@ def pass_seconds(
         recomputes: blocks recompute their activations.
     """
     products = max(cost.products / rates.product_rate(tokens, precision), cost.product_traffic / rates.traffic)
-    busy = products + cost.traffic / rates.traffic + cost.operations * rates.graphed_s
+    kernels = cost.operations + SHORT_PRODUCT_KERNELS * cost.short_products
+    busy = products + cost.traffic / rates.traffic + kernels * rates.graphed_s
     if captured:
         return busy
     overhead = PASS_OVERHEAD * (RECOMPUTED_OVERHEAD if recomputes else 1.0)

@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 CPU = torch.device("cpu")
 # Up to so many tokens bitsandbytes multiplies 4-bit weights as they are.
 FUSED_TOKENS = 256
+# Floating-point operations below which a matrix product leaves most of a large GPU idle: a few microseconds' worth.
+SHORT_PRODUCT = 4e9
 
 
 @dataclass
@@ -51,12 +53,14 @@ class Cost:
         products: floating-point operations of the matrix products.
         product_traffic: bytes that these read and write.
         traffic: bytes that the other operations do.
+        short_products: how many products are over before their arithmetic counts.
     """
 
     operations: int = 0
     products: int = 0
     product_traffic: int = 0
     traffic: int = 0
+    short_products: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -64,6 +68,7 @@ class Cost:
             self.products + other.products,
             self.product_traffic + other.product_traffic,
             self.traffic + other.traffic,
+            self.short_products + other.short_products,
         )
 
     def __sub__(self, other: "Cost") -> "Cost":
@@ -71,7 +76,7 @@ class Cost:
 
     def times(self, factor: int) -> "Cost":
         """So many times the same."""
-        values = (self.operations, self.products, self.product_traffic, self.traffic)
+        values = (self.operations, self.products, self.product_traffic, self.traffic, self.short_products)
         return Cost(*(factor * value for value in values))
 
 
@@ -149,7 +154,8 @@ class Recorder(TorchDispatchMode):
         moved = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *outputs))
         if func in _PRODUCTS:
             left, right = [tensor for tensor in read if tensor.dim() >= 2][-2:]
-            self.cost += Cost(1, 2 * left.numel() * right.shape[-1], moved)
+            arithmetic = 2 * left.numel() * right.shape[-1]
+            self.cost += Cost(1, arithmetic, moved, short_products=int(arithmetic < SHORT_PRODUCT))
         elif func._schema.name == "bitsandbytes::gemm_4bit":
             # The weights are read packed, written expanded, and read again.
             count = math.prod(args[2])
