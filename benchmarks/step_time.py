@@ -24,6 +24,7 @@ the peak of PyTorch's allocator, in GB of 10^9 bytes, without what the other con
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if time.monotonic() > deadline:
                 print(f"{model}, batch {batch_size}: left out, the time is over", file=sys.stderr, flush=True)
                 continue
-            flags = run_flags(options, model, batch_size)
-            result = run_workload(flags, options.contestants, options.rounds, options.steps, deadline)
+            with tempfile.TemporaryDirectory(prefix="step-time-") as folder:
+                flags = run_flags(options, model, batch_size, Path(folder))
+                result = run_workload(flags, options.contestants, options.rounds, options.steps, deadline)
             results.append(result)
             print(f"\n{render(result)}\n[{time.monotonic() - started:.0f} s]", flush=True)
             if options.output is not None:
