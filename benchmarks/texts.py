@@ -63,8 +63,8 @@ def _plain_row(words: Sequence[str], number: int) -> dict[str, Any]:
 
 
 def _reclor_row(words: Sequence[str], number: int) -> dict[str, Any]:
-    """A quarter of the words are the context, six the question, and the rest four answers."""
-    context = len(words) // 4
+    """Half of the words are the context, six the question, and the rest four answers."""
+    context = len(words) // 2
     answers = [" ".join(words[context + 6 + place :: 4]) for place in range(4)]
     question = " ".join(words[context : context + 6])
     return {"context": " ".join(words[:context]), "question": question, "answers": answers, "label": number % 4}
