@@ -13,6 +13,7 @@ from benchmarks.floor import measure_rates
 from benchmarks.lorabench_steps import LorabenchContestant
 from benchmarks.measuring import LIVE_TOLERANCE, TOLERANCES, MemoryShare, disagreements, rotated
 from benchmarks.options import has_execution
+from benchmarks.plain_loop import PlainLoopContestant
 from benchmarks.reference import TrainerContestant, trainer_recipe
 from benchmarks.step_report import summarise
 from benchmarks.workload import Contestant, Workload, load_workload, longest
@@ -73,6 +74,10 @@ def enter(name: str, workload: Workload) -> Entry:
 
         def make(work: Workload) -> Contestant:
             return TrainerContestant(work, recipe)
+    elif name == "qlora":
+        dtype = held = workload.precision
+        words = f"plain loop: 4-bit weights by bitsandbytes, {dtype} autocast, padded batches, AdamW"
+        make = PlainLoopContestant
     else:
         config = workload.config
         dtype = workload.precision

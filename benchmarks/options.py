@@ -5,6 +5,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from benchmarks.texts import SPREADS, write_rows
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
 
@@ -23,6 +24,13 @@ def shared_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="of lorabench (default: auto)"
+    )
+    parser.add_argument(
+        "--texts",
+        choices=("tweets", *SPREADS),
+        default="tweets",
+        help="rows: the tweets themselves, or made of their words: about 1,200 tokens each (long), 512 (filled), or "
+        "ReClor's 220 in its columns, with its preset of 4 bits and all layers (default: tweets)",
     )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     parser.add_argument("--output", type=Path, help="JSON file")
@@ -44,13 +52,17 @@ def use_device(options: argparse.Namespace) -> None:
         raise ConfigError("--device auto: there is no CUDA GPU; expected one, or --device cpu with a small --model")
 
 
-def run_flags(options: argparse.Namespace, model: str, batch_size: int) -> list[str]:
-    """Flags of a run on the tweets with random weights."""
-    values = {
-        "model": model, "weights": "random", "task": "disaster-tweets", "train-file": options.train_file,
-        "batch-size": batch_size, "precision": options.precision,
-    }  # fmt: skip
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+def run_flags(options: argparse.Namespace, model: str, batch_size: int, folder: Path | None = None) -> list[str]:
+    """Flags of a run with random weights.
+
+    Args:
+        folder: where other rows than the tweets are written to.
+    """
+    values = {"model": model, "weights": "random", "batch-size": batch_size, "precision": options.precision}
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    if options.texts == "tweets" or folder is None:
+        return [*flags, "--task", "disaster-tweets", "--train-file", str(options.train_file)]
+    return [*flags, *write_rows(options.texts, options.train_file, folder)]
 
 
 def has_execution(config: RunConfig) -> bool:

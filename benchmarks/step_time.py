@@ -9,11 +9,13 @@ Contestants, on one GPU in one process, with windows of steps in rotated order:
              workers
   eager      lorabench --execution eager
   captured   lorabench --execution captured
+  qlora      a plain loop over padded batches of 4-bit weights by bitsandbytes; for `--texts reclor`
   floor      4 x parameters x real tokens over the rate of a large matrix product, measured in the same run (bf16; TF32
              for a model that computes in float32)
 
-Models have their real shapes and random weights; texts are the task's, tokenized by the package's stand-in. Every
-window has the same rows for all contestants, in the same order but for `tuned`, which sorts its window's rows.
+Models have their real shapes and random weights; texts are the tweets, or what `--texts` says, tokenized by the
+package's stand-in. Every window has the same rows for all contestants, in the same order but for `tuned`, which sorts
+its window's rows.
 Before anything is timed, each contestant trains one step on the same rows from the same weights without dropout; if
 the losses differ by more than the dtype allows (relative 1e-4 in fp32, 5e-3 in fp16, 3e-2 in bf16), the numbers are
 printed and no ratio is. JSON is written after each model.
@@ -24,6 +26,7 @@ the peak of PyTorch's allocator, in GB of 10^9 bytes, without what the other con
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +41,7 @@ from lorabench.results.run_folder import write_json_atomic
 
 SCHEMA_VERSION = 1
 CONTESTANTS = ("reference", "tuned", "eager", "captured")
+ALL_CONTESTANTS = (*CONTESTANTS, "qlora")
 MODELS = ("llama2-7b", "roberta-large", "mistral-7b", "llama3-8b")
 BATCH_SIZES = (8, 32)
 # What matters most comes first, should the time run out.
@@ -63,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if time.monotonic() > deadline:
                 print(f"{model}, batch {batch_size}: left out, the time is over", file=sys.stderr, flush=True)
                 continue
-            flags = run_flags(options, model, batch_size)
-            result = run_workload(flags, options.contestants, options.rounds, options.steps, deadline)
+            with tempfile.TemporaryDirectory(prefix="step-time-") as folder:
+                flags = run_flags(options, model, batch_size, Path(folder))
+                result = run_workload(flags, options.contestants, options.rounds, options.steps, deadline)
             results.append(result)
             print(f"\n{render(result)}\n[{time.monotonic() - started:.0f} s]", flush=True)
             if options.output is not None:
@@ -81,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", nargs="+", default=MODELS, help=f"presets, or folders of models (default: {' '.join(MODELS)})")
     add("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, help="rows per step (default: 8 32)")
-    add("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS, help="default: all four")
+    add("--contestants", nargs="+", choices=ALL_CONTESTANTS, default=CONTESTANTS, help="default: all but qlora")
     add("--steps", type=int, default=16, help="steps per window (default: 16)")
     add("--rounds", type=int, default=5, help="windows per contestant (default: 5)")
     add("--budget-seconds", type=float, default=float("inf"), help="stop after the round in which they are over")

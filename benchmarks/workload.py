@@ -117,10 +117,11 @@ def fill_weights(model: nn.Module, seed: int) -> None:
 
     So that models of different dtypes, built by different code, have equal weights up to rounding. Products keep the
     size of what goes in, so that the loss of a deep model depends on all of them. LoRA's B is filled as well: where it
-    is zero, the adapter has no part in the loss and a comparison would not see it.
+    is zero, the adapter has no part in the loss and a comparison would not see it. Weights that are packed in 4 bits
+    stay as the package has drawn them.
     """
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or hasattr(parameter, "quant_state"):
             continue  # norms at one, biases at zero: equal already
         _, _, own_name = name.rpartition(_PEFT_PREFIX)
         key = zlib.crc32(f"{seed} {own_name}".encode())

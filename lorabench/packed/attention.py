@@ -2,9 +2,11 @@
 
 A block mask makes attention kernels compute every pair of a pack's tokens and throw most of them away. Without it, one
 program takes one text and one head and holds all of its scores: the forward pass reads its inputs once, and the
-backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs.
+backward pass computes the scores again rather than keeping anything. For Triton, so on NVIDIA GPUs. Longer texts are
+for `flash`.
 """
 
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -85,18 +87,37 @@ def _attend(
     Raises:
         NotImplementedError: the model's scores are not those of plain softmax attention.
     """
+    query, key, value, scaling = plain_inputs(query, key, value, scaling, settings)
+    # Without dropout nothing reads the seed: any tensor will do.
+    seed = torch.randint(2**31, (1,), device=query.device) if dropout else attention_mask
+    causal = bool(getattr(module, "is_causal", False))
+    return attend_within_texts(query, key, value, attention_mask, seed, scaling, causal, dropout, largest), None
+
+
+def plain_inputs(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    settings: Mapping[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """What transformers hands to attention, as kernels of plain softmax attention take it: in autocast's dtype.
+
+    Args:
+        scaling: of the scores; None for the usual one.
+        settings: what else it hands over.
+
+    Raises:
+        NotImplementedError: the model's scores are not those of plain softmax attention.
+    """
     for name in _UNKNOWN:
         if settings.get(name) is not None:
             raise NotImplementedError(f"attention within texts knows no {name}")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    device = query.device
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    # Without dropout nothing reads the seed: any tensor will do.
-    seed = torch.randint(2**31, (1,), device=device) if dropout else attention_mask
-    causal = bool(getattr(module, "is_causal", False))
-    return attend_within_texts(query, key, value, attention_mask, seed, scaling, causal, dropout, largest), None
+    return query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 @torch.library.custom_op("lorabench::attend_within_texts", mutates_args=())

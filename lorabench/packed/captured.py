@@ -16,7 +16,7 @@ from lorabench.distributed.strategy import Gradients
 from lorabench.machine.meters import Throughput, free_bytes
 from lorabench.packed.classifier import PackedForward
 from lorabench.packed.graphs import TIMED, CaptureError, CompileError, GraphedPasses
-from lorabench.packed.packs import Pack, Packer, choose_lengths, example_pack
+from lorabench.packed.packs import Pack, Packer, choose_lengths, example_pack, longest_length, pack_totals
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import Forward
@@ -207,13 +207,7 @@ class CapturedExecution(EagerExecution):
         return list(plan.lengths)
 
     def _decide(self) -> list[int]:
-        lengths = self._data.data.lengths
-        totals = [
-            sum(lengths[row] for row in micro_batch.rows)
-            for window in islice(self._plan.epoch(0), LOOKED_AT)
-            for micro_batch in self._plan.deal(window, self.batch_size)
-        ]
-        passes = self._passes
+        totals, passes = self._totals(), self._passes
         passes.compiled = False
         chosen = self._choose_lengths(totals)
         if self._graphs is None:
@@ -233,9 +227,19 @@ class CapturedExecution(EagerExecution):
         self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen
 
+    def _totals(self) -> list[int]:
+        """Tokens of each pack of the first windows."""
+        lengths = self._data.data.lengths
+        longest = longest_length(self._longest_text, self._passes.packed.longest_pack(self._longest_text))
+        micro_batches = (
+            [lengths[row] for row in micro_batch.rows]
+            for window in islice(self._plan.epoch(0), LOOKED_AT)
+            for micro_batch in self._plan.deal(window, self.batch_size)
+        )
+        return pack_totals(micro_batches, longest)
+
     def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
-        longest_pack = self._passes.packed.longest_pack(self._longest_text)
-        return choose_lengths(totals, self._longest_text, longest_pack, **thrift)
+        return choose_lengths(totals, self._longest_text, **thrift)
 
     def _make_packer(self, lengths: Sequence[int]) -> Packer:
         return Packer(self._data, lengths, self.batch_size, self._longest_text)
@@ -288,7 +292,7 @@ class CapturedExecution(EagerExecution):
         """The lengths of packs, and whether the run is long enough for what compiling saves to exceed what it takes.
 
         Args:
-            totals: tokens of some of the run's micro-batches.
+            totals: tokens of some of the run's packs.
             runs_of_totals: how many times as many the run has.
 
         Returns:

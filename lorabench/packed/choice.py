@@ -136,7 +136,8 @@ def agree(ranks: Ranks, packed: PackedClassifier | str) -> PackedClassifier | st
         rank, reason = found[0]
         return reason if ranks.world_size == 1 else f"rank {rank}: {reason}"
     if isinstance(packed, PackedClassifier):
-        packed.tile = min(ranks.gather(packed.tile))
+        found = ranks.gather((packed.tile, packed.flash))
+        packed.tile, packed.flash = min(tile for tile, _ in found), all(flash for _, flash in found)
     return packed
 
 

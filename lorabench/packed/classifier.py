@@ -14,7 +14,7 @@ from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.models.positions import first_position
-from lorabench.packed import attention, tiles
+from lorabench.packed import attention, flash, tiles
 from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, evaluation_runs, make_pack
 
 # Attention kernels that take a mask of their own; flash attention does not.
@@ -32,8 +32,9 @@ _PROBE_PACK = 24
 class PackedClassifier:
     """Runs a `SequenceClassifier` on packs.
 
-    Short texts are kept apart by attention within each, longer ones by an additive attention mask. Positions restart,
-    and each text is pooled where its padded row would be: decoders at its last token, encoders at its first.
+    Texts are kept apart by attention within each where there are kernels for it, else by an additive attention mask.
+    Positions restart, and each text is pooled where its padded row would be: decoders at its last token, encoders at
+    its first.
 
     Args:
         autocast: dtype of the computation; None for the weights' own.
@@ -44,9 +45,11 @@ class PackedClassifier:
         RuntimeError: no memory is left to try the attention within texts in (see `meters.is_out_of_memory`).
 
     Attributes:
-        tile: tokens of the longest text that needs no mask, 0 for none: one of `attention.TILES`, as large as texts
-            ask for and the model's device allows. It may be lowered, and must be the same on all data parallel ranks:
-            how many passes an evaluation has follows from it.
+        tile: tokens of the longest text that fits into one tile, 0 for none: one of `attention.TILES`, as large as
+            texts ask for and the model's device allows. It may be lowered.
+        flash: texts that do not fit need no mask either: `packed.flash` computes their attention. It may be taken
+            back. Both must be the same on all data parallel ranks: how many passes an evaluation has follows from
+            them.
         blocks: the model's transformer blocks, in order.
         embeddings: the module that turns token ids into the first hidden states.
     """
@@ -76,14 +79,24 @@ class PackedClassifier:
         self._window: int | None = getattr(self._config, "sliding_window", None)
         if kinds == {"full_attention"}:
             self._window = None
-        self.tile = self._find_tile(longest_text)
+        self.tile, self.flash = self._find_kernels(longest_text)
         # Last: a model that cannot be packed is left as it was.
         self._hook = None if self._pools_last else owner.register_forward_hook(self._pool_first)
 
-    def _find_tile(self, longest_text: int) -> int:
+    def _find_kernels(self, longest_text: int) -> tuple[int, bool]:
+        """The tile, and whether there is attention without a mask for texts that exceed it or the window."""
         dtype = self.autocast or self._body.dtype
         shape = tiles.attention_shape(self._config, dtype, self._pools_last, longest_text)
-        return 0 if shape is None else tiles.find_tile(shape, next(self.classifier.parameters()).device)
+        if shape is None:
+            return 0, False
+        device = next(self.classifier.parameters()).device
+        long = longest_text > attention.TILES[-1]
+        # Kernels for texts of all lengths leave none to those for short ones, which take seconds to compile.
+        if long and flash.works(shape, self._window, device):
+            return 0, True
+        tile = tiles.find_tile(shape, device)
+        fits = longest_text <= tile and self._sees_all(longest_text)
+        return tile, not (long or fits) and flash.works(shape, self._window, device)
 
     def detach(self) -> None:
         """Leave the model without anything of this one."""
@@ -94,31 +107,39 @@ class PackedClassifier:
         """Logits [texts, classes] in float32; those of stand-ins mean nothing."""
         # Without autocast's cache: what it keeps across passes would be memory of a graph's own.
         device = pack.segments.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
-            if not self._fits_tiles(pack.longest):
-                return self._logits(pack, self._masks(pack))
-            with self.attending(pack):
-                return self._logits(pack, attention.text_bounds(pack.segments, len(pack.labels)))
+        casts = self.autocast is not None
+        with torch.autocast(device, self.autocast, enabled=casts, cache_enabled=False), self.attending(pack):
+            return self._logits(pack, self._masks(pack))
 
     def longest_pack(self, longest_text: int) -> int:
         """How many tokens a pack of several texts may have, where no text has more than `longest_text`."""
-        return LONGEST_PACK if self._fits_tiles(longest_text) else LONGEST_MASKED_PACK
+        return LONGEST_PACK if self.flash or self._fits_tiles(longest_text) else LONGEST_MASKED_PACK
 
     def _fits_tiles(self, longest_text: int) -> bool:
         """Whether texts are so short that attention within them is one tile each."""
-        sees_all = self._window is None or longest_text <= self._window
-        return sees_all and max(1, longest_text) <= self.tile
+        return self._sees_all(longest_text) and max(1, longest_text) <= self.tile
+
+    def _sees_all(self, longest_text: int) -> bool:
+        """Whether no window hides a token of a text from another."""
+        return self._window is None or longest_text <= self._window
+
+    def _attention_name(self, longest_text: int) -> str | None:
+        """As what transformers knows attention without a mask within texts of so many tokens; None for a mask."""
+        if self._fits_tiles(longest_text):
+            attention.register()
+            return attention.name_of(self.tile)
+        return flash.register(flash.reach(longest_text), self._window) if self.flash else None
 
     @contextmanager
     def attending(self, pack: Pack) -> Iterator[None]:
         """Inside, blocks attend as they do to `pack`, also where they are run once more in the backward pass."""
-        if not self._fits_tiles(pack.longest):
+        name = self._attention_name(pack.longest)
+        if name is None:
             yield
             return
         config = self._config
-        attention.register()
         before = config._attn_implementation
-        config._attn_implementation = attention.name_of(self.tile)
+        config._attn_implementation = name
         try:
             yield
         finally:
@@ -163,16 +184,20 @@ class PackedClassifier:
         return output
 
     def _masks(self, pack: Pack) -> Any:
-        dtype = self.autocast or self._body.dtype
-        causal = self._pools_last
-        positions = pack.positions[0]
-        windowed = attention.block_mask(pack.segments, dtype, positions, self._window, causal)
+        """What tells attention the texts apart; one for each kind of layer where there are two."""
+        if self._fits_tiles(pack.longest):
+            return attention.text_bounds(pack.segments, len(pack.labels))
+        everywhere = self._window is not None
         if not self._mixes_windows:
-            return windowed
-        return {
-            "full_attention": attention.block_mask(pack.segments, dtype, positions, None, causal),
-            "sliding_attention": windowed,
-        }
+            return self._mask(pack, everywhere)
+        return {"full_attention": self._mask(pack, False), "sliding_attention": self._mask(pack, everywhere)}
+
+    def _mask(self, pack: Pack, windowed: bool) -> torch.Tensor:
+        if self.flash:
+            windowed = windowed and not self._sees_all(pack.longest)
+            return flash.text_offsets(pack.segments, len(pack.labels), flash.reach(pack.longest), windowed)
+        dtype, window = self.autocast or self._body.dtype, self._window if windowed else None
+        return attention.block_mask(pack.segments, dtype, pack.positions[0], window, self._pools_last)
 
 
 class PackedForward:
@@ -234,8 +259,8 @@ def try_packing(
     obstacle = "not tried yet"
     try:
         obstacle = _obstacle(packed, token_types)
-        if obstacle and packed.tile:
-            packed.tile = 0
+        if obstacle and (packed.tile or packed.flash):
+            packed.tile, packed.flash = 0, False
             obstacle = _obstacle(packed, token_types)
     finally:
         classifier.train(was_training)

@@ -9,7 +9,8 @@ import torch
 from lorabench.catalog.families import family_of
 from lorabench.distributed.setting import Setting
 from lorabench.machine.precision import DTYPES
-from lorabench.packed import tiles
+from lorabench.packed import flash, tiles
+from lorabench.packed.attention import TILES
 from lorabench.packed.choice import capture_obstacle
 
 # Passes from which blocks are likely to be compiled: it takes 6 s and saves a third of each pass. Where few but long
@@ -19,7 +20,7 @@ FEWEST_PASSES = 300
 
 @contextmanager
 def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, steps: int) -> Iterator[None]:
-    """Meanwhile attention's kernels are tried, and the compiler's worker processes start.
+    """Meanwhile attention's kernels for short texts are tried, and the compiler's worker processes start.
 
     What fails here is tried again where it is needed, and is dealt with there.
 
@@ -42,7 +43,8 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
         if compiles:
             with suppress(Exception):
                 start_compiler()
-        if shape is not None:
+        # Kernels for long texts need no compiling.
+        if shape is not None and not (longest_text > TILES[-1] and flash.is_supported(shape, gpu)):
             tiles.find_tile(shape, gpu)
 
     with tiles.meanwhile(work, gpu):

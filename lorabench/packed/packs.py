@@ -4,8 +4,9 @@ A pack says for each token which text it belongs to and where in it, so a model 
 computes for each what it would compute for it alone. Fixed lengths let one CUDA graph serve all packs of a length.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from heapq import heapreplace
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 
 from lorabench.data.batching import MicroBatch, TokenizedRows, longest_first
 
-# Packs of more tokens are split. Attention under a block mask costs the square of the length; matrix products of so
-# many tokens run at their full rate either way.
+# Packs of several texts have no more tokens. Attention under a block mask costs the square of the length; matrix
+# products of so many tokens run at their full rate either way.
 LONGEST_PACK = 4096
 LONGEST_MASKED_PACK = 1024
 # Lengths are multiples of this. The fast matrix kernels come for many sizes: of Llama-2-7B, on an H100, passes of 256,
@@ -39,7 +40,7 @@ class Pack:
         last: [texts] int64, where each text ends; 0 for stand-ins.
         labels: [texts] int64.
         weights: [texts] float32, the class weight of each text; 0 for stand-ins.
-        rows: row indices of the real texts; they come first.
+        rows: row indices of the real texts; they come before stand-ins.
         tokens: tokens of the real texts, padding excluded.
         longest: no text has more tokens.
         token_types: [1, tokens] int64, 0 on padding; None where all are 0.
@@ -108,7 +109,6 @@ def make_pack(
     rows: Sequence[int],
     length: int | None = None,
     texts: int | None = None,
-    real: int | None = None,
     longest: int | None = None,
 ) -> Pack:
     """One pack.
@@ -117,10 +117,8 @@ def make_pack(
         rows: row indices, whose tokens fit into `length`.
         length: tokens of the pack; as many as the texts have, rounded up a little, if not given.
         texts: texts of the pack, as many as rows if not given; missing ones are stand-ins of weight 0.
-        real: how many of `rows`, from the first, count; the others weigh nothing.
         longest: tokens of the longest text that packs of this shape may have; by default that of this one.
     """
-    real = len(rows) if real is None else real
     texts = len(rows) if texts is None else texts
     total = sum(len(source.data.input_ids[row]) for row in rows)
     length = int(_round_up(total, MASK_ALIGNMENT)) if length is None else length
@@ -140,13 +138,13 @@ def make_pack(
         segments[start:end] = i
         first[i], last[i] = start, end - 1
         labels[i] = source.data.labels[row]
-        weights[i] = source.class_weights[labels[i]] if i < real else 0.0
+        weights[i] = source.class_weights[labels[i]]
         start = end
     arrays = (ids[None], positions[None], segments, first, last, labels, weights)
     return Pack(
         *map(torch.from_numpy, arrays),
-        rows=list(rows[:real]),
-        tokens=sum(len(source.data.input_ids[row]) for row in rows[:real]),
+        rows=list(rows),
+        tokens=total,
         longest=max(len(source.data.input_ids[row]) for row in rows) if longest is None else longest,
         token_types=None if types is None else torch.from_numpy(types[None]),
     )
@@ -155,23 +153,21 @@ def make_pack(
 def choose_lengths(
     totals: Sequence[int],
     longest_text: int,
-    longest_pack: int = LONGEST_PACK,
     price: float = 0.0,
     step: int = LENGTH_STEP,
     most: int = MOST_LENGTHS,
 ) -> list[int]:
-    """Pack lengths for micro-batches of `totals` tokens, rising.
+    """Pack lengths for packs of `totals` tokens, rising.
 
     Every multiple of `step` that packs need, thinned out to `most`, and further to those that are worth their price.
-    Rare totals get no length of their own: their packs are split.
+    Rare totals get no length of their own: the texts of such a pack are dealt anew.
 
     Args:
-        totals: tokens of each micro-batch.
+        totals: tokens of each pack (see `pack_totals`).
         longest_text: tokens of the longest text, which must fit.
-        longest_pack: no length is larger, but for a text that is.
         price: what one more length costs, in tokens computed for nothing over all of `totals`.
     """
-    rounded = np.minimum(np.sort(_round_up(np.asarray(totals), step)), _round_up(longest_pack, step))
+    rounded = np.sort(_round_up(np.asarray(totals), step))
     common = rounded[: int(np.ceil(len(rounded) * (1 - RARE)))]
     needed, counts = np.unique(common, return_counts=True)
     largest = max(int(needed[-1]), int(_round_up(longest_text, step)))
@@ -209,6 +205,53 @@ def split_to_fit(rows: Sequence[int], lengths: Callable[[int], int], longest: in
     return runs
 
 
+def split_evenly(rows: Sequence[int], lengths: Callable[[int], int], longest: int) -> list[list[int]]:
+    """Deal `rows` to as few packs as will do, each of at most `longest` tokens, and all of about as many.
+
+    The longest row is dealt first, and each one to the pack that has the fewest tokens. Packs filled up one after the
+    other would leave the last one nearly empty; even ones differ little, so a few lengths fit them all.
+
+    Args:
+        lengths: tokens of a row; each at most `longest`.
+    """
+    falling = sorted(rows, key=lengths, reverse=True)
+    fewest = max(1, -(-sum(map(lengths, rows)) // longest))
+    for count in range(fewest, len(falling) + 1):
+        packs: list[list[int]] = [[] for _ in range(count)]
+        tokens = [(0, number) for number in range(count)]
+        for row in falling:
+            used, number = tokens[0]
+            packs[number].append(row)
+            heapreplace(tokens, (used + lengths(row), number))
+        if max(tokens)[0] <= longest:
+            return packs
+    return []
+
+
+def longest_length(longest_text: int, longest_pack: int, step: int = LENGTH_STEP) -> int:
+    """What no pack's length exceeds.
+
+    Args:
+        longest_text: tokens of the longest text, which is a pack of its own where it has more than `longest_pack`.
+        longest_pack: tokens of the longest pack of several texts.
+    """
+    return int(_round_up(max(longest_text, longest_pack), step))
+
+
+def pack_totals(micro_batches: Iterable[Sequence[int]], longest: int) -> list[int]:
+    """Tokens of each pack of some micro-batches.
+
+    Args:
+        micro_batches: the tokens of each one's texts.
+        longest: tokens of the longest pack.
+    """
+    return [
+        sum(lengths[place] for place in pack)
+        for lengths in micro_batches
+        for pack in split_evenly(range(len(lengths)), lengths.__getitem__, longest)
+    ]
+
+
 @dataclass(frozen=True)
 class Packer:
     """Micro-batches -> packs of a few shapes.
@@ -226,14 +269,13 @@ class Packer:
     longest: int
 
     def __call__(self, micro_batch: MicroBatch) -> Iterator[Pack]:
-        """The packs of a micro-batch: one, or more where its texts do not fit into the longest length."""
+        """The packs of a micro-batch's real rows: one, or more where they do not fit into the longest length."""
         ids = self.source.data.input_ids
-        left = micro_batch.real
-        for run in split_to_fit(micro_batch.rows, lambda row: len(ids[row]), self.lengths[-1]):
-            total = sum(len(ids[row]) for row in run)
+        rows = micro_batch.rows[: micro_batch.real]
+        for pack in split_evenly(rows, lambda row: len(ids[row]), self.lengths[-1]):
+            total = sum(len(ids[row]) for row in pack)
             length = next(length for length in self.lengths if length >= total)
-            yield make_pack(self.source, run, length, self.texts, min(len(run), left), self.longest)
-            left = max(0, left - len(run))
+            yield make_pack(self.source, pack, length, self.texts, self.longest)
 
 
 def example_pack(source: RowSource, length: int, texts: int, longest: int) -> Pack:

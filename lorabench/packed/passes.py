@@ -183,8 +183,8 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
 def _token_dimensions(tensor: torch.Tensor) -> tuple[int, ...]:
     """Dimensions that differ from pack to pack, by the layouts of `PackedClassifier`.
 
-    A mask is [1, 1, tokens, tokens], bounds of texts are [1, 1, texts + 1, 2], and all else is [1, tokens, ...], or
-    [tokens].
+    A mask is [1, 1, tokens, tokens], bounds of texts are [1, 1, texts + 1, 2], their offsets [1, 1 or 2, pieces, 1],
+    and all else is [1, tokens, ...], or [tokens].
     """
     if tensor.dim() == 4:
         return (2, 3) if tensor.shape[2] == tensor.shape[3] else (2,)
@@ -210,6 +210,7 @@ _RANDOM = (
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.lorabench.flash_within_texts.default,
 )
 
 

@@ -80,12 +80,12 @@ class _Clock:
         """Of the usual micro-batch."""
         batches, recomputed = self._workload.micro_batches(), self._plan.execution.recomputed
         if self._plan.execution.captured:
-            total = _usual([sum(batch) for batch in batches])
-            lengths = self._plan.execution.lengths
+            totals, lengths = self._planner.pack_totals(), self._plan.execution.lengths
+            total = _usual(totals)
             length = next((length for length in lengths if length >= total), lengths[-1])
             recorded = self._planner.pack_pass(length, self._workload.config.optim.batch_size, recomputed)
-            times = max(1.0, total / length)
-            return times * pass_seconds(recorded.cost, length, self._rates, True, self._workload.precision)
+            seconds = pass_seconds(recorded.cost, length, self._rates, True, self._workload.precision)
+            return len(totals) / len(batches) * seconds
         widest = sorted(batches, key=lambda batch: len(batch) * max(batch))[len(batches) // 2]
         recorded = self._planner.padded_pass(widest, recomputed > 0, trains=True)
         tokens = len(widest) * max(widest)

@@ -12,14 +12,17 @@ from lorabench.models.build import Placement
 from lorabench.models.classifier import find_blocks
 from lorabench.packed.attention import TILES
 from lorabench.packed.captured import CAPTURE_S, LOOKED_AT, PASSES_PER_LENGTH
+from lorabench.packed.flash import OLDEST, can_hold
 from lorabench.packed.packs import (
     LONGEST_MASKED_PACK,
     LONGEST_PACK,
     choose_lengths,
+    longest_length,
     make_pack,
+    pack_totals,
     split_to_fit,
 )
-from lorabench.packed.tiles import attention_shape
+from lorabench.packed.tiles import AttentionShape, attention_shape
 from lorabench.planning.allocator import OutOfMemory
 from lorabench.planning.holdings import measure
 from lorabench.planning.itemised import itemise
@@ -164,18 +167,34 @@ class Planner:
         return True, "packed rows, CUDA graphs"
 
     def _find_tile(self) -> int:
-        """The tile of attention within texts, as `packed.tiles` would find one; 0 for a mask."""
-        dtype = self.autocast or self.frozen_dtype
+        """The tile of attention within texts, as `packed.tiles` would find one; 0 for none."""
         text, longest = self.model_config.get_text_config(), self.workload.lengths.longest
-        shape = attention_shape(text, dtype, True, longest)
         sees_all = (getattr(text, "sliding_window", None) or longest) >= longest
-        if shape is None or shape.size not in (16, 32, 64, 128) or dtype == torch.float32 or not sees_all:
+        shape = self._attention_shape()
+        if shape is None or shape.size not in (16, 32, 64, 128) or not sees_all:
             return 0
         return shape.largest if longest <= TILES[-1] else 0
 
+    def _attention_shape(self) -> AttentionShape | None:
+        """What kernels of attention are asked for; None where they cannot be."""
+        dtype = self.autocast or self.frozen_dtype
+        text, longest = self.model_config.get_text_config(), self.workload.lengths.longest
+        return None if dtype == torch.float32 else attention_shape(text, dtype, True, longest)
+
+    @property
+    def flash(self) -> bool:
+        """Whether texts that fit into no tile need no mask either, as `packed.flash` would find."""
+        shape = self._attention_shape() if self.captured and not self.tile else None
+        return shape is not None and can_hold(shape.size) and self.workload.cards.gpu.capability >= OLDEST
+
     def longest_pack(self) -> int:
         """Tokens of the longest pack of several texts."""
-        return LONGEST_PACK if self.tile else LONGEST_MASKED_PACK
+        return LONGEST_PACK if self.tile or self.flash else LONGEST_MASKED_PACK
+
+    def pack_totals(self) -> list[int]:
+        """Tokens of each pack of the first steps, but for padding."""
+        longest = longest_length(self.workload.lengths.longest, self.longest_pack())
+        return pack_totals(self.workload.micro_batches(), longest)
 
     def pack_lengths(self, recomputed: int) -> list[int]:
         """Lengths that packs have: as many as are worth their capture, as `packed.captured` weighs them.
@@ -184,15 +203,14 @@ class Planner:
             recomputed: how many blocks recompute.
         """
         workload, texts = self.workload, self.workload.config.optim.batch_size
-        totals = [sum(batch) for batch in workload.micro_batches()]
-        longest = workload.lengths.longest
-        (usual,) = choose_lengths(totals, longest, self.longest_pack(), most=1)
+        totals, longest = self.pack_totals(), workload.lengths.longest
+        (usual,) = choose_lengths(totals, longest, most=1)
         rates = rates_of(workload.cards.gpu)
         pass_s = pass_seconds(self.pack_pass(usual, texts, recomputed).cost, usual, rates, True, workload.precision)
         steps = total_steps(workload.config.optim, workload.steps_per_epoch)
         runs = steps / min(LOOKED_AT, workload.steps_per_epoch)
         length_s = CAPTURE_S + PASSES_PER_LENGTH * pass_s
-        return choose_lengths(totals, longest, self.longest_pack(), price=length_s / (pass_s / usual) / runs)
+        return choose_lengths(totals, longest, price=length_s / (pass_s / usual) / runs)
 
     # Passes --------------------------------------------------------------------------------------------------------
 
@@ -210,8 +228,8 @@ class Planner:
         longest = self.workload.lengths.longest
         pack = make_pack(_Texts(each, texts), range(texts), max(length, each * texts), texts, longest=longest)
         return self._once(
-            ("pack", length, texts, recomputed, trains),
-            lambda: self.model.packed(pack, self.tile, recomputed, trains),
+            ("pack", length, texts, recomputed, trains, self.flash),
+            lambda: self.model.packed(pack, self.tile, self.flash, recomputed, trains),
         )
 
     def _once(self, key: object, record: Callable[[], Unrolled]) -> Unrolled:

@@ -108,18 +108,18 @@ class Model:
                 recorder.mark("end")
         return unroll(recorder.trace, depth.repeats)
 
-    def packed(self, pack: Pack, tile: int, recomputed: int, trains: bool = True) -> Unrolled:
+    def packed(self, pack: Pack, tile: int, flash: bool, recomputed: int, trains: bool = True) -> Unrolled:
         """A pass over a pack, as `padded`.
 
         Args:
-            tile: see `PackedClassifier.tile`.
+            tile: see `PackedClassifier`, as `flash`.
             recomputed: how many blocks, from the first, recompute their activations.
         """
         depth = choose_depth(self.blocks, recomputed if trains else 0, self._alike)
         with self._built(depth, False) as classifier:
             recorder = Recorder()
             packed = PackedClassifier(classifier, self.autocast)
-            packed.tile = tile
+            packed.tile, packed.flash = tile, flash
             classifier.train(trains)
             if not trains:
                 with recorder, _marked(recorder, classifier), torch.no_grad():

@@ -183,6 +183,17 @@ def _flash_backward(gradient: torch.Tensor, query: torch.Tensor, *others: Any, *
     return 4 * batch * heads * (-(-rows // 128) * 128) * (-(-size // 32) * 32)
 
 
+def _flash_within_texts_backward(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor,
+    *others: Any,
+) -> int:  # fmt: skip
+    """The same sum with rows of their own behind each text, and sums of rows; and the gradients of shared keys."""
+    _, heads, rows, size = query.shape
+    padded, step = rows + 128 * (offsets.shape[2] - 1), 32 if size <= 128 else 64
+    shared = key.shape[1] < heads
+    return 4 * heads * padded * (-(-size // step) * step + 1) + 2 * shared * query.numel() * query.element_size()
+
+
 def _efficient_backward(gradient: torch.Tensor, query: torch.Tensor, *others: Any, **keywords: Any) -> int:
     """The memory-efficient kernel's row sums, and its float32 gradients where it adds them up in several parts."""
     batch, heads, rows, _ = query.shape
@@ -200,6 +211,7 @@ def _expanded(hidden: torch.Tensor, packed: torch.Tensor, shape: Any, *others: A
 _HIDDEN: dict[str, Callable[..., int]] = {
     "aten::_scaled_dot_product_flash_attention_backward": _flash_backward,
     "aten::_scaled_dot_product_efficient_attention_backward": _efficient_backward,
+    "lorabench::flash_within_texts_backward": _flash_within_texts_backward,
     "bitsandbytes::gemm_4bit": _expanded,
 }
 

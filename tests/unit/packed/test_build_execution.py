@@ -237,8 +237,17 @@ def test_the_smallest_tile_serves_all(mine: int, other: int, agreed: int, folder
     packed = try_packing(tiny.build_tiny(folder))
     assert isinstance(packed, PackedClassifier)
     packed.tile = mine
-    ranks: Any = Several([None, other])
+    ranks: Any = Several([None, (other, True)])
     assert agree(ranks, packed) is packed and packed.tile == agreed
+
+
+@pytest.mark.parametrize(("mine", "other"), [(True, False), (False, True), (True, True)])
+def test_kernels_for_long_texts_run_on_all_ranks_or_on_none(mine: bool, other: bool, folder: Path) -> None:
+    packed = try_packing(tiny.build_tiny(folder))
+    assert isinstance(packed, PackedClassifier)
+    packed.flash = mine
+    ranks: Any = Several([None, (0, other)])
+    assert agree(ranks, packed) is packed and packed.flash == (mine and other)
 
 
 # --- a finished model

@@ -59,7 +59,7 @@ def make_setting(
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
-@pytest.mark.parametrize("longest", [20, 75, 500])
+@pytest.mark.parametrize("longest", [20, 75, 128])
 def test_the_tile_is_tried_that_the_model_will_ask_for(
     family: str, longest: int, begun: Begun, tmp_path: Path
 ) -> None:
@@ -71,6 +71,17 @@ def test_the_tile_is_tried_that_the_model_will_ask_for(
     assert begun.asked[1][0] == ahead
     assert device == GPU
     assert begun.entered == [GPU]
+
+
+@pytest.mark.parametrize(("capability", "tried"), [((7, 5), 1), ((8, 0), 0)])
+def test_a_tile_is_tried_for_long_texts_where_they_need_a_mask(
+    capability: tuple[int, int], tried: int, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {GPU: capability}.__getitem__)
+    for longest, expected in ((128, 1), (129, 1 + tried)):
+        with compiling_ahead(make_setting(), tiny.tiny_config("llama"), longest, 1):
+            pass
+        assert len(begun.asked) == expected
 
 
 @pytest.mark.parametrize(("steps", "accumulation", "started"), [(FEWEST_PASSES - 1, 1, 0), (FEWEST_PASSES // 2, 2, 1)])
