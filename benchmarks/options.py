@@ -32,6 +32,9 @@ def shared_parser(description: str) -> argparse.ArgumentParser:
         help="rows: the tweets themselves, or made of their words: about 1,200 tokens each (long), 512 (filled), or "
         "ReClor's 220 in its columns, with its preset of 4 bits and all layers (default: tweets)",
     )
+    parser.add_argument(
+        "--quantize", choices=("auto", "none", "nf4"), default="auto", help="as of lorabench (default: its preset's)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     parser.add_argument("--output", type=Path, help="JSON file")
     return parser
@@ -60,6 +63,8 @@ def run_flags(options: argparse.Namespace, model: str, batch_size: int, folder: 
     """
     values = {"model": model, "weights": "random", "batch-size": batch_size, "precision": options.precision}
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    if options.quantize != "auto":
+        flags += ["--quantize", options.quantize]
     if options.texts == "tweets" or folder is None:
         return [*flags, "--task", "disaster-tweets", "--train-file", str(options.train_file)]
     return [*flags, *write_rows(options.texts, options.train_file, folder)]

@@ -121,8 +121,8 @@ def pass_seconds(
     """Seconds of a pass over so many tokens.
 
     A product takes as long as its arithmetic or its reading, whichever is longer; other kernels take their reading. Of
-    a graph, each kernel's beginning and end are on top, and of short products what most of the GPU waits for; launched one by one, they hide behind the launches, or these
-    behind them.
+    a graph, each kernel's beginning and end are on top, and of short products what most of the GPU waits for; launched
+    one by one, they hide behind the launches, or these behind them.
 
     Args:
         precision: what products are computed in.
