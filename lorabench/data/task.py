@@ -21,6 +21,7 @@ from lorabench.data.labels import (
     positive_index,
     read_labels,
 )
+from lorabench.data.oddities import find_odd, odd_remarks
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, load_tables
 from lorabench.data.texts import (
@@ -28,7 +29,6 @@ from lorabench.data.texts import (
     check_training_texts,
     describe_rows,
     is_blank,
-    odd_characters,
     pair_remarks,
     read_texts,
 )
@@ -216,7 +216,7 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         f"{table.origin}: {counted(count, 'row')} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
-    remarks += odd_characters(table.origin, found)
+    remarks += odd_remarks(table.origin, find_odd(found.texts, found.pairs), len(found.texts))
     if config.template is None and preset.row_text.columns is None:
         remarks += pair_remarks(table.origin, config.text_column, table.columns)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)

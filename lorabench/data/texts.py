@@ -19,7 +19,6 @@ from lorabench.wording import counted, listed, quoted
 _INVISIBLE = ("Z", "Cc", "Cf")
 # They choose how the character before them is drawn, as phones put them behind symbols; of Unicode's category Mn.
 _VARIATION_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
-_ODD_CHARACTERS = {"\0": "a NUL character", "\ufeff": "a byte order mark"}
 _NUMBER, _TRUTH = "a number or a date", "true or false"
 
 
@@ -147,29 +146,6 @@ def is_blank(text: str) -> bool:
 def is_invisible(character: str) -> bool:
     """Whether a character is a space, a control or a mark that no one sees."""
     return unicodedata.category(character).startswith(_INVISIBLE) or character in _VARIATION_SELECTORS
-
-
-def odd_characters(origin: str, texts: Texts) -> list[str]:
-    """Which rows have characters that files are broken or joined by, a sentence for each kind."""
-    return odd_remarks(origin, find_odd(texts.texts, texts.pairs))
-
-
-def find_odd(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, list[int]]:
-    """Kind of character -> numbers of the rows that have it."""
-    both = [texts] if pairs is None else [texts, pairs]
-    return {
-        name: [i for i, row in enumerate(zip(*both, strict=True)) if any(character in text for text in row)]
-        for character, name in _ODD_CHARACTERS.items()
-    }
-
-
-def odd_remarks(origin: str, found: Mapping[str, Sequence[int]]) -> list[str]:
-    """What `find_odd` found, a sentence for each kind."""
-    return [
-        f"{origin}: {describe_rows(rows)} with {name} in the text; it is left there"
-        for name, rows in found.items()
-        if rows
-    ]
 
 
 def describe_rows(indices: Sequence[int], first: int = 0) -> str:

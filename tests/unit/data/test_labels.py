@@ -202,6 +202,23 @@ def test_names_that_say_other_things_are_not_said_to_look_alike(names: tuple[str
     assert not [remark for remark in label_remarks("f", "y", ["x", *names], 100) if "of their own" in remark]
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["R&amp;D", "x"], "'R&amp;D' has a character as HTML writes it (&amp;) as a part of its name"),
+        (
+            ["caf\u00c3\u00a9", "x"],
+            "'caf\u00c3\u00a9' has a character read in a wrong encoding (\u00c3\u00a9) as a part of its name",
+        ),
+        (["'pos'", "'neg'"], "\"'pos'\", \"'neg'\" have quotes around the whole as a part of their names"),
+        (["b'pos'", "x"], "\"b'pos'\" has the mark of Python's bytes (b'...') as a part of its name"),
+        (["R&D", "R&amp;D"], "'R&D' and 'R&amp;D' are classes of their own, though they look alike"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_about_a_name_is_said_once(names: list[str], said: str) -> None:
+    assert label_remarks("f", "y", names, 100) == [f"f: column 'y': {said}"]
+
+
 def test_short_and_long_words_of_one_meaning_are_said() -> None:
     assert label_remarks("f", "y", ["N", "No", "Y", "Yes"], 100) == [
         "f: column 'y': 'N' and 'No', 'Y' and 'Yes' are classes of their own, though they may say the same"

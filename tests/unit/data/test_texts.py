@@ -17,7 +17,7 @@ from lorabench.config.checks import find_issues
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.data import texts as texts_module
 from lorabench.data.task import load_task, text_rows
-from lorabench.data.texts import Texts, is_blank, odd_characters, pair_remarks, read_texts
+from lorabench.data.texts import Texts, is_blank, pair_remarks, read_texts
 from lorabench.errors import ConfigError, IssueList
 
 COLUMNS = {"premise": ["a b", "c"], "hypothesis": ["d", "e f"], "keyword": ["x", None], "label": ["0", "1"]}
@@ -260,14 +260,6 @@ def test_a_template_that_is_none_is_refused_before_any_file_is_read() -> None:
     assert issues_of(task="custom", template="{a}", text_column="a,b") == [
         "--template '{a}': --text-column a,b names the text, too; expected one of the two"
     ]
-
-
-def test_odd_characters_are_looked_for_in_both_texts_of_a_pair() -> None:
-    left = "rows.csv: {} in the text; it is left there"
-    nul, mark = "1 row (2) with a NUL character", "2 rows (1, 3) with a byte order mark"
-    pairs = Texts(["\ufeffa", "b", "c"], ["d", "e\0", "\ufefff"], [(0, 1)] * 3, [])
-    assert odd_characters("rows.csv", pairs) == [left.format(nul), left.format(mark)]
-    assert odd_characters("rows.csv", replace(pairs, pairs=None)) == [left.format("1 row (1) with a byte order mark")]
 
 
 def test_a_row_without_a_text_has_nothing_that_may_be_cut() -> None:
