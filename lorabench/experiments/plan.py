@@ -12,6 +12,7 @@ flags: {train_file: train.csv}         # of every run
 
 import hashlib
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from lorabench.experiments.checking import SharedIssues, load_data, named_twice,
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan_file import AXES, flag_to_words, no_axis, no_flag, read_plan_file, split_words
 from lorabench.launch.options import find_config
+from lorabench.wording import listed
 
 AUTO = "auto"
 DEFAULT_SETTING = "default"
@@ -268,9 +270,37 @@ def check_plan(plan: Plan) -> dict[Cell, RunConfig]:
             # Words that cannot be read hide what is wrong with model and task.
             configs[cell] = parse_words(words[:_NAMED] if {None, cell.setting} & unread.keys() else words)
     issues.raise_if_any(len(cells), lambda cell: describe(cell, plan))
+    for (first, second), of_cells in same_settings(configs).items():
+        if len(of_cells) * len(plan.settings) == len(cells):
+            issues.add(f"settings {first} and {second}: the same runs twice; expected settings that differ", cells)
     load_data(configs, issues)
     issues.raise_if_any(len(cells), lambda cell: describe(cell, plan))
     return configs
+
+
+def same_settings(configs: Mapping[Cell, RunConfig]) -> dict[tuple[str, str], list[Cell]]:
+    """Two settings -> the cells of the first whose runs are those of the second, too, all defaults filled in.
+
+    Args:
+        configs: what each cell's runs will do.
+    """
+    found: dict[tuple[str, str], list[Cell]] = {}
+    first: dict[Any, Cell] = {}
+    for cell, config in configs.items():
+        same = first.setdefault((replace(cell, setting=""), json.dumps(config.to_json(), sort_keys=True)), cell)
+        if same != cell:
+            found.setdefault((same.setting, cell.setting), []).append(same)
+    return found
+
+
+def twin_notes(plan: Plan, configs: Mapping[Cell, RunConfig]) -> list[str]:
+    """A sentence for each two settings that make the same runs of some models, by these models' defaults."""
+    notes = []
+    for (first, second), cells in same_settings(configs).items():
+        models = listed(list(dict.fromkeys(cell.model for cell in cells)))
+        tasks = f" on {listed(list(dict.fromkeys(cell.task for cell in cells)))}" if len(plan.tasks) > 1 else ""
+        notes.append(f"settings {first} and {second}: the same runs twice of {models}{tasks}")
+    return notes
 
 
 def _unread_words(plan: Plan) -> dict[str | None, list[str]]:

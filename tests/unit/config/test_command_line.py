@@ -415,7 +415,11 @@ def test_a_flag_twice_with_one_value_is_one_flag() -> None:
 
 def test_aliases_are_one_flag_and_later_words_replace_it() -> None:
     flags = flags_of({"seed": Annotated[int, tyro.conf.arg(aliases=("--start",))], "fast": bool})
-    assert repeated_flags(["--seed", "1", "--start", "2"], flags) == ["--seed: given twice; expected once"]
+    assert repeated_flags(["--seed", "1", "--seed", "2"], flags) == ["--seed: given twice; expected once"]
+    assert repeated_flags(["--seed", "1", "--start", "2"], flags) == [
+        "--seed and --start: two names of one flag; expected one of them"
+    ]
+    assert repeated_flags(["--start", "1", "--seed", "1"], flags) == []
     words = ["--start=1", "--fast", "--other", "x"]
     assert override(words, ["--seed", "2", "--no-fast"], flags) == ["--other", "x", "--seed", "2", "--no-fast"]
 
