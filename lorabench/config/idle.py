@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from lorabench.config.defaults import resolve_defaults
 from lorabench.config.run_config import RunConfig, RunOptions
+from lorabench.config.template import marks_of_others
 from lorabench.config.values import flag_word
 
 _ESCAPE = re.compile(r"\\[nrt]")
@@ -12,7 +13,7 @@ _ESCAPE = re.compile(r"\\[nrt]")
 
 def config_notes(config: RunConfig) -> list[str]:
     """One line for each, for the start of a run and for a dry run. A value that is the default is none of them."""
-    return [*_idle_flags(config), *_escapes(config.data.template)]
+    return [*_idle_flags(config), *_escapes(config.data.template), *_marks_of_others(config.data.template)]
 
 
 def _idle_flags(config: RunConfig) -> Iterator[str]:
@@ -42,3 +43,12 @@ def _escapes(template: str | None) -> Iterator[str]:
     if found:
         said = "a backslash and a letter in each text; in a shell, $'...' makes it one character"
         yield f"--template {template!r}: {' and '.join(found)}: {said}"
+
+
+def _marks_of_others(template: str | None) -> Iterator[str]:
+    """What looks like a column in another language for templates."""
+    found = marks_of_others(template or "")
+    if found:
+        shown = " and ".join("the $ before a column" if mark == "${" else repr(mark) for mark in found)
+        stands = "stands" if len(found) == 1 else "stand"
+        yield f"--template {template!r}: {shown} {stands} in each text as written; a column is a name in single braces"

@@ -31,6 +31,7 @@ from lorabench.data.texts import (
     is_blank,
     pair_remarks,
     read_texts,
+    template_remarks,
 )
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
@@ -217,7 +218,9 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         for name, count in found.filled.items()
     ]
     remarks += odd_remarks(table.origin, find_odd(found.texts, found.pairs), len(found.texts))
-    if config.template is None and preset.row_text.columns is None:
+    if config.template is not None:
+        remarks += template_remarks(table.origin, config.template, table.columns)
+    elif preset.row_text.columns is None:
         remarks += pair_remarks(table.origin, config.text_column, table.columns)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorabench.catalog.tasks import CuttableText, TaskPreset
 from lorabench.config.run_config import DataConfig
-from lorabench.config.template import parse_template
+from lorabench.config.template import names_in_marks, parse_template
 from lorabench.data.file_format import is_written_number, list_columns
 from lorabench.errors import IssueList
 from lorabench.wording import counted, listed, quoted
@@ -136,6 +136,15 @@ def pair_remarks(origin: str, text_column: str, columns: Mapping[str, Any]) -> l
     if text_column not in columns or len(parts) < 2 or not all(name in columns for name in parts):
         return []
     return [f"{origin}: column {text_column!r} is the text, not the pair of {' and '.join(map(repr, parts))}"]
+
+
+def template_remarks(origin: str, template: str, columns: Mapping[str, Any]) -> list[str]:
+    """A sentence where a template has a column's name in other marks than braces, and does not read the column."""
+    read = parse_template(template).columns
+    found = names_in_marks(template, [name for name in columns if name not in read])
+    stands = "stands" if len(found) == 1 else "stand"
+    said = f"{listed(list(map(quoted, found)))} {stands} in each text as written; a column is a name in braces"
+    return [f"{origin}: --template: {said}"] if found else []
 
 
 def is_blank(text: str) -> bool:

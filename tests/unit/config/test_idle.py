@@ -50,3 +50,16 @@ def test_a_line_break_that_no_shell_has_made_is_said() -> None:
     (said,) = notes("--task", "custom", "--template", r"{a}\n{b}\t{c}\n")
     expected = r"\n and \t: a backslash and a letter in each text; in a shell, $'...' makes it one character"
     assert said == rf"--template '{{a}}\\n{{b}}\\t{{c}}\\n': {expected}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{a}} {b}", "'{{a}}' stands in each text as written"),
+        ("${a} {b}", "the $ before a column stands in each text as written"),
+        ("%(a)s ${b}", "'%(a)s' and the $ before a column stand in each text as written"),
+    ],
+)
+def test_a_template_of_another_language_is_said_to_be_text(template: str, said: str) -> None:
+    (note,) = notes("--task", "custom", "--template", template)
+    assert note == f"--template {template!r}: {said}; a column is a name in single braces"

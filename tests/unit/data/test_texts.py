@@ -234,6 +234,14 @@ def test_what_a_template_leaves_out_is_said(tmp_path: Path) -> None:
     assert remark.endswith("train.csv: 5 rows without a value in column 'a', which the template leaves out")
 
 
+def test_a_template_that_names_a_column_in_other_marks_is_said(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"title": ["t"] * 4, "text": ["a", "b", "c", "d"], "label": ["x", "y"] * 2}
+    config = custom(tmp_path, rows, template="<title> $title {text}")
+    (remark,) = load_task(config, 42).remarks
+    assert remark.endswith(": --template: '<title>' stands in each text as written; a column is a name in braces")
+    assert load_task(custom(tmp_path, rows, template="<title>{title}</title> {text}"), 42).remarks == ()
+
+
 def test_texts_from_python_are_pairs_where_the_run_reads_two_columns() -> None:
     assert text_rows([("a", "b"), ("c", "d")], paired=True).contents == [("a", "b"), ("c", "d")]
     assert text_rows(["a", "b"]).contents == [("a",), ("b",)]
