@@ -623,3 +623,21 @@ def test_a_result_never_takes_the_place_of_the_options_it_was_asked_for_with(com
     needed = ["runs"] if command is cli.TableOptions else ["--run", "r", "--input", "i.csv"]
     with pytest.raises(ConfigError, match=f"--output {path}: is the file of --config, which would be lost"):
         arguments.parse_options(command, [*needed, "--config", str(path), "--output", str(path)], "lorabench x")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [("flash_attention_2", "flash_attn", "flash-attn"), ("flash_attention_3", "flash_attn_interface", "flash-attn-3")],
+)
+def test_flash_attention_wants_its_package_or_kernels(
+    name: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, there = ["--task", "sample", "--attn-implementation", name], set[str]()
+    monkeypatch.setattr(arguments, "find_spec", lambda wanted: object() if wanted in there else None)
+    said = f"^--attn-implementation {name}: the package is not installed; expected {package} before, or auto, sdpa"
+    with pytest.raises(ConfigError, match=said):
+        parse_run_config(words, launching=True)
+    for found in (module, "kernels"):
+        there.clear()
+        there.add(found)
+        assert parse_run_config(words, launching=True).model.attn_implementation == name
