@@ -84,7 +84,7 @@ def find_config(name: str) -> Path:
 
 
 def nearest_file(strategy: str, gpus: int, machines: int) -> str:
-    """The file of `accelerate_configs/` that is made for a strategy on so many machines, or cards, else for any number.
+    """The file of `accelerate_configs/` that is made for a strategy on so many machines or cards, else for any.
 
     Args:
         gpus: of each machine.
