@@ -13,6 +13,7 @@ SEPARATOR = re.compile(r"[,;|]")
 """Between labels of which a text holds several."""
 # Marks on letters, which are left off where a keyboard lacks them; of two Cyrillic ones they make others.
 _ACCENTS = re.compile("(?<![\u0438\u0443])[\u0300-\u036f]+")
+_SKIN_TONES = re.compile("[\U0001f3fb-\U0001f3ff]")
 _PLAIN_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "\u0131": "i"})
 # Cyrillic and Greek letters, and the Latin ones that look the same; all small, but for those alike as capitals only.
 _LOOK_ALIKES = str.maketrans(
@@ -35,6 +36,8 @@ _SHORT = (
     *("pos", "neg", "neu", "neut", "ent", "entail", "con", "contra", "unk", "irr", "irrel", "rel", "misc", "obj"),
     *("subj", "tech", "sci", "pol", "info", "med", "min", "maj", "crit", "mod", "fem", "masc", "edu", "econ", "hist"),
 )
+# Letters that are typed for a number.
+_LIKE_DIGITS = {"o": "0", "l": "1"}
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
 # A number with what it counts, as 5 stars, or with what it is the number of, as class 5.
@@ -91,8 +94,8 @@ def _appearance(name: str) -> Hashable:
 
 
 def _plain(text: str) -> str:
-    """Letters without the marks on them."""
-    stripped = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
+    """Letters without the marks on them, and symbols of people without the colour of their skin."""
+    stripped = _ACCENTS.sub("", unicodedata.normalize("NFD", _SKIN_TONES.sub("", text)))
     return unicodedata.normalize("NFC", stripped).translate(_PLAIN_LETTERS)
 
 
@@ -119,6 +122,8 @@ def _meaning(word: str, known: set[str], alone: set[str]) -> str:
         number = _DIGITS.get(match["number"], match["number"])
         if number.isdigit():
             return number if number in alone else f"{number} {match['what']}"
+    if _LIKE_DIGITS.get(word) in alone:
+        return _LIKE_DIGITS[word]
     if word in _TRUTH or word in _DIGITS:
         return _TRUTH.get(word) or _DIGITS[word]
     if len(word) >= _SHORTEST_PLURAL and word.endswith("s") and word[:-1] in known:

@@ -26,10 +26,14 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
 _WITH_DECIMALS = re.compile(r"[+-]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=[eE]-))([eE][+-]?[0-9]+)?")
 # As much of Europe writes them; Python, and so CSV files of most programs, do not.
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?|\d{1,2}([./-])\d{1,2}\1(?:\d{2}|\d{4})|\d{4}/\d{1,2}/\d{1,2}")
+# These may stand within the name of one class, as in Sci/Tech.
+_LOOSE_SEPARATOR = re.compile(r"[/+&]| and ")
 _BRACKETS = ("[]", "{}", "()")
 _MISSING_ELSEWHERE = frozenset(
     (
-        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?", "\\n"),
+        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?", "\\n", "missing", "blank", "(blank)", "empty"),
+        *("unlabeled", "unlabelled", "not labeled", "no label", "unannotated", "undefined", "unset", "tbd", "todo"),
         # What a spreadsheet writes where a cell cannot be computed.
         *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#error!"),
     )
@@ -155,7 +159,7 @@ def label_names(
         )
     if len(names) == len(labels) > _FEW_ROWS:
         raise ConfigError(f"{where} {len(names)} classes in {len(labels)} rows, one for each; expected a few classes")
-    key: Callable[[str], Any] = (lambda name: (float(name.replace(",", ".")), name)) if all_numbers else str
+    key: Callable[[str], Any] = (lambda name: (float(_bare(name).replace(",", ".")), name)) if all_numbers else str
     return tuple(sorted(names, key=key))
 
 
@@ -166,11 +170,18 @@ def look_like_values(labels: Sequence[str]) -> bool:
     return 2 * len(numbers) > len(labels) and any(map(_has_decimals, numbers))
 
 
+def _bare(name: str) -> str:
+    """A name without the sign of a currency or of percent, which makes no class of a number."""
+    return name.strip("$\u20ac\u00a3\u00a5%\u2030 \u00a0")
+
+
 def _is_value(name: str) -> bool:
+    name = _bare(name)
     return is_number(name) or _DECIMAL_COMMA.fullmatch(name) is not None
 
 
 def _has_decimals(label: str) -> bool:
+    label = _bare(label)
     return _WITH_DECIMALS.fullmatch(label) is not None and not _WHOLE.fullmatch(label)
 
 
@@ -225,7 +236,11 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     if several:
         said = "looks like several labels; it" if len(several) == 1 else "look like several labels; each"
         remarks.append(f"{where} {listed(several)} {said} is the name of one class")
-    lists = [quoted(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
+    lists = [
+        quoted(name)
+        for name in names
+        if len(name) > 1 and name[0] + name[-1] in _BRACKETS and name.casefold() not in _MISSING_ELSEWHERE
+    ]
     if lists:
         remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
     has_words = any(character.isalpha() for name in names for character in name)
@@ -239,6 +254,8 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     decimal = [quoted(name) for name in names if _has_decimals(name)]
     if decimal and not all(map(_is_value, names)):
         remarks.append(f"{where} {listed(decimal)} is the name of a class, not a value to predict")
+    if len(names) > 1 and all(map(_DATE.fullmatch, names)):
+        remarks.append(f"{where} {listed(list(map(quoted, names)))}: dates, each the name of a class")
     infinite = [repr(name) for name in names if name.lstrip("+-").casefold() in ("inf", "infinity", "infinite")]
     if infinite:
         remarks.append(f"{where} {listed(infinite)} is the name of a class, not a number")
@@ -258,13 +275,15 @@ def _seen(name: str) -> str:
 def _joined(names: Sequence[str]) -> list[str]:
     """Names that are others with a separator between them, in quotes."""
     known = set(names)
-    written = {name: repaired(name) for name in names}  # an entity of HTML ends with a separator
-    split = {
-        name: [part.strip() for part in SEPARATOR.split(text)]
-        for name, text in written.items()
-        if SEPARATOR.search(text)
-    }
-    return [quoted(name) for name, parts in split.items() if not _is_value(name) and known.intersection(parts)]
+    found = []
+    for name in names:
+        text = repaired(name)  # an entity of HTML ends with a separator
+        parts = [part.strip() for part in SEPARATOR.split(text)]
+        others = [part.strip() for part in _LOOSE_SEPARATOR.split(text)]
+        joins = (len(parts) > 1 and known.intersection(parts)) or (len(others) > 1 and known.issuperset(others))
+        if joins and not _is_value(name):
+            found.append(quoted(name))
+    return found
 
 
 def count_classes(labels: Sequence[int], classes: int) -> list[int]:

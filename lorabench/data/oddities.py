@@ -3,9 +3,12 @@
 All of it is left where it is: a text may be about such signs, and nothing but its author knows.
 """
 
+import ast
 import html
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from lorabench.data.quotes import ENCLOSING
 from lorabench.data.texts import describe_rows
@@ -15,6 +18,32 @@ _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]
 # What JSON and Python write for a character beyond ASCII.
 _ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}")
 _BYTES = re.compile(r"""b'[^']*'|b"[^"]*\"""", re.DOTALL)
+
+# What programs and sites write where there is no text.
+_MISSING = frozenset(
+    (
+        "nan",
+        "null",
+        "none",
+        "nil",
+        "na",
+        "n/a",
+        "<na>",
+        "#n/a",
+        "\\n",
+        "nat",
+        "[deleted]",
+        "[removed]",
+        "[null]",
+        "(null)",
+    )
+)
+_FILE = re.compile(
+    r"[^\s<>\"|?*]+\.(txt|html?|xml|json|md|pdf|docx?|rtf|csv|eml|png|jpe?g|gif|wav|mp3|mp4)", re.IGNORECASE
+)
+_ADDRESS = re.compile(r"(https?://|www\.)\S+", re.IGNORECASE)
+# Longer texts are not parsed to see what they are.
+_LONGEST_LISTING = 100_000
 
 
 def _byte_images() -> dict[str, int]:
@@ -53,24 +82,72 @@ def _has_entity(text: str) -> bool:
     return "&" in text and any(html.unescape(mark) != mark for mark in _ENTITY.findall(text))
 
 
-_QUOTES = "quotes around the whole"
-_KINDS: Mapping[str, Callable[[str], bool]] = {
-    "a NUL character": lambda text: "\0" in text,
-    "a byte order mark": lambda text: "\ufeff" in text,
-    "the sign of a lost character (\ufffd)": lambda text: "\ufffd" in text,
-    "a character as HTML writes it (&amp;)": _has_entity,
-    "a character as programs escape it (\\u00e9)": lambda text: _ESCAPE.search(text) is not None,
-    "a character read in a wrong encoding (\u00c3\u00a9)": is_misread,
-    "the mark of Python's bytes (b'...')": lambda text: _BYTES.fullmatch(text) is not None,
-    _QUOTES: is_enclosed,
+def _is_listing(text: str) -> bool:
+    """Whether a text is what JSON or Python writes for a list or an object."""
+    text = text.strip()
+    if text.startswith(("array([", "tensor([")):
+        return text.endswith(")")
+    if not 1 < len(text) <= _LONGEST_LISTING or text[0] + text[-1] not in ("[]", "{}"):
+        return False
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return isinstance(read(text), list | dict | set)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return False
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of oddity.
+
+    Attributes:
+        has: whether a text has it.
+        of_all: it is one of the whole text, which the name says; else something stands in the text.
+        mostly: it says something only where most texts have it.
+        of_names: it is odd in the name of a class, too.
+    """
+
+    has: Callable[[str], bool]
+    of_all: bool = False
+    mostly: bool = False
+    of_names: bool = True
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "a NUL character": _Kind(lambda text: "\0" in text),
+    "a byte order mark": _Kind(lambda text: "\ufeff" in text),
+    "the sign of a lost character (\ufffd)": _Kind(lambda text: "\ufffd" in text),
+    "a character as HTML writes it (&amp;)": _Kind(_has_entity),
+    "a character as programs escape it (\\u00e9)": _Kind(lambda text: _ESCAPE.search(text) is not None),
+    "a character read in a wrong encoding (\u00c3\u00a9)": _Kind(is_misread),
+    "the mark of Python's bytes (b'...')": _Kind(lambda text: _BYTES.fullmatch(text) is not None),
+    "quotes around the whole": _Kind(is_enclosed, of_all=True, mostly=True),
+    "a list or an object, as programs write it, for the whole": _Kind(_is_listing, of_all=True, of_names=False),
+    "a word for a missing one (nan) for the whole": _Kind(
+        lambda text: text.strip().casefold() in _MISSING, of_all=True, of_names=False
+    ),
+    "the name of a file for the whole": _Kind(
+        lambda text: _FILE.fullmatch(text.strip()) is not None, of_all=True, mostly=True, of_names=False
+    ),
+    "%20 in place of spaces for the whole": _Kind(
+        lambda text: "%20" in text and " " not in text.strip() and _ADDRESS.fullmatch(text.strip()) is None,
+        of_all=True,
+        mostly=True,
+        of_names=False,
+    ),
+    "an address for the whole": _Kind(
+        lambda text: _ADDRESS.fullmatch(text.strip()) is not None, of_all=True, mostly=True, of_names=False
+    ),
 }
-# Without one of these a text has none of the above: most texts need only be looked through once.
-_SUSPECT = re.compile(f'[\0\ufeff\ufffd&\\\\\u00c2-\u00f0]|^\\s*["b{re.escape("".join(ENCLOSING))}]')
+# A text of several words without one of these has none of the above: most texts need only be looked through once.
+_START = f'["b\\[{{{re.escape("".join(ENCLOSING))}]|array|tensor'
+_SUSPECT = re.compile(f"[\0\ufeff\ufffd&\\\\\u00c2-\u00f0]|^\\s*(?:{_START}|\\S+\\s*$)")
 
 
 def oddities_of(text: str) -> list[str]:
-    """The kinds of oddities that a text, or a name, has."""
-    return [kind for kind, has in _KINDS.items() if has(text)] if _SUSPECT.search(text) else []
+    """The kinds of oddities that a text has."""
+    return [name for name, kind in _KINDS.items() if kind.has(text)] if _SUSPECT.search(text) else []
 
 
 def repaired(text: str) -> str:
@@ -95,14 +172,13 @@ def find_odd(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, lis
 
 
 def odd_remarks(origin: str, found: Mapping[str, Sequence[int]], rows: int) -> list[str]:
-    """What `find_odd` found in so many rows, a sentence for each kind; of quotes only where most rows have them."""
+    """What `find_odd` found in so many rows, a sentence for each kind that says something."""
     remarks = []
-    for kind in _KINDS:
-        bad = found.get(kind, ())
-        if kind == _QUOTES and 2 * len(bad) > rows:
-            remarks.append(f"{origin}: {describe_rows(bad)} with {kind} text; they are left there")
-        elif kind != _QUOTES and bad:
-            remarks.append(f"{origin}: {describe_rows(bad)} with {kind} in the text; it is left there")
+    for name, kind in _KINDS.items():
+        bad = found.get(name, ())
+        if bad and (not kind.mostly or 2 * len(bad) > rows):
+            place = "text; it is read as it stands" if kind.of_all else "in the text; it is left there"
+            remarks.append(f"{origin}: {describe_rows(bad)} with {name} {place}")
     return remarks
 
 
@@ -111,5 +187,6 @@ def odd_names(names: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
         for kind in oddities_of(name):
-            found.setdefault(kind, []).append(name)
+            if _KINDS[kind].of_names:
+                found.setdefault(kind, []).append(name)
     return found

@@ -50,6 +50,13 @@ def scored_in_name(stem: str) -> str | None:
     return next((word for word in known if word in names), None)
 
 
+def split_of_word(word: str) -> str | None:
+    """The split that a word names alone; `scored` of another for rows that are not trained on; None of other words."""
+    word = word.strip().lower()
+    named = next((split for split, names in _NAMES.items() if word in names), None)
+    return named or ("scored" if word in _SCORED else None)
+
+
 def _words(stem: str) -> list[str]:
     return re.split(r"[_.\-\s]+", stem.lower())
 

@@ -12,6 +12,7 @@ from lorabench.catalog.tasks import CuttableText, TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.config.template import names_in_marks, parse_template
 from lorabench.data.file_format import is_written_number, list_columns
+from lorabench.data.split_names import split_of_word
 from lorabench.errors import IssueList
 from lorabench.wording import counted, listed, quoted
 
@@ -123,6 +124,29 @@ def check_header_rows(origin: str, columns: Mapping[str, Sequence[Any]], issues:
         issues.add(f"{origin}: {describe_rows(repeated)} with the names of the columns; expected the header once")
 
 
+def check_texts_are_no_labels(
+    origin: str, texts: Sequence[str], labels: Sequence[str] | None, issues: IssueList
+) -> None:
+    """An issue where each text is its row's label, as a second column of labels has it."""
+    if texts and labels and all(text.strip() == label for text, label in zip(texts, labels, strict=True)):
+        issues.add(f"{origin}: each text is the label of its row; expected --text-column with the texts")
+
+
+def split_column_remarks(origin: str, split: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A sentence for each column that says of rows which split they are of: no row is left out by it."""
+    remarks = []
+    for name, column in columns.items():
+        if not all(value is None or isinstance(value, str | bool | int) for value in column):
+            continue
+        values = {str(value) for value in column if value is not None and value != ""}
+        kinds = set(map(split_of_word, values))
+        flags = split_of_word(name.lower().removeprefix("is_").removeprefix("in_")) and len(values) == 2
+        if values and (flags or (None not in kinds and kinds != {split})):
+            said = listed(sorted(map(quoted, values)))
+            remarks.append(f"{origin}: column {name!r} holds {said}; it is not read, and all rows are {split} rows")
+    return remarks
+
+
 def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns that `--text-column` names: one whose own name has commas, or those between the commas."""
     if text_column in columns or "," not in text_column:
@@ -165,6 +189,11 @@ def describe_rows(indices: Sequence[int], first: int = 0) -> str:
 def name_rows(ids: Sequence[str]) -> str:
     """`2 rows (id a, b)`, at most five named."""
     return f"{counted(len(ids), 'row')} (id {listed(ids)})"
+
+
+def columns_read(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the columns that become texts."""
+    return _needed(config, preset, columns)[0]
 
 
 def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

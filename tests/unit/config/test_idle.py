@@ -23,6 +23,8 @@ def notes(*words: str) -> list[str]:
             "--test-split t: without effect: random",
         ),
         (["--weights", "random", "--test-file", __file__], f"--test-file {__file__}: without effect: random"),
+        (["--early-stopping", "9", "--epochs", "9"], "--early-stopping 9: without effect: the run has 9 epochs"),
+        (["--learning-rate", "1e4"], "--learning-rate 10000: far above the rates that LoRA learns at"),
         (["--warmup-ratio", "0.3"], "--warmup-ratio 0.3: without effect: --lr-scheduler constant has no warm-up"),
     ],
 )
@@ -37,6 +39,7 @@ def test_a_flag_without_effect_is_said(words: list[str], start: str) -> None:
         [],
         ["--track", "tensorboard", "--track-tags", "a", "--track-group", "g"],
         ["--warmup-ratio", "0.3", "--lr-scheduler", "linear"],
+        ["--learning-rate", "0.05", "--early-stopping", "1", "--epochs", "2"],
         ["--recipe", "strong", "--lr-scheduler", "constant"],
         ["--warmup-ratio", "0.3", "--lr-scheduler", "constant_with_warmup"],
         ["--task", "custom", "--template", "{a}\n{b} \\d \\{c}"],

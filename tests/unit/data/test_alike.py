@@ -14,7 +14,8 @@ LOOKS, PARTS, SAYS = "look alike", "have the same parts", "may say the same"
         (("R&D", "R&amp;D"), LOOKS), (("R&D", "R and D"), LOOKS), (("it's", "it&#39;s"), LOOKS),
         (("caf\u00c3\u00a9", "caf\u00e9"), LOOKS), (("caf\u00c3\u00a9", "cafe"), LOOKS),
         (("\u0451\u043b\u043a\u0430", "\u0435\u043b\u043a\u0430"), LOOKS),
-        (("a,b", "b,a"), PARTS),
+        (("\U0001f44d", "\U0001f44d\U0001f3fd"), LOOKS), (("a,b", "b,a"), PARTS),
+        (("0", "O"), SAYS), (("1", "l"), SAYS),
         (("pos", "positive"), SAYS), (("Neg", "NEGATIVE"), SAYS), (("neu", "neutral"), SAYS),
         (("entail", "entailment"), SAYS), (("con", "contradiction"), SAYS), (("misc", "miscellaneous"), SAYS),
         (("5", "5 stars"), SAYS), (("5", "5-star"), SAYS), (("5 stars", "five stars"), SAYS), (("1", "one"), SAYS),
@@ -38,6 +39,7 @@ def test_names_that_may_be_one_class_are_said(names: tuple[str, ...], likeness: 
         ("C", "C++", "C#"),
         ("\u043c\u043e\u0439", "\u043c\u043e\u0438"), ("\u304b", "\u304c"), ("\u0915\u0941\u0932", "\u0915\u0932"),
         ("sci.med", "sci.space", "sci.crypt"), ("Q&A", "FAQ"), ("AT&T", "ATT"), ("2", "2 or more"),
+        ("O", "A", "B", "AB"),
     ],
 )  # fmt: skip
 def test_ordinary_classes_are_not(names: tuple[str, ...]) -> None:

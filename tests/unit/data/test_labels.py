@@ -101,6 +101,9 @@ def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> 
     assert names(["1", "0,5"], numeric=True) == ("0,5", "1")
     assert "numbers such as 1e-05 (row 1)" in refused(["1e-05", "2"])
     assert "numbers such as 1.5e3 (row 2)" in refused(["1", "1.5e3"])
+    assert "numbers such as $1.99 (row 1)" in refused(["$1.99", "$2"])
+    assert "numbers such as 12.5 % (row 2)" in refused(["3 %", "12.5 %"])
+    assert names(["$2", "\u20ac1.5", "10%"], numeric=True) == ("\u20ac1.5", "$2", "10%")
 
 
 def test_a_few_words_among_values_do_not_make_them_classes() -> None:
@@ -227,7 +230,14 @@ def test_short_and_long_words_of_one_meaning_are_said() -> None:
     assert remark.endswith("'TRUE' and 'True' are classes of their own, though they look alike")
 
 
-@pytest.mark.parametrize("name", ["#REF!", "#DIV/0!", "#NAME?", "-1", "-100", "\\N"])
+@pytest.mark.parametrize("days", [["2020-01-02", "2020-01-03"], ["1.2.2020", "3.2.20"], ["2020/1/2", "1/2/2020"]])
+def test_dates_as_classes_are_said(days: list[str]) -> None:
+    (remark,) = label_remarks("f", "y", days, 100)
+    assert remark.endswith(": dates, each the name of a class")
+    assert label_remarks("f", "y", [*days, "never"], 100) == []
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "TBD", "(blank)", "#REF!", "#DIV/0!", "#NAME?", "-1", "-100", "\\N"])
 def test_what_programs_write_for_a_missing_class_is_said(name: str) -> None:
     assert label_remarks("f", "y", ["calm", "storm", name], 100) == [
         f"f: column 'y': {name!r} is the name of a class, not a missing label"
@@ -288,6 +298,11 @@ def test_texts_that_list_several_labels_are_said_to_be_one_class_each() -> None:
         (("a", "a, b", "b;a;c", "x;y"), "'a, b', 'b;a;c' look like several labels; each"),
         (("a;b", "c"), None),
         (("1", "1,5"), None),
+        (("a", "b", "a/b"), "'a/b' looks like several labels; it"),
+        (("a", "b", "a and b", "a+b"), "'a and b', 'a+b' look like several labels; each"),
+        (("Sci", "Sci/Tech"), None),
+        (("C", "C++"), None),
+        (("1", "2", "1/2"), "'1/2' looks like several labels; it"),
     ],
 )
 def test_a_class_that_joins_others_is_said_to_be_one(names: tuple[str, ...], said: str | None) -> None:

@@ -8,6 +8,8 @@ HTML = "a character as HTML writes it (&amp;)"
 ESCAPED = "a character as programs escape it (\\u00e9)"
 MISREAD = "a character read in a wrong encoding (\u00c3\u00a9)"
 BYTES = "the mark of Python's bytes (b'...')"
+LISTING = "a list or an object, as programs write it, for the whole"
+MISSING = "a word for a missing one (nan) for the whole"
 QUOTES = "quotes around the whole"
 SENTENCES = (
     "Caf\u00e9 \u00fcber \u00c5ngstr\u00f6m \u2014 \u201ca\u201d \u2026 \u20ac5 \u00bb x",
@@ -36,6 +38,12 @@ def test_a_text_read_in_another_encoding_is_known_and_repaired(text: str) -> Non
         ("&unknown;", []), ("caf\\u00e9", [ESCAPED]), ("a\\xe9", [ESCAPED]), ("C:\\users", []), ("b'good'", [BYTES]),
         ('b"it\'s"', [BYTES]), ("b'a' or b'b'", []), ("caf\ufffd", ["the sign of a lost character (\ufffd)"]),
         ("'good'", [QUOTES]), (' "good" ', [QUOTES]), ("\u201cgood\u201d", [QUOTES]), ("\u00abbon\u00bb", [QUOTES]),
+        ("[1, 2]", [LISTING]), ('{"a": "b"}', [LISTING]), ("['a', 'b']", [LISTING]),
+        ("array(['a'], dtype=object)", [LISTING]),
+        ("[sic]", []), ("{a} b", []), ("[1] a [2]", []), ("[", []), ("NaN", [MISSING]), (" [deleted] ", [MISSING]),
+        ("none of it", []), ("a/b.txt", ["the name of a file for the whole"]), ("see a.txt", []), ("3.14", []),
+        ("https://x.org/a b", []), ("https://x.org/a%20b", ["an address for the whole"]),
+        ("a%20b%20c", ["%20 in place of spaces for the whole"]), ("50%20 off", []),
         ("'tis good", []), ("''", []), ('"a', []), ("good'", []), ("'a\"", []),
     ],
 )  # fmt: skip
@@ -51,13 +59,25 @@ def test_rows_are_looked_at_in_both_texts_of_a_pair() -> None:
     assert odd_remarks("rows.csv", find_odd(first, None), 3) == [left.format("1 row (1) with a byte order mark")]
 
 
+def test_texts_that_are_names_of_files_or_addresses_are_said_where_most_are() -> None:
+    for text, kind in (("a.txt", "the name of a file"), ("www.a.org/b", "an address")):
+        (remark,) = odd_remarks("f", find_odd([text, text, "b c"], None), 3)
+        assert remark == f"f: 2 rows (1, 2) with {kind} for the whole text; it is read as it stands"
+        assert odd_remarks("f", find_odd([text, "a b"], None), 2) == []
+    (remark,) = odd_remarks("f", find_odd(["nan", "a b", "c d"], None), 3)
+    assert remark == f"f: 1 row (1) with {MISSING} text; it is read as it stands"
+
+
 def test_quotes_are_said_where_most_texts_have_them() -> None:
     texts = ["'a b'", "'c'", "d"]
     assert odd_remarks("f", find_odd(texts, None), 3) == [
-        "f: 2 rows (1, 2) with quotes around the whole text; they are left there"
+        "f: 2 rows (1, 2) with quotes around the whole text; it is read as it stands"
     ]
     assert odd_remarks("f", find_odd([*texts, "e"], None), 4) == []
 
 
 def test_names_are_given_by_what_is_odd_about_them() -> None:
-    assert odd_names(["'pos'", "'neg'", "R&amp;D", "calm"]) == {QUOTES: ["'pos'", "'neg'"], HTML: ["R&amp;D"]}
+    assert odd_names(["'pos'", "'neg'", "R&amp;D", "calm", "nan", "a.txt"]) == {
+        QUOTES: ["'pos'", "'neg'"],
+        HTML: ["R&amp;D"],
+    }

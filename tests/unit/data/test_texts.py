@@ -211,6 +211,26 @@ def test_numbers_with_something_beside_them_are_texts(tmp_path: Path, text: str)
     assert load_task(custom(tmp_path, rows, text_column="n"), 42).labels == ("a", "b")
 
 
+def test_texts_that_are_their_labels_are_refused(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"text": ["x", " y", "x", "y"], "label": ["x", "y"] * 2}
+    with pytest.raises(ConfigError, match="each text is the label of its row; expected --text-column with the texts"):
+        load_task(custom(tmp_path, rows), 42)
+    rows["text"][0] = "y"
+    assert load_task(custom(tmp_path, rows), 42)
+
+
+def test_a_column_that_says_of_rows_which_split_they_are_of_is_said(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"text": ["a b", "b c", "c d", "d e"], "label": ["x", "y"] * 2}
+    odd: dict[str, list[Any]] = {"fold": ["train", "Test", "train", "dev"], "is_test": [0, 1, 0, 0]}
+    plain = {"split": ["train"] * 4, "set": ["a", "test", "b", "c"], "test": ["a", "b", "c", "d"], "n": [1, 2, 1, 2]}
+    said = load_task(custom(tmp_path, {**rows, **odd, **plain}), 42).remarks
+    assert [remark.partition(": ")[2] for remark in said] == [
+        "column 'fold' holds 'Test', 'dev', 'train'; it is not read, and all rows are train rows",
+        "column 'is_test' holds '0', '1'; it is not read, and all rows are train rows",
+    ]
+    assert load_task(custom(tmp_path, {**rows, **odd}, template="{fold} {is_test} {text}"), 42).remarks == ()
+
+
 def test_a_header_within_the_rows_is_refused(tmp_path: Path) -> None:
     rows = {"text": ["x", "text", "text", "y"], "label": ["a", "label", "b", "a"]}
     with pytest.raises(ConfigError) as raised:

@@ -226,6 +226,14 @@ def test_settings_that_make_the_same_runs_of_one_model_alone_are_said(
     assert capsys.readouterr().err == "note       settings plain and again: the same runs twice of minilm\n"
 
 
+def test_settings_that_differ_in_what_is_recorded_alone_are_said(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--setting", "again=--logging-steps 3 --track-tags x", "--dry-run"]) == 0
+    said = "settings plain and again: the same runs twice of minilm, but for what is recorded of them"
+    assert capsys.readouterr().err == f"note       {said}\n"
+
+
 def test_what_an_axis_expects_is_said_in_plain_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", "--seeds", "1", "a", "--gpus-per-run", "x", "--models"]) == EXIT_BAD_INPUT
     assert [line.removeprefix("  - ") for line in capsys.readouterr().err.splitlines()[1:]] == [
