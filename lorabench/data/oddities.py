@@ -64,6 +64,8 @@ _MISREAD = re.compile(
     f"|\u00e2[{_REST}]{{2}}|\u00f0[{_REST}]{{3}}|\u00ef(?:\u00bb\u00bf|\u00bf\u00bd)"
     # Of scripts other than Latin: two letters, since a pair may stand side by side by chance.
     f"|(?:[\u00c4-\u00df][{_REST}]){{2}}|(?:[\u00e0-\u00ef][{_REST}]{{2}}){{2}}"
+    # Controls that no text has: letters and quotes of Windows, or of the Mac, read as Latin-1.
+    "|[\x80-\x84\x86-\x9f]"
 )
 
 
@@ -142,7 +144,7 @@ _KINDS: Mapping[str, _Kind] = {
 }
 # A text of several words without one of these has none of the above: most texts need only be looked through once.
 _START = f'["b\\[{{{re.escape("".join(ENCLOSING))}]|array|tensor'
-_SUSPECT = re.compile(f"[\0\ufeff\ufffd&\\\\\u00c2-\u00f0]|^\\s*(?:{_START}|\\S+\\s*$)")
+_SUSPECT = re.compile(f"[\0\ufeff\ufffd&\\\\\x80-\x9f\u00c2-\u00f0]|^\\s*(?:{_START}|\\S+\\s*$)")
 
 
 def oddities_of(text: str) -> list[str]:

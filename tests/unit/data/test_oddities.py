@@ -36,7 +36,9 @@ def test_a_text_read_in_another_encoding_is_known_and_repaired(text: str) -> Non
     [
         ("R&amp;D", [HTML]), ("it&#39;s", [HTML]), ("&#x27;", [HTML]), ("R&D; AT&T", []), ("a & b; c", []),
         ("&unknown;", []), ("caf\\u00e9", [ESCAPED]), ("a\\xe9", [ESCAPED]), ("C:\\users", []), ("b'good'", [BYTES]),
-        ('b"it\'s"', [BYTES]), ("b'a' or b'b'", []), ("caf\ufffd", ["the sign of a lost character (\ufffd)"]),
+        ('b"it\'s"', [BYTES]), ("b'a' or b'b'", []),
+        ("\x89\u00db a", [MISREAD]), ("a\x85b", []),
+        ("caf\ufffd", ["the sign of a lost character (\ufffd)"]),
         ("'good'", [QUOTES]), (' "good" ', [QUOTES]), ("\u201cgood\u201d", [QUOTES]), ("\u00abbon\u00bb", [QUOTES]),
         ("[1, 2]", [LISTING]), ('{"a": "b"}', [LISTING]), ("['a', 'b']", [LISTING]),
         ("array(['a'], dtype=object)", [LISTING]),
