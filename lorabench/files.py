@@ -27,6 +27,22 @@ _CHUNK_BYTES = 1 << 20
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 ADDRESS_ISSUE = "an address; expected a file on this machine, so download it before"
 
+# How the text begins that stands for a large file in a clone without Git LFS; it is shorter than a kilobyte.
+LFS_POINTER = b"version https://git-lfs"
+LFS_ISSUE = "is the pointer of a Git LFS file, not the file itself; `git lfs pull` gets it"
+_LONGEST_POINTER = 1024
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is there only as the pointer of Git LFS; False of one that cannot be read."""
+    try:
+        if path.stat().st_size > _LONGEST_POINTER:
+            return False
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
 
 def is_address(name: str | Path) -> bool:
     """Whether a name is of something elsewhere, such as `https://host/rows.csv`, and of no file here."""

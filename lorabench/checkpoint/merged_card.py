@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
+from huggingface_hub import ModelCardData, metadata_load
 
 from lorabench.catalog.tasks import task_preset
 from lorabench.checkpoint.card import Reading, texts_code
+from lorabench.config.hub_cache import cached_file
 from lorabench.config.template import parse_template
 from lorabench.harmless import markdown, printable
 from lorabench.models.source import local_source
@@ -39,9 +40,9 @@ class MergeFacts:
 def base_licence(base: str, revision: str | None) -> str | None:
     """The licence that the base model's own card names, where that is on this machine."""
     source = local_source(base, revision)
-    path = Path(source) / "README.md" if Path(source).is_dir() else try_to_load_from_cache(source, "README.md")
+    path = Path(source) / "README.md" if Path(source).is_dir() else cached_file(source, "README.md")
     try:
-        found = metadata_load(path) if isinstance(path, str | Path) else None
+        found = None if path is None else metadata_load(path)
     except (OSError, ValueError, yaml.YAMLError):  # no card, or one without metadata that can be read
         return None
     licence = (found or {}).get("license")

@@ -243,6 +243,7 @@ def check_run_config(
         *missing_files(config.data),
         *missing_tracker(config.run),
         *missing_quantizer(config.model),
+        *missing_attention(config.model),
         *adapter_issues(config),
     ]
     if issues:
@@ -284,6 +285,19 @@ def missing_quantizer(model: ModelConfig) -> list[str]:
     return [
         f"--quantize {model.quantize}: the package is not installed; expected `pip install bitsandbytes` before, or "
         "--quantize none"
+    ]
+
+
+def missing_attention(model: ModelConfig) -> list[str]:
+    """A message if flash attention is asked for, and neither its package nor transformers' kernels are installed."""
+    modules = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+    module = modules.get(model.attn_implementation)
+    if module is None or any(find_spec(name) is not None for name in (module, "kernels")):
+        return []
+    package = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3"}[module]
+    return [
+        f"--attn-implementation {model.attn_implementation}: the package is not installed; expected {package} before, "
+        "or auto, sdpa or eager"
     ]
 
 

@@ -99,16 +99,23 @@ def repeated_flags(words: Sequence[str], flags: Mapping[str, Flag]) -> list[str]
         words: of the command line.
         flags: see `flags_of`.
     """
-    issues, seen = IssueList(), dict[str, Any]()
+    issues, seen = IssueList(), dict[str, tuple[str, Any]]()
     for written, given in _grouped(words):
         flag, value = _given(written, given, flags)
         if flag is None or flag.repeats:
             continue
         several = many_of(flag.hint) is not None
-        same = flag.name not in seen or (seen[flag.name] == value and not several)
+        # A flag that is switched off is the same by name.
+        shown = flag_word(_name(written) if _name(written) in flags else flag.name)
+        first, before = seen.get(flag.name, (shown, value))
         more = ", with all of its values after it" if several else ""
-        issues.check(same, f"{flag_word(flag.name)}: given twice; expected once{more}")
-        seen[flag.name] = value
+        if flag.name in seen and (before != value or several):
+            issues.add(
+                f"{shown}: given twice; expected once{more}"
+                if shown == first
+                else f"{first} and {shown}: two names of one flag; expected one of them{more}"
+            )
+        seen[flag.name] = shown, value
     return list(dict.fromkeys(issues))
 
 

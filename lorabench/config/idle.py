@@ -4,15 +4,22 @@ import re
 from collections.abc import Iterator
 
 from lorabench.config.defaults import resolve_defaults
-from lorabench.config.run_config import RunConfig, RunOptions
+from lorabench.config.run_config import OptimConfig, RunConfig, RunOptions
+from lorabench.config.template import marks_of_others
 from lorabench.config.values import flag_word
 
+_DOUBTFUL_RATE = 0.1
 _ESCAPE = re.compile(r"\\[nrt]")
 
 
 def config_notes(config: RunConfig) -> list[str]:
     """One line for each, for the start of a run and for a dry run. A value that is the default is none of them."""
-    return [*_idle_flags(config), *_escapes(config.data.template)]
+    return [
+        *_idle_flags(config),
+        *_doubtful_rate(config.optim),
+        *_escapes(config.data.template),
+        *_marks_of_others(config.data.template),
+    ]
 
 
 def _idle_flags(config: RunConfig) -> Iterator[str]:
@@ -27,6 +34,9 @@ def _idle_flags(config: RunConfig) -> Iterator[str]:
             value = getattr(config.data, name)
             if value is not None:
                 yield f"{flag_word(name)} {value}: without effect: random weights have no predictions to score"
+    stopping, epochs = run.early_stopping, config.optim.epochs
+    if stopping is not None and stopping >= epochs:
+        yield f"--early-stopping {stopping}: without effect: the run has {epochs} epochs"
     optim = config.optim
     preset = resolve_defaults(config.model.model, config.data.task, recipe=optim.recipe).optim
     if optim.lr_scheduler == "constant" and optim.warmup_ratio != preset.warmup_ratio:
@@ -36,9 +46,24 @@ def _idle_flags(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _doubtful_rate(optim: OptimConfig) -> Iterator[str]:
+    """A learning rate by which nothing is learnt: most likely the minus of its exponent was lost."""
+    if optim.learning_rate >= _DOUBTFUL_RATE:
+        yield f"--learning-rate {optim.learning_rate:g}: far above the rates that LoRA learns at (1e-5 to 1e-2)"
+
+
 def _escapes(template: str | None) -> Iterator[str]:
     """Line breaks and tabs that no shell has made of a backslash and a letter."""
     found = list(dict.fromkeys(_ESCAPE.findall(template or "")))
     if found:
         said = "a backslash and a letter in each text; in a shell, $'...' makes it one character"
         yield f"--template {template!r}: {' and '.join(found)}: {said}"
+
+
+def _marks_of_others(template: str | None) -> Iterator[str]:
+    """What looks like a column in another language for templates."""
+    found = marks_of_others(template or "")
+    if found:
+        shown = " and ".join("the $ before a column" if mark == "${" else repr(mark) for mark in found)
+        stands = "stands" if len(found) == 1 else "stand"
+        yield f"--template {template!r}: {shown} {stands} in each text as written; a column is a name in single braces"

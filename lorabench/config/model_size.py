@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabench.catalog.models import preset_of
+from lorabench.config.hub_cache import cached_folder
 
 _INDEX = "model.safetensors.index.json"
 
@@ -38,7 +39,7 @@ def known_parameters(model: str, revision: str | None = None) -> int | None:
         preset = preset_of(model)
         if preset is not None:
             return preset.base_parameters
-    folder = Path(model) if os.path.isdir(model) else _cached(model, revision)
+    folder = Path(model) if os.path.isdir(model) else cached_folder(model, revision)
     tensors = None if folder is None else read_headers(folder)
     return sum(tensor.size for tensor in tensors.values()) if tensors else None
 
@@ -66,15 +67,3 @@ def read_headers(folder: Path) -> dict[str, StoredTensor] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError):
         return None  # Damaged weights are for the training process to report; here their size is unknown.
     return found
-
-
-def _cached(model: str, revision: str | None) -> Path | None:
-    """Where the Hub's cache has a model; None where it does not."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(model, "config.json", revision=revision)
-    except HFValidationError:  # no name of the Hub's
-        return None
-    return Path(path).parent if isinstance(path, str) else None

@@ -10,6 +10,7 @@ from typing import Any
 from lorabench.catalog.models import MODELS, preset_of
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError, IssueList, first_line
+from lorabench.files import LFS_ISSUE, is_lfs_pointer
 
 ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,6 +87,8 @@ def read_saved_adapter(folder: str | Path | None) -> SavedAdapter | None:
         issues.add(f"--adapter {folder}: {issue}")
     if not (path / ADAPTER_WEIGHTS).is_file():
         issues.add(f"--adapter {folder}: no {ADAPTER_WEIGHTS} there")
+    elif is_lfs_pointer(path / ADAPTER_WEIGHTS):
+        issues.add(f"--adapter {folder}: {ADAPTER_WEIGHTS} {LFS_ISSUE}")
     issues.raise_if_any()
     return SavedAdapter(
         folder=path,
@@ -101,6 +104,8 @@ def read_saved_adapter(folder: str | Path | None) -> SavedAdapter | None:
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if is_lfs_pointer(folder / name):
+        raise ConfigError(f"--adapter {folder}: {name} {LFS_ISSUE}")
     try:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,8 +1,12 @@
 """Templates: a text with names of columns in braces, which a row's values replace."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+# How other languages write a name to be replaced: Jinja and Mustache, shells and JavaScript, Python's `%`, ERB. In a
+# template of ours all of it is text, but for the braces after a dollar sign.
+_ELSEWHERE = re.compile(r"\{\{[^{}]+\}\}|\$\{(?=[^{}]+\})|%\([^()]+\)[sdrif]|<%=?[^<>]*%>|(?<![%\w])%[sd](?!\w)")
 _PART = re.compile(r"\{\{|\}\}|\{(?P<column>[^{}]*)\}|(?P<stray>[{}])")
 
 
@@ -47,6 +51,25 @@ def parse_template(text: str) -> Template:
             columns.append(column)
             literals.append("")
     if not columns:
-        raise ValueError("no column in braces")
+        doubled = "; {{ and }} are braces of the text" if "{{" in text else ""
+        raise ValueError(f"no column in braces{doubled}")
     literals[-1] += text[start:]
     return Template(tuple(literals), tuple(columns))
+
+
+def marks_of_others(text: str) -> list[str]:
+    """Parts of a template that other languages would replace, and that are text in it, each once."""
+    return list(dict.fromkeys(_ELSEWHERE.findall(text)))
+
+
+def names_in_marks(text: str, names: Iterable[str]) -> list[str]:
+    """Parts of a template that hold the name of a column in marks of another kind than braces: `<name>`, `$name`.
+
+    Args:
+        names: of columns that the template does not read.
+    """
+    return [
+        found[0]
+        for name in map(re.escape, names)
+        if (found := re.search(rf"<{name}>|\[{name}\]|[$@]{name}\b|%{name}%", text)) is not None
+    ]

@@ -1,20 +1,21 @@
 """CSV and TSV files: which delimiter, what a quote means, and every line either in a row or refused.
 
-A quote in a CSV file opens a quoted field. In a TSV file it is mostly a plain character: it opens a field only where
-the whole file is written so, or can be read in no other way. A quote that swallows lines which are rows by themselves
-is refused.
+A quote in a CSV file opens a quoted field, after spaces too where all such quotes can be read so. In a TSV file it is
+mostly a plain character: it opens a field only where the whole file is written so, or can be read in no other way. A
+quote that swallows lines which are rows by themselves is refused.
 """
 
 import csv
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, dropwhile, islice
+from itertools import chain, islice
 from pathlib import Path
 
 from lorabench.data.file_format import Columns, FileFormat, Scan, batched, named_twice
+from lorabench.data.quotes import QuoteCheck, SwallowedRows, other_quotes
 from lorabench.data.text_files import open_text
 from lorabench.errors import ConfigError
 
@@ -23,11 +24,10 @@ _NAMES = {"\t": "tab"}
 # The default limit of 128 KiB a field is too low for documents; a quoted field that never closes is still caught.
 _FIELD_LIMIT = 64 * 1024 * 1024
 _SAMPLED_LINES = 200
-# A column of more different values than this says nothing of whether a line is a row.
-_KNOWN_VALUES = 1000
-_SUSPECTS = 100
 _JSON_LINES = 8
 _JSON_ARRAY = re.compile(r'\s*\[\s*\{\s*"')
+# `|---|:--:|`, `+----+----+`, `----+----` or `--,----`.
+_RULE = re.compile(r"[|+]?\s*:?[-=]{2,}:?\s*([|+,;\t]\s*:?[-=]{2,}:?\s*)+[|+]?|[|+]\s*:?[-=]{2,}:?\s*[|+]")
 
 Record = tuple[int, list[str]]
 
@@ -38,10 +38,12 @@ class Dialect:
 
     Attributes:
         quoted: whether a quote at the start of a field encloses it; otherwise it is a character like any other.
+        spaced: spaces before a field, and before its quote, are no part of it.
     """
 
     delimiter: str
     quoted: bool
+    spaced: bool = False
 
 
 def scan_delimited(path: Path, default: str, given: FileFormat) -> Scan:
@@ -57,8 +59,9 @@ def scan_delimited(path: Path, default: str, given: FileFormat) -> Scan:
         sample = list(islice(lines, _SAMPLED_LINES))
     if _is_json_array(sample):
         raise ConfigError("begins as a JSON array of objects does (is the file JSON?); expected the suffix .json")
+    _refuse_drawn_table(sample)
     delimiter = given.delimiter or declared or _detect_delimiter(sample, default)
-    quotes = _QuoteCheck()
+    quotes = QuoteCheck()
     dialect, header, rows = _read_once(path, given, delimiter, quotes)
     kind = "TSV" if delimiter == "\t" else "CSV"
     if delimiter not in (",", "\t"):
@@ -67,6 +70,8 @@ def scan_delimited(path: Path, default: str, given: FileFormat) -> Scan:
         said = ["','", *said]
     if delimiter == "\t" and (dialect.quoted or quotes.opens):
         said = [*said, "quoted fields" if dialect.quoted else "quotes are text"]
+    elif delimiter != "\t" and quotes.after_spaces:
+        said = [*said, f"quotes after spaces {'enclose fields' if dialect.spaced else 'are text'}"]
     names = _name_columns(header)
     return Scan(names, rows, ", ".join([kind, *said]), partial(_chunks, path, given, dialect, names))
 
@@ -98,6 +103,21 @@ def _is_json_array(sample: list[str]) -> bool:
     return _JSON_ARRAY.match(start) is not None
 
 
+def _refuse_drawn_table(sample: list[str]) -> None:
+    """Refuse a table that is drawn for readers, as in Markdown: its rule below the header would be a row.
+
+    Raises:
+        ConfigError: names the line of the rule.
+    """
+    lines = [(number, line.strip()) for number, line in enumerate(sample, start=1) if line.strip()]
+    rule = next((number for number, line in lines[:2] if _RULE.fullmatch(line)), None)
+    if rule is not None:
+        raise ConfigError(
+            f"line {rule}: a rule of dashes, as in a table drawn for readers (Markdown); expected CSV: a header, then "
+            "a row a line, and no lines between"
+        )
+
+
 # --- the delimiter
 
 
@@ -123,9 +143,19 @@ def _detect_delimiter(sample: list[str], default: str) -> str:
 
 
 def _widths(sample: list[str], delimiter: str) -> list[int]:
-    """Fields of each record; a quote encloses a field, as in nearly every file with several ways to be split."""
+    """Fields of each record; a quote encloses a field, as in nearly every file with several ways to be split.
+
+    One after spaces does, too, where that makes records of one width.
+    """
+    plain = _count_fields(sample, delimiter, spaced=False)
+    if len(set(plain)) > 1 and len(set(spaced := _count_fields(sample, delimiter, spaced=True))) == 1:
+        return spaced
+    return plain
+
+
+def _count_fields(sample: list[str], delimiter: str, spaced: bool) -> list[int]:
     csv.field_size_limit(_FIELD_LIMIT)
-    records = csv.reader(sample, delimiter=delimiter)
+    records = csv.reader(sample, delimiter=delimiter, skipinitialspace=spaced and delimiter != " ")
     try:
         widths = [len(fields) for fields in records if fields]
     except csv.Error:  # said with its line when all is read
@@ -137,11 +167,11 @@ def _widths(sample: list[str], delimiter: str) -> list[int]:
 # --- what a quote means
 
 
-def _read_once(path: Path, given: FileFormat, delimiter: str, quotes: "_QuoteCheck") -> tuple[Dialect, list[str], int]:
+def _read_once(path: Path, given: FileFormat, delimiter: str, quotes: QuoteCheck) -> tuple[Dialect, list[str], int]:
     """The dialect in which the whole file can be read, its header, and the number of rows."""
     plain, quoted = Dialect(delimiter, quoted=False), Dialect(delimiter, quoted=True)
     if delimiter != "\t":
-        return quoted, *_count(path, given, quoted)
+        return _read_quoted(path, given, quoted, quotes)
     try:
         header, rows = _count(path, given, plain, quotes)
     except ConfigError as ragged:
@@ -155,48 +185,44 @@ def _read_once(path: Path, given: FileFormat, delimiter: str, quotes: "_QuoteChe
     return plain, header, rows
 
 
-class _QuoteCheck:
-    """Whether all quotes of a file without tabs or line breaks inside fields are those of a writer of quoted fields.
+def _read_quoted(path: Path, given: FileFormat, quoted: Dialect, quotes: QuoteCheck) -> tuple[Dialect, list[str], int]:
+    """The same of a file whose quotes enclose fields; those after spaces, as in `a, "b, c"`, where all of them can."""
+    spaced = replace(quoted, spaced=quoted.delimiter != " ")
+    try:
+        found = quoted, *_count(path, given, quoted, quotes)
+    except ConfigError as ragged:  # a delimiter within such quotes makes fields of one
+        try:
+            quotes.after_spaces = True
+            return spaced, *_count(path, given, spaced)
+        except ConfigError:
+            raise ragged from None
+    if not quotes.after_spaces:
+        return found
+    try:
+        header, rows = _count(path, given, spaced)
+    except ConfigError:
+        return found
+    if rows == found[2] and _differ(path, given, quoted, spaced):
+        return spaced, header, rows
+    quotes.after_spaces = rows != found[2]  # else they stand within other quotes
+    return found
 
-    Such a writer encloses every field that has a quote and doubles it there; else it encloses all of a column, or
-    nothing.
-    """
 
-    def __init__(self) -> None:
-        self.opens = False
-        self._well_formed = True
-        self._all_needed = True
-        self._rows = 0
-        self._per_column: list[int] = []
-
-    def add(self, fields: list[str]) -> None:
-        """Take the raw fields of a row, the header left out."""
-        self._rows += 1
-        if len(self._per_column) < len(fields):
-            self._per_column += [0] * (len(fields) - len(self._per_column))
-        for i, value in enumerate(fields):
-            if '"' not in value:
-                continue
-            inner = value[1:-1]
-            self.opens |= value.startswith('"')
-            enclosed = len(value) >= 2 and value[0] == value[-1] == '"' and '"' not in inner.replace('""', "")
-            self._well_formed &= enclosed
-            self._all_needed &= inner == "" or '""' in inner
-            self._per_column[i] += 1
-
-    @property
-    def enclose(self) -> bool:
-        if not self.opens or not self._well_formed:
-            return False
-        return self._all_needed or all(count in (0, self._rows) for count in self._per_column)
+def _differ(path: Path, given: FileFormat, one: Dialect, other: Dialect) -> bool:
+    """Whether two ways of reading a file give other fields, but for spaces before them."""
+    with _open_lines(path, given) as (lines, _, _), _open_lines(path, given) as (again, _, _):
+        pairs = zip(_records(lines, one), _records(again, other), strict=True)
+        return any(
+            field.lstrip(" ") != found.lstrip(" ")
+            for (_, fields), (_, others) in pairs
+            for field, found in zip(fields, others, strict=True)
+        )
 
 
 # --- rows
 
 
-def _count(
-    path: Path, given: FileFormat, dialect: Dialect, quotes: _QuoteCheck | None = None
-) -> tuple[list[str], int]:
+def _count(path: Path, given: FileFormat, dialect: Dialect, quotes: QuoteCheck | None = None) -> tuple[list[str], int]:
     """Read all rows: the header, and how many rows follow it.
 
     Raises:
@@ -204,12 +230,14 @@ def _count(
     """
     with _open_lines(path, given) as (lines, _, _):
         taken = _Taken(lines)
-        rows, swallowed = 0, _SwallowedRows()
+        rows, swallowed = 0, SwallowedRows()
         header: list[str] = []
         for number, fields in _records(taken, dialect):
             if not header:
                 header = fields
                 taken.clear()
+                if quotes is not None:
+                    quotes.add_header(fields)
                 continue
             rows += 1
             if quotes is not None:
@@ -228,7 +256,9 @@ def _records(lines: Iterable[str], dialect: Dialect) -> Iterator[Record]:
     """
     csv.field_size_limit(_FIELD_LIMIT)
     quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=dialect.delimiter, strict=True, quoting=quoting)
+    reader = csv.reader(
+        lines, delimiter=dialect.delimiter, strict=True, quoting=quoting, skipinitialspace=dialect.spaced
+    )
     width = blank = ended = 0
     try:
         for fields in reader:
@@ -239,7 +269,9 @@ def _records(lines: Iterable[str], dialect: Dialect) -> Iterator[Record]:
                 yield reader.line_num, fields
                 width, blank = len(fields), 0
             else:
-                raise ConfigError(f"line {reader.line_num}: {len(fields)} fields where the header has {width}")
+                raise ConfigError(
+                    f"line {reader.line_num}: {len(fields)} fields where the header has {width}{other_quotes(fields)}"
+                )
             ended = reader.line_num
     except csv.Error as error:
         start = ended + 1
@@ -272,53 +304,6 @@ class _Taken:
 
     def clear(self) -> None:
         self.lines.clear()
-
-
-class _SwallowedRows:
-    """Finds a stray quote: one that makes a single field of lines which are rows by themselves.
-
-    They are taken for rows if each has as many fields as the header, and holds in some column a value that other rows
-    have there, as a class is.
-    """
-
-    def __init__(self) -> None:
-        self._known: list[set[str] | None] = []
-        self._suspects: list[tuple[int, list[list[str]]]] = []
-
-    def add(self, number: int, fields: list[str], lines: list[str], delimiter: str) -> None:
-        """Take a record that ends in line `number`, and the lines that it was read from."""
-        if not self._known:
-            self._known = [set() for _ in fields]
-        if len(lines) > 1 and len(fields) > 1 and len(self._suspects) < _SUSPECTS:
-            lines = list(dropwhile(lambda line: not line.strip(), lines))
-            split = [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
-            whole = all(len(parts) == len(fields) for parts in split)
-            # Texts have commas and line breaks; few have tabs, so that one such line is enough there. The first line
-            # has the row's columns before the text, and the last one those after it.
-            between = split[1:-1] if delimiter == "\t" else []
-            rows = split[:-1] if whole else [parts for parts in between if len(parts) == len(fields)]
-            if rows:
-                self._suspects.append((number - len(lines) + 1, rows))
-                return
-        for i, value in enumerate(fields):
-            values = self._known[i]
-            if values is None or not value:
-                continue
-            values.add(value)
-            if len(values) > _KNOWN_VALUES:
-                self._known[i] = None
-
-    def raise_if_any(self) -> None:
-        for start, rows in self._suspects:
-            if all(self._looks_like_a_row(parts) for parts in rows):
-                raise ConfigError(
-                    f"line {start}: a quote opens a field that takes in {len(rows)} more lines, which look like rows; "
-                    "expected a quote that is text to be doubled inside quotes (or JSON lines, if the text has these "
-                    "lines)"
-                )
-
-    def _looks_like_a_row(self, parts: list[str]) -> bool:
-        return any(values is not None and part in values for part, values in zip(parts, self._known, strict=True))
 
 
 def _name_columns(header: list[str]) -> tuple[str, ...]:

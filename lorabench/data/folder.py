@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorabench.data.file_format import FileFormat
 from lorabench.data.readers import data_suffix, holds_no_rows, is_near_data
-from lorabench.data.split_names import split_in_name
+from lorabench.data.split_names import scored_in_name, split_in_name
 from lorabench.errors import ConfigError
 from lorabench.wording import listed
 
@@ -45,9 +45,26 @@ def plain_files(origin: str, folder: Path, given: FileFormat) -> dict[str, list[
         files[stem] = path
     if len(files) == 1:
         ((stem, path),) = files.items()
-        return {split_in_name(stem) or "train": [path]}
+        return {split_in_name(stem) or scored_in_name(stem) or "train": [path]}
     named = any(stem.lower() in ("train", "training") for stem in files)
     return {stem: [path] for stem, path in files.items()} if named else {}
+
+
+def without_scored(folder: Path, files: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
+    """The files of each split, those taken out of training whose names, or folders, say that their rows are scored.
+
+    `datasets` takes whatever has no split that it knows in its name for training rows. What a folder's card says of
+    its files is left as it is.
+    """
+    if _says_its_layout(folder):
+        return {**files}
+    found: dict[str, list[Path]] = {}
+    for split, paths in files.items():
+        for path in paths:
+            place = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+            scored = next(filter(None, map(scored_in_name, reversed(place.parts))), None)
+            found.setdefault(scored if scored and split == "train" else split, []).append(path)
+    return found
 
 
 def rows_alone(files: Sequence[Path], given: FileFormat) -> list[Path]:

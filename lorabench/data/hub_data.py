@@ -1,8 +1,12 @@
 """Data sets that the library `datasets` reads: from the Hub, from a folder of many files, from `save_to_disk`."""
 
 import json
+import lzma
 import os
 import re
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from lorabench.config.values import composed
 from lorabench.data.file_format import Columns
 from lorabench.data.parquet_files import name_classes
 from lorabench.errors import ConfigError, first_line
+from lorabench.files import LFS_ISSUE, is_lfs_pointer
 from lorabench.machine.hub import explain_hub_error, prefer_cache_if_unreachable
 from lorabench.wording import counted, named
 
@@ -25,6 +30,7 @@ _NO_TABLES = {
     "videofolder": "video",
     "pdffolder": "PDF",
 }
+_DAMAGED_ARCHIVES = (zipfile.BadZipFile, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -42,6 +48,9 @@ def load_saved(folder: Path) -> Mapping[str, Any]:
     """
     import datasets
 
+    pointers = [path.relative_to(folder) for path in sorted(folder.rglob("*.*")) if is_lfs_pointer(path)]
+    if pointers:
+        raise ConfigError(f"--task {folder}: {pointers[0]} {LFS_ISSUE}")
     try:
         _refuse_outside(folder, _saved_files(folder))
         loaded = datasets.load_from_disk(str(folder))
@@ -118,8 +127,8 @@ def find_files(folder: Path, config: DataConfig) -> dict[str, list[Path]] | None
     import datasets.exceptions
 
     try:
-        builder = datasets.load_dataset_builder(str(folder), config.dataset_config)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        builder = datasets.load_dataset_builder(str(folder.absolute()), config.dataset_config)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, *_DAMAGED_ARCHIVES) as error:
         raise ConfigError(_explain(str(folder), error)) from None
     except (yaml.YAMLError, TypeError, AttributeError, LookupError) as error:
         raise ConfigError(_explain_card(str(folder), error)) from None

@@ -7,12 +7,14 @@ import datetime
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from lorabench.config.checks import parse_class_weights
+from lorabench.data.alike import SEPARATOR, alike_groups
 from lorabench.data.file_format import is_number
+from lorabench.data.oddities import odd_names, repaired
 from lorabench.data.texts import describe_rows, is_invisible
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
@@ -24,28 +26,14 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)(\.0*)?")
 _WITH_DECIMALS = re.compile(r"[+-]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=[eE]-))([eE][+-]?[0-9]+)?")
 # As much of Europe writes them; Python, and so CSV files of most programs, do not.
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
-# Between labels of which a text holds several.
-_SEPARATOR = re.compile(r"[,;|]")
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?|\d{1,2}([./-])\d{1,2}\1(?:\d{2}|\d{4})|\d{4}/\d{1,2}/\d{1,2}")
+# These may stand within the name of one class, as in Sci/Tech.
+_LOOSE_SEPARATOR = re.compile(r"[/+&]| and ")
 _BRACKETS = ("[]", "{}", "()")
-# Cyrillic and Greek letters, and the Latin ones that look the same; all small, but for those alike as capitals only.
-_LOOK_ALIKES = str.maketrans(
-    dict(zip("авсԁеһіјӏкмнорԛѕтуѵԝхгѐё", "abcdehijlkmhopqstyvwxrèë", strict=True))
-    | dict(zip("αβεζηικμνορτυχϲϳ", "abezhikmvoptyxcj", strict=True))
-)
-# Hyphens, dashes, the bullet of a list and the minus sign.
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"), "-")
-# Quotes and marks of punctuation that people and programs leave around a name.
-_AROUND = " '\"`\u00b4\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb.,:;!?*_"
-# What stands between the words of a name, or nothing: post-op, post op, postop; class 1, class_1, class1.
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[-_ .'\u2019]+(?=[^\W\d_])|(?<=[^\W\d_])[-_ ]+(?=\d)")
-_LEADING_ZEROS = re.compile(r"(?<![\d.,])0+(?=\d)")
-_TRUTH = {
-    **dict.fromkeys(("true", "t", "yes", "y"), "1"),
-    **dict.fromkeys(("false", "f", "no", "n"), "0"),
-}
 _MISSING_ELSEWHERE = frozenset(
     (
-        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?", "\\n"),
+        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?", "\\n", "missing", "blank", "(blank)", "empty"),
+        *("unlabeled", "unlabelled", "not labeled", "no label", "unannotated", "undefined", "unset", "tbd", "todo"),
         # What a spreadsheet writes where a cell cannot be computed.
         *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#error!"),
     )
@@ -171,7 +159,7 @@ def label_names(
         )
     if len(names) == len(labels) > _FEW_ROWS:
         raise ConfigError(f"{where} {len(names)} classes in {len(labels)} rows, one for each; expected a few classes")
-    key: Callable[[str], Any] = (lambda name: (float(name.replace(",", ".")), name)) if all_numbers else str
+    key: Callable[[str], Any] = (lambda name: (float(_bare(name).replace(",", ".")), name)) if all_numbers else str
     return tuple(sorted(names, key=key))
 
 
@@ -182,11 +170,18 @@ def look_like_values(labels: Sequence[str]) -> bool:
     return 2 * len(numbers) > len(labels) and any(map(_has_decimals, numbers))
 
 
+def _bare(name: str) -> str:
+    """A name without the sign of a currency or of percent, which makes no class of a number."""
+    return name.strip("$\u20ac\u00a3\u00a5%\u2030 \u00a0")
+
+
 def _is_value(name: str) -> bool:
+    name = _bare(name)
     return is_number(name) or _DECIMAL_COMMA.fullmatch(name) is not None
 
 
 def _has_decimals(label: str) -> bool:
+    label = _bare(label)
     return _WITH_DECIMALS.fullmatch(label) is not None and not _WHOLE.fullmatch(label)
 
 
@@ -228,23 +223,24 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
         known: the data set's own names.
     """
     where = f"{origin}: column {column!r}:"
-    remarks = []
-    grouped: list[set[str]] = []
-    for key, likeness in (
-        (_appearance, "look alike"),
-        (_parts, "have the same parts"),
-        (lambda name: _TRUTH.get(name.casefold(), name), "may say the same"),
-    ):
-        groups = [group for group in _groups(names, key) if not any(told.issuperset(group) for told in grouped)]
-        grouped += map(set, groups)
-        if groups:
-            words = listed([" and ".join(map(_seen, group)) for group in groups])
-            remarks.append(f"{where} {words} are classes of their own, though they {likeness}")
+    remarks: list[str] = []
+    alike = alike_groups(names)
+    for likeness, groups in alike:
+        words = listed([" and ".join(map(_seen, group)) for group in groups])
+        remarks.append(f"{where} {words} are classes of their own, though they {likeness}")
+    told = {name for _, groups in alike for group in groups for name in group}
+    for oddity, odd in odd_names([name for name in names if name not in told]).items():
+        has, its = ("has", "its name") if len(odd) == 1 else ("have", "their names")
+        remarks.append(f"{where} {listed(list(map(quoted, odd)))} {has} {oddity} as a part of {its}")
     several = _joined(names)
     if several:
         said = "looks like several labels; it" if len(several) == 1 else "look like several labels; each"
         remarks.append(f"{where} {listed(several)} {said} is the name of one class")
-    lists = [quoted(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS]
+    lists = [
+        quoted(name)
+        for name in names
+        if len(name) > 1 and name[0] + name[-1] in _BRACKETS and name.casefold() not in _MISSING_ELSEWHERE
+    ]
     if lists:
         remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
     has_words = any(character.isalpha() for name in names for character in name)
@@ -258,6 +254,8 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     decimal = [quoted(name) for name in names if _has_decimals(name)]
     if decimal and not all(map(_is_value, names)):
         remarks.append(f"{where} {listed(decimal)} is the name of a class, not a value to predict")
+    if len(names) > 1 and all(map(_DATE.fullmatch, names)):
+        remarks.append(f"{where} {listed(list(map(quoted, names)))}: dates, each the name of a class")
     infinite = [repr(name) for name in names if name.lstrip("+-").casefold() in ("inf", "infinity", "infinite")]
     if infinite:
         remarks.append(f"{where} {listed(infinite)} is the name of a class, not a number")
@@ -269,42 +267,23 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     return remarks
 
 
-def _groups(names: Sequence[str], key: Callable[[str], Hashable]) -> list[list[str]]:
-    """Names of one key, where there are several."""
-    groups: dict[Hashable, list[str]] = {}
-    for name in names:
-        groups.setdefault(key(name), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def _seen(name: str) -> str:
     """A name in quotes, in which several spaces are told from one."""
     return re.sub(r" {2,}", lambda spaces: "\N{OPEN BOX}" * len(spaces[0]), quoted(name))
 
 
-def _parts(name: str) -> Hashable:
-    """The same for texts that list the same labels in another order."""
-    return frozenset(part.strip() for part in _SEPARATOR.split(name))
-
-
 def _joined(names: Sequence[str]) -> list[str]:
     """Names that are others with a separator between them, in quotes."""
     known = set(names)
-    split = {name: [part.strip() for part in _SEPARATOR.split(name)] for name in names if _SEPARATOR.search(name)}
-    return [quoted(name) for name, parts in split.items() if not _is_value(name) and known.intersection(parts)]
-
-
-def _appearance(name: str) -> Hashable:
-    """The same for names that a reader might take for one."""
-    visible = "".join(c for c in unicodedata.normalize("NFKC", name) if c.isspace() or not is_invisible(c))
-    folded = " ".join(visible.casefold().split()).translate(_LOOK_ALIKES).translate(_DASHES)
-    folded = folded.strip(_AROUND) or folded
-    try:
-        if is_number(folded):
-            return Decimal(folded)
-    except InvalidOperation:  # an exponent that a float rounds to zero
-        return folded
-    return _LEADING_ZEROS.sub("", _BETWEEN_WORDS.sub("", folded))
+    found = []
+    for name in names:
+        text = repaired(name)  # an entity of HTML ends with a separator
+        parts = [part.strip() for part in SEPARATOR.split(text)]
+        others = [part.strip() for part in _LOOSE_SEPARATOR.split(text)]
+        joins = (len(parts) > 1 and known.intersection(parts)) or (len(others) > 1 and known.issuperset(others))
+        if joins and not _is_value(name):
+            found.append(quoted(name))
+    return found
 
 
 def count_classes(labels: Sequence[int], classes: int) -> list[int]:

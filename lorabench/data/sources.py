@@ -9,7 +9,7 @@ from typing import Any
 from lorabench.catalog.tasks import TaskPreset
 from lorabench.config.run_config import DataConfig
 from lorabench.data.file_format import Columns, FileFormat
-from lorabench.data.folder import check_parts, part_remarks, plain_files, rows_alone, unread_files
+from lorabench.data.folder import check_parts, part_remarks, plain_files, rows_alone, unread_files, without_scored
 from lorabench.data.hub_data import (
     class_names,
     dataset_columns,
@@ -178,9 +178,11 @@ def _find_local_splits(origin: str, folder: Path, config: DataConfig) -> dict[st
         return _loaded_splits(origin, str(folder), load_saved(folder))
     given = file_format(config)
     files = plain_files(origin, folder, given) if config.dataset_config is None else {}
-    files = files or find_files(folder, config)
-    if files is None:
-        return _loaded_splits(origin, str(folder), load_splits(str(folder), config))
+    if not files:
+        found = find_files(folder, config)
+        if found is None:
+            return _loaded_splits(origin, str(folder), load_splits(str(folder), config))
+        files = without_scored(folder.absolute(), found)
     check_parts(origin, [path for paths in files.values() for path in paths])
     splits = {}
     for split, paths in files.items():

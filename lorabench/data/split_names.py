@@ -19,15 +19,52 @@ _NAMES = {
 }
 
 
+# Words in names of files whose rows are to be scored, though no split is called so: they are no training rows.
+_SCORED = (
+    *("holdout", "heldout", "gold", "golden", "goldstandard", "unseen", "blind", "benchmark", "leaderboard", "ood"),
+    *("evaluation", "evaluate", "validate", "development", "devel", "devtest", "testdev"),
+)
+_TWO_WORDS = re.compile(r"(hold|held|gold)[_.\-\s]+(out|standard)")
+# What stands behind such a word in one with it: dev2, testset, valdata.
+_BEHIND = re.compile(r"(?:set|split|data|file|rows|s)?\d*$")
+
+
 def split_in_name(stem: str) -> str | None:
     """The first word in a file's name that says a split, as `test` in `my_test-00000-of-00001`; None without one.
 
     A name that says several, `train` among them, is that of training rows.
     """
-    kinds = {word: split for split, words in _NAMES.items() for word in words}
-    found = [(kinds[word], word) for word in re.split(r"[_.\-\s]+", stem.lower()) if word in kinds]
-    training = next((word for split, word in found if split == "train"), None)
-    return training or next((word for _, word in found), None)
+    return _first_word(_words(stem))
+
+
+def scored_in_name(stem: str) -> str | None:
+    """The first word in a file's name by which its rows are to be scored, and not trained on, as `holdout` or `test2`.
+
+    None without one, and where it says training, too.
+    """
+    names = *(name for names in _NAMES.values() for name in names), *_SCORED
+    words = _words(_TWO_WORDS.sub(r"\1\2", stem.lower()))
+    known = [word if word in names else _BEHIND.sub("", word, count=1) for word in words]
+    if _first_word(known) in _NAMES["train"]:
+        return None
+    return next((word for word in known if word in names), None)
+
+
+def split_of_word(word: str) -> str | None:
+    """The split that a word names alone; `scored` of another for rows that are not trained on; None of other words."""
+    word = word.strip().lower()
+    named = next((split for split, names in _NAMES.items() if word in names), None)
+    return named or ("scored" if word in _SCORED else None)
+
+
+def _words(stem: str) -> list[str]:
+    return re.split(r"[_.\-\s]+", stem.lower())
+
+
+def _first_word(words: Sequence[str]) -> str | None:
+    """The first one that names a split; one for training, where there is any."""
+    training = next((word for word in words if word in _NAMES["train"]), None)
+    return training or next((word for word in words if any(word in names for names in _NAMES.values())), None)
 
 
 def is_asked(name: str, config: DataConfig) -> bool:

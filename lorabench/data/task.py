@@ -21,16 +21,20 @@ from lorabench.data.labels import (
     positive_index,
     read_labels,
 )
+from lorabench.data.oddities import find_odd, odd_remarks
 from lorabench.data.readers import Columns
 from lorabench.data.sources import Table, load_tables
 from lorabench.data.texts import (
     check_header_rows,
+    check_texts_are_no_labels,
     check_training_texts,
+    columns_read,
     describe_rows,
     is_blank,
-    odd_characters,
     pair_remarks,
     read_texts,
+    split_column_remarks,
+    template_remarks,
 )
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind
@@ -141,8 +145,12 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     texts = {split: _rows(table, config, preset, issues, remarks) for split, table in tables.items()}
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
     check_training_texts(tables["train"].origin, tables["train"].columns, config, preset, issues)
-    for table in tables.values():
+    check_texts_are_no_labels(tables["train"].origin, texts["train"].texts, raw_labels["train"], issues)
+    for split, table in tables.items():
         check_header_rows(table.origin, table.columns, issues)
+        read = (*columns_read(config, preset, table.columns), config.label_column)
+        others = {name: values for name, values in table.columns.items() if name not in read}
+        remarks += split_column_remarks(table.origin, split, others)
     issues.raise_if_any()
 
     labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)
@@ -216,8 +224,10 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
         f"{table.origin}: {counted(count, 'row')} without a value in column {name!r}, which the template leaves out"
         for name, count in found.filled.items()
     ]
-    remarks += odd_characters(table.origin, found)
-    if config.template is None and preset.row_text.columns is None:
+    remarks += odd_remarks(table.origin, find_odd(found.texts, found.pairs), len(found.texts))
+    if config.template is not None:
+        remarks += template_remarks(table.origin, config.template, table.columns)
+    elif preset.row_text.columns is None:
         remarks += pair_remarks(table.origin, config.text_column, table.columns)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from lorabench.errors import ConfigError
+from lorabench.files import LFS_POINTER
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
 _COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
@@ -33,7 +34,7 @@ _FOREIGN = {
     b"PAR1": "a Parquet file under another name",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "a database",
-    b"version https://git-lfs": "the pointer of a Git LFS file, not the file itself",
+    LFS_POINTER: "the pointer of a Git LFS file, not the file itself",
     b"<!doctype html": "a page of HTML",
     b"<html": "a page of HTML",
 }

@@ -10,8 +10,9 @@ from typing import Any
 
 from lorabench.catalog.tasks import CuttableText, TaskPreset
 from lorabench.config.run_config import DataConfig
-from lorabench.config.template import parse_template
+from lorabench.config.template import names_in_marks, parse_template
 from lorabench.data.file_format import is_written_number, list_columns
+from lorabench.data.split_names import split_of_word
 from lorabench.errors import IssueList
 from lorabench.wording import counted, listed, quoted
 
@@ -19,7 +20,6 @@ from lorabench.wording import counted, listed, quoted
 _INVISIBLE = ("Z", "Cc", "Cf")
 # They choose how the character before them is drawn, as phones put them behind symbols; of Unicode's category Mn.
 _VARIATION_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
-_ODD_CHARACTERS = {"\0": "a NUL character", "\ufeff": "a byte order mark"}
 _NUMBER, _TRUTH = "a number or a date", "true or false"
 
 
@@ -124,6 +124,29 @@ def check_header_rows(origin: str, columns: Mapping[str, Sequence[Any]], issues:
         issues.add(f"{origin}: {describe_rows(repeated)} with the names of the columns; expected the header once")
 
 
+def check_texts_are_no_labels(
+    origin: str, texts: Sequence[str], labels: Sequence[str] | None, issues: IssueList
+) -> None:
+    """An issue where each text is its row's label, as a second column of labels has it."""
+    if texts and labels and all(text.strip() == label for text, label in zip(texts, labels, strict=True)):
+        issues.add(f"{origin}: each text is the label of its row; expected --text-column with the texts")
+
+
+def split_column_remarks(origin: str, split: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A sentence for each column that says of rows which split they are of: no row is left out by it."""
+    remarks = []
+    for name, column in columns.items():
+        if not all(value is None or isinstance(value, str | bool | int) for value in column):
+            continue
+        values = {str(value) for value in column if value is not None and value != ""}
+        kinds = set(map(split_of_word, values))
+        flags = split_of_word(name.lower().removeprefix("is_").removeprefix("in_")) and len(values) == 2
+        if values and (flags or (None not in kinds and kinds != {split})):
+            said = listed(sorted(map(quoted, values)))
+            remarks.append(f"{origin}: column {name!r} holds {said}; it is not read, and all rows are {split} rows")
+    return remarks
+
+
 def text_columns(text_column: str, columns: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns that `--text-column` names: one whose own name has commas, or those between the commas."""
     if text_column in columns or "," not in text_column:
@@ -139,6 +162,15 @@ def pair_remarks(origin: str, text_column: str, columns: Mapping[str, Any]) -> l
     return [f"{origin}: column {text_column!r} is the text, not the pair of {' and '.join(map(repr, parts))}"]
 
 
+def template_remarks(origin: str, template: str, columns: Mapping[str, Any]) -> list[str]:
+    """A sentence where a template has a column's name in other marks than braces, and does not read the column."""
+    read = parse_template(template).columns
+    found = names_in_marks(template, [name for name in columns if name not in read])
+    stands = "stands" if len(found) == 1 else "stand"
+    said = f"{listed(list(map(quoted, found)))} {stands} in each text as written; a column is a name in braces"
+    return [f"{origin}: --template: {said}"] if found else []
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing in a text can be seen."""
     return all(map(is_invisible, text))
@@ -149,29 +181,6 @@ def is_invisible(character: str) -> bool:
     return unicodedata.category(character).startswith(_INVISIBLE) or character in _VARIATION_SELECTORS
 
 
-def odd_characters(origin: str, texts: Texts) -> list[str]:
-    """Which rows have characters that files are broken or joined by, a sentence for each kind."""
-    return odd_remarks(origin, find_odd(texts.texts, texts.pairs))
-
-
-def find_odd(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, list[int]]:
-    """Kind of character -> numbers of the rows that have it."""
-    both = [texts] if pairs is None else [texts, pairs]
-    return {
-        name: [i for i, row in enumerate(zip(*both, strict=True)) if any(character in text for text in row)]
-        for character, name in _ODD_CHARACTERS.items()
-    }
-
-
-def odd_remarks(origin: str, found: Mapping[str, Sequence[int]]) -> list[str]:
-    """What `find_odd` found, a sentence for each kind."""
-    return [
-        f"{origin}: {describe_rows(rows)} with {name} in the text; it is left there"
-        for name, rows in found.items()
-        if rows
-    ]
-
-
 def describe_rows(indices: Sequence[int], first: int = 0) -> str:
     """`3 rows (1, 5, 9)`, counted from 1, at most five named; `first` is the number of index 0, counted from 0."""
     return f"{counted(len(indices), 'row')} ({listed([str(first + i + 1) for i in indices])})"
@@ -180,6 +189,11 @@ def describe_rows(indices: Sequence[int], first: int = 0) -> str:
 def name_rows(ids: Sequence[str]) -> str:
     """`2 rows (id a, b)`, at most five named."""
     return f"{counted(len(ids), 'row')} (id {listed(ids)})"
+
+
+def columns_read(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the columns that become texts."""
+    return _needed(config, preset, columns)[0]
 
 
 def _needed(config: DataConfig, preset: TaskPreset, columns: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorabench.catalog.families import LLAMA_MARKS, family_of
 from lorabench.catalog.models import MODELS
+from lorabench.config.hub_cache import cached_file
 from lorabench.config.run_config import ModelConfig
 from lorabench.errors import ConfigError, first_line
 from lorabench.machine.hub import explain_hub_error
@@ -153,14 +154,7 @@ def _own_file(source: str, revision: str | None) -> Path | None:
     if Path(source).is_dir():
         path = Path(source) / TOKENIZER_FILE
         return path if path.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(source, TOKENIZER_FILE, revision=revision)
-    except HFValidationError:  # no name of the Hub's
-        return None
-    return Path(found) if isinstance(found, str) else None
+    return cached_file(source, TOKENIZER_FILE, revision)
 
 
 def _after_first_word(ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> list[int]:

@@ -4,6 +4,7 @@ lorabench compare --models minilm mpnet-base --seeds 1 2 3 --task disaster-tweet
 """
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from lorabench.experiments.launches import (
     gpu_groups,
 )
 from lorabench.experiments.page import PAGE, failures, sheets, write_page
-from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan
+from lorabench.experiments.plan import Plan, PlannedRun, check_plan, parse_setting, read_plan, twin_notes
 from lorabench.experiments.progress import ProgressView
 from lorabench.files import is_same_file, write_text_atomic
 from lorabench.results.sheets import print_sheets
@@ -75,8 +76,10 @@ def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
         RunError: some runs failed; the page has the others.
         RunInterrupted: a signal came; the same command goes on.
     """
-    plan, groups, folder = _plan(options, words)
+    plan, groups, folder, notes = _plan(options, words)
     runs = plan.runs(folder)
+    for note in notes:  # a dry run prints commands alone
+        print(f"note       {note}", file=sys.stderr if options.dry_run else sys.stdout)
     if options.dry_run:
         print("\n".join(shlex.join(run.launch.command()[1:]) for run in runs))
         return
@@ -91,11 +94,12 @@ def compare_command(options: CompareOptions, words: Sequence[str]) -> None:
     _run(plan, runs, folder, file, groups, options.retry_failed)
 
 
-def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpus], Path]:
-    """What is to be done, all of it checked."""
+def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpus], Path, list[str]]:
+    """What is to be done, all of it checked; and what the user is told of it, a sentence each."""
     issues = IssueList()
     settings: dict[str, str] = {}
     groups: list[Gpus] = []
+    notes: list[str] = []
     plan = Plan()
     folder = options.output_dir or RESULTS / f"compare-{_name(options)}"
     for text in options.setting:
@@ -116,12 +120,12 @@ def _plan(options: CompareOptions, words: Sequence[str]) -> tuple[Plan, list[Gpu
     issues.extend(folder_issues(folder, "comparison", STATE_FILE, (LOGS_FOLDER,), not options.dry_run))
     try:
         plan = read_plan(options.preset, options.config, given, words)
-        check_plan(plan)
+        notes = twin_notes(plan, check_plan(plan))
         issues.extend(changed_launches(folder, (run.launch for run in plan.runs(folder))))
     except ConfigError as error:
         issues.extend(error.issues)
     issues.raise_if_any()
-    return plan, groups, folder
+    return plan, groups, folder, notes
 
 
 def _launches(plan: Plan, runs: Sequence[PlannedRun], file: Path | None) -> Iterator[Launch]:

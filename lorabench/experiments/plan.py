@@ -12,9 +12,10 @@ flags: {train_file: train.csv}         # of every run
 
 import hashlib
 import itertools
+import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,17 @@ from lorabench.experiments.checking import SharedIssues, load_data, named_twice,
 from lorabench.experiments.launches import Launch
 from lorabench.experiments.plan_file import AXES, flag_to_words, no_axis, no_flag, read_plan_file, split_words
 from lorabench.launch.options import find_config
+from lorabench.wording import listed
 
 AUTO = "auto"
 DEFAULT_SETTING = "default"
 RUNS_FOLDER = "runs"
 _INSTEAD = {"model": "models", "task": "tasks", "seed": "seeds"}
+# Options that change what is written of a run, and not the run.
+_RECORDING = (
+    *("track", "track_project", "track_name", "track_tags", "track_group"),
+    *("logging_steps", "keep_checkpoints", "memory_snapshot"),
+)
 _LONGEST_PART = 40
 _NAMED = 4  # words of a run's flags that name model and task
 
@@ -268,9 +275,44 @@ def check_plan(plan: Plan) -> dict[Cell, RunConfig]:
             # Words that cannot be read hide what is wrong with model and task.
             configs[cell] = parse_words(words[:_NAMED] if {None, cell.setting} & unread.keys() else words)
     issues.raise_if_any(len(cells), lambda cell: describe(cell, plan))
+    for (first, second), of_cells in same_settings(configs).items():
+        if len(of_cells) * len(plan.settings) == len(cells):
+            issues.add(f"settings {first} and {second}: the same runs twice; expected settings that differ", cells)
     load_data(configs, issues)
     issues.raise_if_any(len(cells), lambda cell: describe(cell, plan))
     return configs
+
+
+def same_settings(
+    configs: Mapping[Cell, RunConfig], beside: Collection[str] = ()
+) -> dict[tuple[str, str], list[Cell]]:
+    """Two settings -> the cells of the first whose runs are those of the second, too, all defaults filled in.
+
+    Args:
+        configs: what each cell's runs will do.
+        beside: options of `RunOptions` in which they may differ.
+    """
+    found: dict[tuple[str, str], list[Cell]] = {}
+    first: dict[Any, Cell] = {}
+    for cell, config in configs.items():
+        values = config.to_json()
+        values["run"] = {name: value for name, value in values["run"].items() if name not in beside}
+        same = first.setdefault((replace(cell, setting=""), json.dumps(values, sort_keys=True)), cell)
+        if same != cell:
+            found.setdefault((same.setting, cell.setting), []).append(same)
+    return found
+
+
+def twin_notes(plan: Plan, configs: Mapping[Cell, RunConfig]) -> list[str]:
+    """A sentence for each two settings that train alike: some models, by these models' defaults, or all of them, where
+    only what is recorded differs."""
+    notes, same = [], same_settings(configs)
+    for (first, second), cells in same_settings(configs, _RECORDING).items():
+        models = listed(list(dict.fromkeys(cell.model for cell in cells)))
+        tasks = f" on {listed(list(dict.fromkeys(cell.task for cell in cells)))}" if len(plan.tasks) > 1 else ""
+        but = "" if (first, second) in same else ", but for what is recorded of them"
+        notes.append(f"settings {first} and {second}: the same runs twice of {models}{tasks}{but}")
+    return notes
 
 
 def _unread_words(plan: Plan) -> dict[str | None, list[str]]:

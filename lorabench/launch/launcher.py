@@ -29,7 +29,16 @@ from lorabench.config.run_config import RunConfig
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, ConfigError
 from lorabench.launch.fitting import Fit, plan_data_parallel
 from lorabench.launch.one_process import start_alone
-from lorabench.launch.options import CONFIGS, LaunchOptions, find_config, launch_command, take_launch_options
+from lorabench.launch.options import (
+    CONFIGS,
+    LaunchOptions,
+    find_config,
+    launch_command,
+    nearest_file,
+    read_config,
+    take_launch_options,
+)
+from lorabench.launch.request import capture_issues, engine_of_file
 from lorabench.machine.gpus import Gpu, check_driver, list_gpus
 from lorabench.models.footprint import count_folder, count_preset
 from lorabench.units import GB
@@ -102,9 +111,22 @@ def build_command(arguments: Sequence[str]) -> list[str]:
         path = find_config(str(CONFIGS / choice.config))
         command = launch_command(path, replace(options, num_processes=choice.num_processes), flags)
         reason = f"{choice.reason} (accelerate_configs/{choice.config})"
+    _check_capture(asked.flags, path)
     # What a dry run prints is a configuration file, where this line is a comment.
     print(f"{'# ' if asked.dry_run else ''}lorabench: {reason}", flush=True)
     return [sys.executable, "-m", "lorabench.train", *flags] if asked.dry_run else command
+
+
+def _check_capture(config: RunConfig, path: Path) -> None:
+    """Refuse captured steps that a launch file does not allow; whether there is a GPU is seen by who trains.
+
+    Raises:
+        ConfigError: says why.
+    """
+    values = read_config(path)
+    issues = capture_issues(config, engine_of_file(values), not values.get("use_cpu"))
+    if issues:
+        raise ConfigError(issues)
 
 
 def _read_flags(flags: Sequence[str]) -> TrainCommand:
@@ -163,7 +185,7 @@ def choose(
         found = f"1 GPU ({gpus[0].name}, {cards}) -> one process"
         return Choice("single_gpu.yaml", 1, f"{found}{_note_on_one_card(gpus[0], size)}")
     found = f"{counted(len(gpus), 'GPU')} ({cards}){everywhere}"
-    data_parallel = _nearest_file("ddp", len(gpus), machines)
+    data_parallel = nearest_file("ddp", len(gpus), machines)
     if size.weight_bytes is None:
         reason = f"{found}: size of {size.model} is unknown -> DDP; if it does not fit one card: zero3.yaml"
         return Choice(data_parallel, ranks, reason)
@@ -181,7 +203,7 @@ def choose(
     if not _fits(size.weight_bytes // ranks, gpus):
         share = _gigabytes(size.weight_bytes // ranks)
         reason += f"; a rank's share of {share} does not fit either: zero3_offload.yaml holds it in host memory"
-    return Choice(_nearest_file("zero3", len(gpus), machines), ranks, reason)
+    return Choice(nearest_file("zero3", len(gpus), machines), ranks, reason)
 
 
 def _fits(weight_bytes: int, gpus: Sequence[Gpu]) -> bool:
@@ -195,14 +217,6 @@ def _is_sure(weight_bytes: int, gpus: Sequence[Gpu]) -> bool:
 
 def _needed(weight_bytes: int) -> float:
     return weight_bytes * _WEIGHT_FACTOR + _RESERVED_BYTES
-
-
-def _nearest_file(strategy: str, gpus: int, machines: int) -> str:
-    """The file of this strategy that is made for so many cards, else the one for any number."""
-    if machines == 2:
-        return f"two_nodes_{strategy}.yaml"
-    candidate = f"{strategy}_{gpus}gpus.yaml"
-    return candidate if machines == 1 and (CONFIGS / candidate).is_file() else f"{strategy}.yaml"
 
 
 def _note_on_one_card(gpu: Gpu, size: ModelSize) -> str:

@@ -83,6 +83,16 @@ def find_config(name: str) -> Path:
     raise ConfigError(f"--config_file {name}: no such file; expected a path, or one of {known or 'none found'}")
 
 
+def nearest_file(strategy: str, gpus: int, machines: int) -> str:
+    """The file of `accelerate_configs/` that is made for a strategy on so many machines or cards, else for any.
+
+    Args:
+        gpus: of each machine.
+    """
+    candidate = f"two_nodes_{strategy}.yaml" if machines == 2 else f"{strategy}_{gpus}gpus.yaml"
+    return candidate if machines < 3 and (CONFIGS / candidate).is_file() else f"{strategy}.yaml"
+
+
 def launch_command(config: Path, options: LaunchOptions, arguments: Sequence[str]) -> list[str]:
     """`accelerate launch` with that file; adds what a YAML cannot say for every folder and machine.
 

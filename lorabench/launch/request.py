@@ -1,12 +1,15 @@
 """What a launch command asked for, read where the launcher itself reads it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from lorabench.config.run_config import RunConfig
 from lorabench.machine.launcher_process import accelerate_arguments, find_launcher
 
 Engine = Literal["deepspeed", "fsdp"]
+_ENGINES = {"deepspeed": "DeepSpeed", "fsdp": "FSDP2"}
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ def read_launch_request() -> LaunchRequest:
     A launcher can run less than it was asked for (`--cpu --num_processes 2` starts one process), and says nothing of
     it to the processes that it starts; its own command line is the only witness.
     """
-    told = _read_environment()
+    told = read_environment()
     words = accelerate_arguments(find_launcher() or [])
     return told if words is None else read_arguments(words, told)
 
 
-def _read_environment() -> LaunchRequest:
+def read_environment() -> LaunchRequest:
+    """What a launcher has told this process by its variables."""
+
     def is_set(name: str) -> bool:
         return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
@@ -46,6 +51,27 @@ def _read_environment() -> LaunchRequest:
     sharding = "fsdp" if is_set("ACCELERATE_USE_FSDP") else None
     engine = "deepspeed" if is_set("ACCELERATE_USE_DEEPSPEED") else sharding
     return LaunchRequest("", size, engine, is_set("ACCELERATE_USE_CPU"))
+
+
+def capture_issues(config: RunConfig, engine: Engine | None, has_gpu: bool) -> list[str]:
+    """Why steps cannot be captured where they have to be, as far as the launch alone says.
+
+    Args:
+        engine: that is asked for.
+        has_gpu: the run may use a CUDA GPU.
+    """
+    if config.optim.execution != "captured":
+        return []
+    obstacle = None if has_gpu else "there is no CUDA GPU"
+    if engine is not None:
+        obstacle = f"{_ENGINES[engine]} exchanges weights or gradients inside a step"
+    return [] if obstacle is None else [f"--execution captured: {obstacle}; expected auto or eager"]
+
+
+def engine_of_file(values: Mapping[str, Any]) -> Engine | None:
+    """The engine that a launch file asks for."""
+    names: Mapping[Any, Engine] = {"DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
+    return names.get(values.get("distributed_type"))
 
 
 def read_arguments(words: list[str], told: LaunchRequest) -> LaunchRequest:

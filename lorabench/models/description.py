@@ -17,6 +17,7 @@ from lorabench.config.saved_adapter import ADAPTER_SETTINGS
 from lorabench.errors import ConfigError, IssueList, first_line
 from lorabench.models.classifier import head_names
 from lorabench.models.configuration import configuration_issues, length_issues, unusable_settings
+from lorabench.models.folder import fetch_weights, weights_issues
 from lorabench.models.footprint import WeightCount
 from lorabench.models.positions import usable_positions
 from lorabench.models.quantization import count_weights, cpu_issues
@@ -30,15 +31,15 @@ _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Multi
 def inspect_model(
     config: ModelConfig, lora: LoraArgs, model_config: PretrainedConfig, max_length: int, on_cpu: bool = False
 ) -> tuple[WeightCount, list[str]]:
-    """Refuse what can be refused before the weights are loaded.
+    """Refuse what can be refused before the weights are loaded; those of a Hub model are in the cache then.
 
     Returns how many parameters there are, and what the user is told of the checkpoint, a sentence each.
 
     Raises:
         ConfigError: no known LoRA targets, or some that take none, a rank above theirs, no classifier for this type,
             an attention implementation that is not there, a checkpoint that is quantised already, 4-bit layers that
-            the CPU cannot have, rows longer than the model's positions, or weights in a folder that are not of the
-            shapes that its configuration says.
+            the CPU cannot have, rows longer than the model's positions, or weights that are not of the shapes that
+            the configuration says.
     """
     issues = IssueList()
     issues.extend(configuration_issues(config, lora, model_config, max_length))
@@ -52,11 +53,15 @@ def inspect_model(
     issues.extend(length_issues(max_length, usable_positions(model_config, skeleton)))
     issues.raise_if_any()
     _check_targets(config, lora, model_config.model_type, skeleton)
-    issues.extend(stored_issues(config, skeleton))
-    issues.raise_if_any()
     if config.quantize == "nf4" and on_cpu:
         issues.extend(cpu_issues(skeleton))
         issues.raise_if_any()
+    # Last, as a download takes minutes.
+    named = getattr(model_config, "transformers_weights", None)
+    fetch_weights(config, named)
+    issues.extend(weights_issues(config, named))
+    issues.extend(stored_issues(config, skeleton))
+    issues.raise_if_any()
     return count_weights(skeleton), [*type_remarks(config, model_config), *stored_remarks(config, skeleton)]
 
 

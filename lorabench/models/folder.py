@@ -13,8 +13,8 @@ from lorabench.config.model_size import read_headers
 from lorabench.config.run_config import ModelConfig
 from lorabench.config.saved_adapter import ADAPTER_SETTINGS, read_saved_adapter
 from lorabench.errors import ConfigError
-from lorabench.files import is_address
-from lorabench.models.source import model_source
+from lorabench.files import LFS_ISSUE, is_address, is_lfs_pointer
+from lorabench.models.source import model_source, pinned_folder, pinned_revision
 from lorabench.wording import counted, listed
 
 MODEL_EXPECTATION = (
@@ -28,6 +28,8 @@ _VOCABULARY = re.compile(
     r"tokenizer\.json|vocab|merges|codes|bpe|spm|spiece|sentencepiece|tekken|tiktoken|dict\.txt|\.model$",
     re.IGNORECASE,
 )
+# Of configurations, tokenizers and code; files of weights have other ones, and not all that are there are read.
+_READ_SUFFIXES = (".json", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe", ".codes", ".py", ".jinja")
 # What weights can be trained on in. Other kinds hold numbers that stand for weights by scales, and are said to by a
 # quantization_config.
 _WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -45,15 +47,23 @@ def folder_issues(config: ModelConfig) -> list[str]:
     folder = Path(model_source(config))
     if not folder.is_dir():
         return []
+    issues = _pointer_issues(config, folder)
     settings = read_settings(folder)
-    if settings is None:
+    if settings is None and not is_lfs_pointer(folder / CONFIGURATION):
         expected = "expected the folder of a model for transformers"
         return [f"--model {config.model}: its {CONFIGURATION} is no JSON object; {expected}"]
+    settings = settings or {}
     is_quantized = settings.get("quantization_config") is not None
-    issues = weights_issues(config, settings.get("transformers_weights"), is_quantized)
+    issues += weights_issues(config, settings.get("transformers_weights"), is_quantized)
     if not config.trust_remote_code and not any(_VOCABULARY.search(path.name) for path in folder.iterdir()):
         issues.append(f"--model {config.model}: no tokenizer there; expected a tokenizer.json beside its config.json")
     return issues
+
+
+def _pointer_issues(config: ModelConfig, folder: Path) -> list[str]:
+    """A sentence for each file of a folder that Git LFS has not fetched, of those that any run reads."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in _READ_SUFFIXES)
+    return [f"--model {config.model}: {name} {LFS_ISSUE}" for name in names if is_lfs_pointer(folder / name)]
 
 
 def place_issue(config: ModelConfig) -> str | None:
@@ -116,15 +126,20 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def weights_issues(config: ModelConfig, named: str | None, is_quantized: bool = False) -> list[str]:
-    """What is wrong with a local checkpoint's weights by the names, sizes and headers of its files.
+    """What is wrong with a checkpoint's weights by the names, sizes and headers of its files, where these are here.
+
+    Those of the Hub are whole, and transformers chooses among them; what is in them is looked at once they are in the
+    cache.
 
     Args:
         named: a file that the configuration names for them, which is left to transformers.
         is_quantized: the configuration says how its numbers stand for weights.
     """
-    folder = Path(model_source(config))
-    if config.weights == "random" or not folder.is_dir():
+    folder = pinned_folder(config)
+    if config.weights == "random" or folder is None:
         return []
+    if not Path(model_source(config)).is_dir():
+        return [] if named else [f"{name_model(config)}: {issue}" for issue in _tensor_issues(folder, is_quantized)]
     pickled = _pickle_issues(config, folder)
     if named is not None or pickled:
         return pickled
@@ -153,6 +168,28 @@ def weights_issues(config: ModelConfig, named: str | None, is_quantized: bool = 
         if (wrong := _safetensors_issue(folder / name)) is not None
     ]
     return broken or [f"{subject}: {issue}" for issue in _tensor_issues(folder, is_quantized)]
+
+
+def fetch_weights(config: ModelConfig, named: str | None) -> None:
+    """Have the weights of a Hub model in the cache, so that what is in them can be looked at before they are loaded.
+
+    They are those that transformers would load; what cannot be had is left to it, and said then.
+
+    Args:
+        named: see `weights_issues`.
+    """
+    source = model_source(config)
+    if config.weights == "random" or named is not None or Path(source).is_dir():
+        return
+    from transformers.utils.hub import cached_file, cached_files
+
+    asked: dict[str, Any] = {"revision": pinned_revision(config), "_raise_exceptions_for_missing_entries": False}
+    try:
+        if cached_file(source, WEIGHTS_FILE, **asked) is None:
+            index = cached_file(source, f"{WEIGHTS_FILE}.index.json", **asked)
+            cached_files(source, [] if index is None else _indexed(Path(index)) or [], **asked)
+    except (OSError, ValueError):
+        return
 
 
 def _indexed(index: Path) -> list[Any] | None:
@@ -207,16 +244,12 @@ def _pickle_issues(config: ModelConfig, folder: Path) -> list[str]:
     ]
 
 
-_LFS_POINTER = b"version https://git-lfs"
-
-
 def _safetensors_issue(path: Path) -> str | None:
     """What is wrong with a file by its header: eight bytes with its length, then JSON with the places of tensors."""
+    if is_lfs_pointer(path):
+        return LFS_ISSUE
     size = path.stat().st_size
     with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            return "is the pointer of a Git LFS file, not the file itself; `git lfs pull` gets it"
-        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             return f"is cut short, or no safetensors ({size} bytes)"

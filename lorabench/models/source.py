@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorabench.catalog.models import preset_of
+from lorabench.config.hub_cache import cached_folder
 from lorabench.config.run_config import ModelConfig
 from lorabench.files import file_hash
 from lorabench.units import GB
@@ -51,26 +52,15 @@ def pinned_revision(config: ModelConfig) -> str | None:
     source = model_source(config)
     if os.path.isdir(source):
         return None
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(source, "config.json", revision=config.revision)
+    folder = cached_folder(source, config.revision)
     # Files lie in a folder that is named after their commit.
-    return Path(path).parent.name if isinstance(path, str) else config.revision
+    return config.revision if folder is None else folder.name
 
 
 def pinned_folder(config: ModelConfig) -> Path | None:
     """Where the model's files are on this machine: its folder, an installed package's, or the Hub's cache."""
     source = model_source(config)
-    if os.path.isdir(source):
-        return Path(source)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(source, "config.json", revision=config.revision)
-    except HFValidationError:  # no name of the Hub's
-        return None
-    return Path(path).parent if isinstance(path, str) else None
+    return Path(source) if os.path.isdir(source) else cached_folder(source, config.revision)
 
 
 def fingerprint_files(folder: Path) -> dict[str, dict[str, Any]]:

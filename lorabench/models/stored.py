@@ -1,8 +1,7 @@
-"""Whether a folder's weights are of the model that its configuration describes, by the headers of their files."""
+"""Whether weights are of the model that its configuration describes, by the headers of their files."""
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +11,7 @@ from lorabench.config.run_config import ModelConfig
 from lorabench.models.classifier import head_names
 from lorabench.models.folder import CONFIGURATION
 from lorabench.models.quantization import POOLER
-from lorabench.models.source import model_source
+from lorabench.models.source import pinned_folder
 
 # The outermost list of modules that a weight lies in, and its place there: `encoder.layer.3.output.bias`.
 _IN_LIST = re.compile(r"(?P<list>[^0-9].*?)\.(?P<place>\d+)\.")
@@ -22,7 +21,7 @@ _RENAMED = ("gamma", "beta")
 
 
 def stored_issues(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
-    """Weights that a local checkpoint has in another shape than the configuration says, and layers that it lacks.
+    """Weights that a checkpoint has in another shape than the configuration says, and layers that it lacks.
 
     Weights that transformers knows by another name are left to it; so are heads and pooler, which may be new.
     """
@@ -48,7 +47,7 @@ def stored_issues(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
 
 
 def stored_remarks(config: ModelConfig, skeleton: PreTrainedModel) -> list[str]:
-    """What the user is told of layers and other tensors that a local checkpoint has and the model leaves out."""
+    """What the user is told of layers and other tensors that a checkpoint has and the model leaves out."""
     stored = _stored(config, skeleton)
     remarks = [
         f"--model {config.model}: its checkpoint has {there} layers ({modules}), and its {CONFIGURATION} describes "
@@ -94,10 +93,13 @@ def _above(name: str) -> Iterable[tuple[str, str]]:
 
 
 def _stored(config: ModelConfig, skeleton: PreTrainedModel) -> dict[str, StoredTensor]:
-    """The tensors of a local checkpoint by their names in the base model; empty where there is none to read."""
-    folder = Path(model_source(config))
+    """The tensors of a checkpoint by their names in the base model; empty where there is none to read.
+
+    That of a model of the Hub is read once its files are in the cache.
+    """
+    folder = pinned_folder(config)
     named = getattr(skeleton.config, "transformers_weights", None)
-    if config.weights == "random" or named is not None or not folder.is_dir():
+    if config.weights == "random" or named is not None or folder is None:
         return {}
     # Checkpoints may carry layers for other ends, as for drafting tokens, which the architecture passes over.
     passed_over = [re.compile(pattern) for pattern in skeleton._keys_to_ignore_on_load_unexpected or ()]

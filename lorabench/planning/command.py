@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from rich.console import Console
 
 from lorabench.catalog.gpus import GPUS, GpuPreset, card_here, gpu_of
 from lorabench.catalog.models import MODELS
+from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import batch_issues
 from lorabench.config.command_line import PROGRAM, parse_train_command, take_flags
 from lorabench.config.defaults import preset_precision
 from lorabench.config.run_config import RunConfig
+from lorabench.data.task import TaskData, load_task
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import list_gpus
+from lorabench.models.folder import folder_issues
 from lorabench.results.outputs import output_issues, rows_issues, writing_output
 from lorabench.results.sheets import Sheet, print_sheets, to_html, to_markdown
 from lorabench.units import GB
@@ -71,15 +75,17 @@ def plan_command(options: PlanOptions, words: Sequence[str]) -> None:
     if options.calibrate:
         print(_calibrate())
         return
+    task = rows_at_hand(config)
+    _refuse_early(options, config, task)
     if options.matrix or card is None:
-        _matrix(options, words, card)
+        _matrix(options, words, card, task)
         return
     # Heavy imports, after what can be refused without them.
     from lorabench.planning.duration import plan_duration
     from lorabench.planning.fitting import fastest, remedies
     from lorabench.planning.memory import Planner
 
-    workload = _workload(options, config, card)
+    workload = _workload(options, config, card, task)
     _refuse_large_steps(workload)
     if options.fit:
         found = fastest(workload, _say_candidate)
@@ -121,6 +127,32 @@ def _check(options: PlanOptions, words: Sequence[str]) -> tuple[RunConfig, GpuPr
     issues.raise_if_any()
     assert config is not None
     return config, card
+
+
+def rows_at_hand(config: RunConfig) -> TaskData | None:
+    """The rows that a run would read, where they are embedded, in files or in a local folder; None of others.
+
+    Raises:
+        ConfigError: they cannot be read, as in a run.
+    """
+    data = config.data
+    local = task_preset(data.task).embedded or data.train_file is not None or os.path.isdir(data.task)
+    return load_task(data, config.optim.seed) if local else None
+
+
+def _refuse_early(options: PlanOptions, config: RunConfig, task: TaskData | None) -> None:
+    """Refuse what a run is refused for by its rows and the names of its model's files, before anything heavy.
+
+    Raises:
+        ConfigError: all of it.
+    """
+    issues = IssueList()
+    if task is not None:  # else the model's tokenizer is not read
+        issues.extend(folder_issues(dataclasses.replace(config.model, weights="random")))
+        issues.extend(
+            [] if options.matrix else batch_issues(config.optim, options.gpus * options.nodes, len(task.train))
+        )
+    issues.raise_if_any()
 
 
 def _card_issues(config: RunConfig, card: GpuPreset) -> list[str]:
@@ -201,11 +233,14 @@ def resolve_precision(config: RunConfig, card: GpuPreset) -> str:
     return asked
 
 
-def _workload(options: PlanOptions, config: RunConfig, card: GpuPreset) -> Any:
+def _workload(options: PlanOptions, config: RunConfig, card: GpuPreset, task: TaskData | None) -> Any:
     """What is planned.
 
+    Args:
+        task: the rows, where they are at hand.
+
     Raises:
-        ConfigError: the model cannot be had, or a run with it would be refused; the rows cannot be read.
+        ConfigError: the model cannot be had, or a run with it would be refused.
     """
     from lorabench.planning.lengths import find_lengths
     from lorabench.planning.shape import check_shape, read_config
@@ -218,12 +253,12 @@ def _workload(options: PlanOptions, config: RunConfig, card: GpuPreset) -> Any:
     precision = resolve_precision(config, card)
     model_config = read_config(config.model, 2)
     check_shape(config, model_config)
-    lengths = find_lengths(config, model_config)
+    lengths = find_lengths(config, model_config, task)
     return Workload(config, precision, lengths, cards, strategy)
 
 
 def _refuse_large_steps(workload: Any) -> None:
-    """Refuse more rows in a step than there are, where it is known how many there are. Raises `ConfigError`."""
+    """The same of rows in a step, where rows are not at hand and it is known how many there are."""
     lengths = workload.lengths
     issues = [] if lengths.guessed else batch_issues(workload.config.optim, workload.cards.count, len(lengths.train))
     if issues:
@@ -249,7 +284,7 @@ def _say_candidate(candidate: Any) -> None:
     )
 
 
-def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None) -> None:
+def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None, task: TaskData | None) -> None:
     from lorabench.planning.matrix import COMMON, matrix_sheet, plan_matrix
 
     given, others = take_flags(words, ["model"])
@@ -265,7 +300,7 @@ def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None) 
         config = _parse([*others, "--model", model])
         precision = common if config.model.precision == "auto" else config.model.precision
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, precision=precision))
-        return _workload(options, config, GPUS[cards[0]])
+        return _workload(options, config, GPUS[cards[0]], task)
 
     cells = list(plan_matrix(workload, models, cards))
     sheet = matrix_sheet(cells, models, cards)

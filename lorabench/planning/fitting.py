@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lorabench.config.command_line import take_flags
 from lorabench.config.run_config import RunConfig
 from lorabench.errors import ConfigError
+from lorabench.launch.options import nearest_file
 from lorabench.planning.duration import Duration, plan_duration
 from lorabench.planning.memory import Planner
 from lorabench.planning.result import MemoryPlan
@@ -34,7 +35,8 @@ class Candidate:
         """
         _, kept = take_flags(flags, CHANGED)
         config, cards = self.workload.config, self.workload.cards
-        launch = ["--config_file", f"accelerate_configs/{self.workload.strategy}.yaml"]
+        file = nearest_file(self.workload.strategy, cards.per_node, cards.nodes)
+        launch = ["--config_file", f"accelerate_configs/{file}"]
         if cards.count > 1:
             launch += ["--num_processes", str(cards.count)]
         if cards.nodes > 1:

@@ -12,7 +12,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.tasks import task_preset
 from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.data.batching import tokenize
-from lorabench.data.task import load_task
+from lorabench.data.task import TaskData
 from lorabench.data.tokenizer import load_tokenizer
 from lorabench.models.source import local_source
 from lorabench.planning.workload import RowLengths
@@ -47,16 +47,18 @@ KNOWN: Mapping[str, Known] = {
 }
 
 
-def find_lengths(config: RunConfig, model_config: "PretrainedConfig") -> RowLengths:
-    """Tokens of the rows that a run would read: those of the embedded task, of files and of local folders are counted.
+def find_lengths(config: RunConfig, model_config: "PretrainedConfig", task: TaskData | None) -> RowLengths:
+    """Tokens of the rows that a run would read: those that are at hand are counted, see `command.rows_at_hand`.
+
+    Args:
+        task: the rows, where they are at hand.
 
     Raises:
-        ConfigError: rows that are at hand cannot be read.
+        ConfigError: the model's tokenizer cannot read them.
     """
+    if task is not None:
+        return _count(config, model_config, task)
     data = config.data
-    local = task_preset(data.task).embedded or data.train_file is not None or os.path.isdir(data.task)
-    if local:
-        return _count(config, model_config)
     known = KNOWN.get(data.task)
     train, evaluation = (UNKNOWN_ROWS, UNKNOWN_ROWS // 4) if known is None else (known.train, known.evaluation)
     train = min(train, data.max_train_samples or train)
@@ -71,9 +73,8 @@ def find_lengths(config: RunConfig, model_config: "PretrainedConfig") -> RowLeng
     return RowLengths(lengths, validation, f"what is known of the rows of {data.task}", known.classes)
 
 
-def _count(config: RunConfig, model_config: "PretrainedConfig") -> RowLengths:
+def _count(config: RunConfig, model_config: "PretrainedConfig", task: TaskData) -> RowLengths:
     """By the model's own tokenizer where that is here, else by a stand-in."""
-    task = load_task(config.data, config.optim.seed)
     source = local_source(config.model.model, config.model.revision)
     here = os.path.isdir(source)
     model = config.model if here or config.model.model not in MODELS else _as_shape(config)

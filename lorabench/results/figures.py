@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePath
@@ -137,11 +138,18 @@ def phases_of(entries: Iterable[Mapping[str, Any]]) -> list[str]:
     return [phase for phase in PHASES if phase in USUAL_PHASES or phase in found]
 
 
+# A sign before the equals sign would compare otherwise; quotes within those of a shell are taken for the same.
+_CONDITION = re.compile(
+    r"""\s*(?P<column>[^=<>!~:]*[^=<>!~:\s])\s*==?\s*(?P<quote>["']?)(?P<value>(?![=~]).*?)(?P=quote)\s*""", re.DOTALL
+)
+
+
 def select(runs: Iterable[Figures], where: Sequence[str]) -> list[bool]:
     """Which runs fulfil every condition.
 
     Args:
-        where: `COLUMN=VALUE` each; a value may hold `*` and `?`, and numbers are compared as such.
+        where: `COLUMN=VALUE` each, or with `==` and spaces between; a value may hold `*` and `?`, and numbers are
+            compared as such.
 
     Raises:
         ConfigError: a condition of another form, or a column that there is not.
@@ -149,10 +157,10 @@ def select(runs: Iterable[Figures], where: Sequence[str]) -> list[bool]:
     runs = list(runs)
     kept = [True] * len(runs)
     for condition in where:
-        name, equals, value = condition.partition("=")
-        if not equals:
-            raise ConfigError(f"--where {condition}: expected COLUMN=VALUE, as in model=minilm")
-        column = _column(runs, name, f"--where {condition}")
+        parts = _CONDITION.fullmatch(condition)
+        if parts is None:
+            raise ConfigError(f"--where {condition}: expected COLUMN=VALUE, as in model=minilm; no other comparison")
+        column, value = _column(runs, parts["column"], f"--where {condition}"), parts["value"]
         kept = [keep and _matches(run.get(column), value) for keep, run in zip(kept, runs, strict=True)]
     return kept
 

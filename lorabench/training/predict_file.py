@@ -6,7 +6,7 @@ The file is read twice, in pieces: once to check and count it before a model is 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorabench.data.texts import odd_remarks
+from lorabench.data.oddities import odd_remarks
 from lorabench.errors import ConfigError, IssueList
 from lorabench.files import is_same_file
 from lorabench.harmless import printable
@@ -54,7 +54,7 @@ def predict_file(options: PredictOptions) -> PredictSummary:
     run, source = check(options)
     print(f"input      {printable(source.description)}", flush=True)
     facts = source.survey()
-    for remark in (*run.remarks(), *source.remarks, *odd_remarks(source.origin, facts.odd)):
+    for remark in (*run.remarks(), *source.remarks, *odd_remarks(source.origin, facts.odd, facts.rows)):
         print(f"note       {printable(remark)}", flush=True)
     # Heavy imports, only for input that is known to be good.
     from lorabench.training.predictor import RowPredictor

@@ -9,10 +9,11 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import source_issues, text_issues
 from lorabench.config.run_config import DataConfig
 from lorabench.data.file_format import Columns, FileFormat, is_written_number, list_columns
+from lorabench.data.oddities import find_odd
 from lorabench.data.readers import TableStream, stream_table
 from lorabench.data.sources import file_format, idle_format_flags
 from lorabench.data.task import ID_COLUMNS, Rows
-from lorabench.data.texts import Texts, check_training_texts, find_odd, read_texts, text_columns
+from lorabench.data.texts import Texts, check_training_texts, read_texts, text_columns
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
 from lorabench.training.prediction import FinishedRun, PredictOptions, prediction_kinds
@@ -50,7 +51,7 @@ class InputFacts:
     Attributes:
         rows: how many there are.
         blank: how many of them have no text.
-        odd: kind of character that files are broken or joined by -> numbers of the rows that have it.
+        odd: kind of oddity, see `oddities.find_odd` -> numbers of the rows that have it.
     """
 
     rows: int = 0

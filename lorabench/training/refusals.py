@@ -7,6 +7,7 @@ from lorabench.config.checks import batch_issues, is_one_machine, looks_into_out
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.data.task import TaskData
 from lorabench.errors import ConfigError, IssueList
+from lorabench.launch.request import capture_issues, read_environment
 from lorabench.machine.gpus import gpus_hidden, limit_issues, list_gpus
 from lorabench.models.folder import folder_issues
 from lorabench.results.run_folder import CONFIG_FILE, read_run
@@ -68,22 +69,31 @@ def _describe_data(data: DataConfig) -> str:
 
 
 def _check_device(config: RunConfig) -> None:
-    """Refuse what only a GPU can do where there is none. torch is imported only for whom it concerns."""
-    limit = config.run.gpu_memory_limit
+    """Refuse what only a GPU can do where there is none, or where the launch does not let it.
+
+    torch is imported only for whom it concerns.
+    """
+    limit, attention = config.run.gpu_memory_limit, config.model.attn_implementation
     fp16 = "fp16" in (config.model.precision, os.environ.get("ACCELERATE_MIXED_PRECISION"))
-    if limit is None and not fp16:
+    flash = attention.startswith("flash")
+    if limit is None and not fp16 and not flash and config.optim.execution != "captured":
         return
     use_cuda = not gpus_hidden(os.environ) and bool(list_gpus())
-    if limit is not None and not use_cuda:
-        raise ConfigError(f"--gpu-memory-limit {limit:g}: the run is on the CPU; expected a GPU whose memory to limit")
-    issues = limit_issues(limit, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    if issues:
-        raise ConfigError(issues)
-    if not fp16:
-        return
-    from lorabench.machine.precision import resolve_precision
+    issues = IssueList()
+    on_cpu = "the run is on the CPU; expected a GPU"
+    if limit is not None:
+        issues.check(use_cuda, f"--gpu-memory-limit {limit:g}: {on_cpu} whose memory to limit")
+        issues.extend(limit_issues(limit, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)) if use_cuda else [])
+    issues.check(use_cuda or not flash, f"--attn-implementation {attention}: {on_cpu}, or auto, sdpa or eager")
+    issues.extend(capture_issues(config, read_environment().engine, use_cuda))
+    if fp16:
+        from lorabench.machine.precision import resolve_precision
 
-    resolve_precision(config, use_cuda)
+        try:
+            resolve_precision(config, use_cuda)
+        except ConfigError as error:
+            issues.extend(error.issues)
+    issues.raise_if_any()
 
 
 def _check_continuation(config: RunConfig) -> None:

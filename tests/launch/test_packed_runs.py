@@ -36,8 +36,10 @@ class PackOnCpu:
         import os
 
         from lorabench.packed import captured, choice, passes
+        from lorabench.training import refusals
 
         choice.capture_obstacle = lambda setting: None
+        refusals.capture_issues = lambda *arguments: []
         captured.choose_lengths = partial(captured.choose_lengths, step=self.step)
         if os.environ.get("RANK", "0") != "1":
             return

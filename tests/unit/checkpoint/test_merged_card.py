@@ -214,14 +214,13 @@ def test_the_licence_is_the_one_of_the_base_models_card_in_its_folder_or_in_the_
     assert base_licence(str(tmp_path), None) == "mit"
     asked: list[tuple[str, str]] = []
 
-    def in_cache(repo: str, name: str) -> str:
+    def in_cache(repo: str, name: str) -> Path:
         asked.append((repo, name))
-        return str(tmp_path / name)
+        return tmp_path / name
 
-    monkeypatch.setattr(cards, "try_to_load_from_cache", in_cache)
+    monkeypatch.setattr(cards, "cached_file", in_cache)
     assert base_licence("owner/base", None) == "mit" and asked == [("owner/base", "README.md")]
-    # The Hub's own word for a file that a repository is known not to have is no path.
-    monkeypatch.setattr(cards, "try_to_load_from_cache", lambda *_: object())
+    monkeypatch.setattr(cards, "cached_file", lambda *_: None)
     assert base_licence("owner/base", None) is None
 
 
@@ -236,5 +235,5 @@ def test_another_version_than_the_installed_one_is_looked_for_under_its_own_name
         return "owner/base"
 
     monkeypatch.setattr(cards, "local_source", source)
-    monkeypatch.setattr(cards, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(cards, "cached_file", lambda *_: None)
     assert base_licence("minilm", "main") is None and asked == [("minilm", "main")]

@@ -415,7 +415,11 @@ def test_a_flag_twice_with_one_value_is_one_flag() -> None:
 
 def test_aliases_are_one_flag_and_later_words_replace_it() -> None:
     flags = flags_of({"seed": Annotated[int, tyro.conf.arg(aliases=("--start",))], "fast": bool})
-    assert repeated_flags(["--seed", "1", "--start", "2"], flags) == ["--seed: given twice; expected once"]
+    assert repeated_flags(["--seed", "1", "--seed", "2"], flags) == ["--seed: given twice; expected once"]
+    assert repeated_flags(["--seed", "1", "--start", "2"], flags) == [
+        "--seed and --start: two names of one flag; expected one of them"
+    ]
+    assert repeated_flags(["--start", "1", "--seed", "1"], flags) == []
     words = ["--start=1", "--fast", "--other", "x"]
     assert override(words, ["--seed", "2", "--no-fast"], flags) == ["--other", "x", "--seed", "2", "--no-fast"]
 
@@ -619,3 +623,21 @@ def test_a_result_never_takes_the_place_of_the_options_it_was_asked_for_with(com
     needed = ["runs"] if command is cli.TableOptions else ["--run", "r", "--input", "i.csv"]
     with pytest.raises(ConfigError, match=f"--output {path}: is the file of --config, which would be lost"):
         arguments.parse_options(command, [*needed, "--config", str(path), "--output", str(path)], "lorabench x")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [("flash_attention_2", "flash_attn", "flash-attn"), ("flash_attention_3", "flash_attn_interface", "flash-attn-3")],
+)
+def test_flash_attention_wants_its_package_or_kernels(
+    name: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, there = ["--task", "sample", "--attn-implementation", name], set[str]()
+    monkeypatch.setattr(arguments, "find_spec", lambda wanted: object() if wanted in there else None)
+    said = f"^--attn-implementation {name}: the package is not installed; expected {package} before, or auto, sdpa"
+    with pytest.raises(ConfigError, match=said):
+        parse_run_config(words, launching=True)
+    for found in (module, "kernels"):
+        there.clear()
+        there.add(found)
+        assert parse_run_config(words, launching=True).model.attn_implementation == name

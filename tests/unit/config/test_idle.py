@@ -23,6 +23,8 @@ def notes(*words: str) -> list[str]:
             "--test-split t: without effect: random",
         ),
         (["--weights", "random", "--test-file", __file__], f"--test-file {__file__}: without effect: random"),
+        (["--early-stopping", "9", "--epochs", "9"], "--early-stopping 9: without effect: the run has 9 epochs"),
+        (["--learning-rate", "1e4"], "--learning-rate 10000: far above the rates that LoRA learns at"),
         (["--warmup-ratio", "0.3"], "--warmup-ratio 0.3: without effect: --lr-scheduler constant has no warm-up"),
     ],
 )
@@ -37,6 +39,7 @@ def test_a_flag_without_effect_is_said(words: list[str], start: str) -> None:
         [],
         ["--track", "tensorboard", "--track-tags", "a", "--track-group", "g"],
         ["--warmup-ratio", "0.3", "--lr-scheduler", "linear"],
+        ["--learning-rate", "0.05", "--early-stopping", "1", "--epochs", "2"],
         ["--recipe", "strong", "--lr-scheduler", "constant"],
         ["--warmup-ratio", "0.3", "--lr-scheduler", "constant_with_warmup"],
         ["--task", "custom", "--template", "{a}\n{b} \\d \\{c}"],
@@ -50,3 +53,16 @@ def test_a_line_break_that_no_shell_has_made_is_said() -> None:
     (said,) = notes("--task", "custom", "--template", r"{a}\n{b}\t{c}\n")
     expected = r"\n and \t: a backslash and a letter in each text; in a shell, $'...' makes it one character"
     assert said == rf"--template '{{a}}\\n{{b}}\\t{{c}}\\n': {expected}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{a}} {b}", "'{{a}}' stands in each text as written"),
+        ("${a} {b}", "the $ before a column stands in each text as written"),
+        ("%(a)s ${b}", "'%(a)s' and the $ before a column stand in each text as written"),
+    ],
+)
+def test_a_template_of_another_language_is_said_to_be_text(template: str, said: str) -> None:
+    (note,) = notes("--task", "custom", "--template", template)
+    assert note == f"--template {template!r}: {said}; a column is a name in single braces"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabench.config.template import parse_template
+from lorabench.config.template import marks_of_others, names_in_marks, parse_template
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1).filter(str.strip)
 
@@ -38,7 +38,9 @@ def test_names_of_columns_are_taken_as_they_stand() -> None:
     [
         ("text", "no column in braces"),
         ("", "no column in braces"),
-        ("{{text}}", "no column in braces"),
+        ("{{text}}", "no column in braces; {{ and }} are braces of the text"),
+        ("%(text)s", "no column in braces"),
+        ("$text", "no column in braces"),
         ("a {text", "a { without its partner at character 3"),
         ("text}", "a } without its partner at character 5"),
         ("{a}}", "a } without its partner at character 4"),
@@ -50,3 +52,23 @@ def test_what_is_no_template_is_refused_with_what_is_wrong(text: str, problem: s
     with pytest.raises(ValueError) as raised:
         parse_template(text)
     assert str(raised.value) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "marks"),
+    [
+        ("{{premise}} {text}", ["{{premise}}"]), ("{{ a }}{{ a }}{b}", ["{{ a }}"]), ("${x} {y}", ["${"]),
+        ("%(x)s {y} %(z)d", ["%(x)s", "%(z)d"]), ("<%= x %> {y}", ["<%= x %>"]), ("%s {y}", ["%s"]),
+        ("{a}: {b}", []), ("5 % {a} (b)s $5 <b>", []), ("100%sure {a}", []), ("{{}} {a}", []),
+    ],
+)  # fmt: skip
+def test_what_other_languages_would_replace_is_found(text: str, marks: list[str]) -> None:
+    assert marks_of_others(text) == marks
+
+
+def test_names_of_columns_in_other_marks_are_found() -> None:
+    text = "<title> [body] $user %date% {text} @id <b> $users"
+    assert names_in_marks(text, ["title", "body", "user", "date", "id", "other"]) == [
+        *("<title>", "[body]", "$user", "%date%", "@id")
+    ]
+    assert names_in_marks("title: {text} (body)", ["title", "body"]) == []

@@ -101,6 +101,9 @@ def test_numbers_with_decimals_are_values_to_predict_unless_said_otherwise() -> 
     assert names(["1", "0,5"], numeric=True) == ("0,5", "1")
     assert "numbers such as 1e-05 (row 1)" in refused(["1e-05", "2"])
     assert "numbers such as 1.5e3 (row 2)" in refused(["1", "1.5e3"])
+    assert "numbers such as $1.99 (row 1)" in refused(["$1.99", "$2"])
+    assert "numbers such as 12.5 % (row 2)" in refused(["3 %", "12.5 %"])
+    assert names(["$2", "\u20ac1.5", "10%"], numeric=True) == ("\u20ac1.5", "$2", "10%")
 
 
 def test_a_few_words_among_values_do_not_make_them_classes() -> None:
@@ -202,6 +205,23 @@ def test_names_that_say_other_things_are_not_said_to_look_alike(names: tuple[str
     assert not [remark for remark in label_remarks("f", "y", ["x", *names], 100) if "of their own" in remark]
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["R&amp;D", "x"], "'R&amp;D' has a character as HTML writes it (&amp;) as a part of its name"),
+        (
+            ["caf\u00c3\u00a9", "x"],
+            "'caf\u00c3\u00a9' has a character read in a wrong encoding (\u00c3\u00a9) as a part of its name",
+        ),
+        (["'pos'", "'neg'"], "\"'pos'\", \"'neg'\" have quotes around the whole as a part of their names"),
+        (["b'pos'", "x"], "\"b'pos'\" has the mark of Python's bytes (b'...') as a part of its name"),
+        (["R&D", "R&amp;D"], "'R&D' and 'R&amp;D' are classes of their own, though they look alike"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_about_a_name_is_said_once(names: list[str], said: str) -> None:
+    assert label_remarks("f", "y", names, 100) == [f"f: column 'y': {said}"]
+
+
 def test_short_and_long_words_of_one_meaning_are_said() -> None:
     assert label_remarks("f", "y", ["N", "No", "Y", "Yes"], 100) == [
         "f: column 'y': 'N' and 'No', 'Y' and 'Yes' are classes of their own, though they may say the same"
@@ -210,7 +230,14 @@ def test_short_and_long_words_of_one_meaning_are_said() -> None:
     assert remark.endswith("'TRUE' and 'True' are classes of their own, though they look alike")
 
 
-@pytest.mark.parametrize("name", ["#REF!", "#DIV/0!", "#NAME?", "-1", "-100", "\\N"])
+@pytest.mark.parametrize("days", [["2020-01-02", "2020-01-03"], ["1.2.2020", "3.2.20"], ["2020/1/2", "1/2/2020"]])
+def test_dates_as_classes_are_said(days: list[str]) -> None:
+    (remark,) = label_remarks("f", "y", days, 100)
+    assert remark.endswith(": dates, each the name of a class")
+    assert label_remarks("f", "y", [*days, "never"], 100) == []
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "TBD", "(blank)", "#REF!", "#DIV/0!", "#NAME?", "-1", "-100", "\\N"])
 def test_what_programs_write_for_a_missing_class_is_said(name: str) -> None:
     assert label_remarks("f", "y", ["calm", "storm", name], 100) == [
         f"f: column 'y': {name!r} is the name of a class, not a missing label"
@@ -271,6 +298,11 @@ def test_texts_that_list_several_labels_are_said_to_be_one_class_each() -> None:
         (("a", "a, b", "b;a;c", "x;y"), "'a, b', 'b;a;c' look like several labels; each"),
         (("a;b", "c"), None),
         (("1", "1,5"), None),
+        (("a", "b", "a/b"), "'a/b' looks like several labels; it"),
+        (("a", "b", "a and b", "a+b"), "'a and b', 'a+b' look like several labels; each"),
+        (("Sci", "Sci/Tech"), None),
+        (("C", "C++"), None),
+        (("1", "2", "1/2"), "'1/2' looks like several labels; it"),
     ],
 )
 def test_a_class_that_joins_others_is_said_to_be_one(names: tuple[str, ...], said: str | None) -> None:

@@ -406,6 +406,61 @@ def test_a_quote_in_a_tsv_file_encloses_only_where_all_are_written_so(
     assert read(tmp_path, "a.tsv", "text\tlabel\n" + rows)["text"] == texts
 
 
+AFTER_SPACES = "quotes after spaces"
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "columns"),
+    [
+        ('a, b\n0, "x, y"\n1, z\n', f"CSV, {AFTER_SPACES} enclose fields", {"a": ["0", "1"], "b": ["x, y", "z"]}),
+        ('a, b\n0, "x"\n1, "y"\n', f"CSV, {AFTER_SPACES} enclose fields", {"a": ["0", "1"], "b": ["x", "y"]}),
+        ('"a", "b"\n"0", "x"\n', f"CSV, {AFTER_SPACES} enclose fields", {"a": ["0"], "b": ["x"]}),
+        ('a; b\n0;  "x\ny"\n', f"CSV, ';', {AFTER_SPACES} enclose fields", {"a": ["0"], "b": ["x\ny"]}),
+        # Not all can be read so, or none is a field's own.
+        ('a, b\n0, "x" y\n1, "z"\n', f"CSV, {AFTER_SPACES} are text", {"a": ["0", "1"], "b": [' "x" y', ' "z"']}),
+        ('a,b\n0," ""x"" y"\n1, z\n', "CSV", {"a": ["0", "1"], "b": [' "x" y', " z"]}),
+        ('a,b\n0, z\n', "CSV", {"a": ["0"], "b": [" z"]}),
+    ],
+)  # fmt: skip
+def test_a_quote_after_spaces_encloses_where_all_can_be_read_so(
+    tmp_path: Path, content: str, form: str, columns: dict[str, list[str]]
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content, encoding="utf-8")
+    table = stream_table("--train-file", path)
+    assert (table.form, table.read()) == (form, columns)
+
+
+def test_a_quote_after_spaces_in_a_tsv_file_is_said_to_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('a\tb\n0\t "x"\n', encoding="utf-8")
+    assert stream_table("--train-file", path).form == "TSV, quotes are text"
+
+
+def test_other_quotes_around_a_field_with_a_delimiter_are_asked_about(tmp_path: Path) -> None:
+    found = error(tmp_path, "a.csv", "text,label\n'a, b','c'\n")
+    assert found == "line 2: 3 fields where the header has 2 (is a field enclosed in '? expected double quotes)"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("| text | label |\n|---|:--:|\n| a | b |\n", 2), ("text | label\n--- | ---\na | b\n", 2),
+        ("+---+---+\n| a | b |\n+---+---+\n", 1), ("\n text | label\n------+-------\n a | b\n", 3),
+        ("text,label\n----,-----\na,b\n", 2), ("| text |\n|------|\n| a |\n", 2), ("a\tb\n==\t==\nc\td\n", 2),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_drawn_for_readers_is_refused(tmp_path: Path, content: str, line: int) -> None:
+    for name in ("a.csv", "a.tsv"):
+        assert error(tmp_path, name, content).startswith(f"line {line}: a rule of dashes, as in a table drawn")
+
+
+@pytest.mark.parametrize("row", ["---", "-,-", "-- --", "--,a", "- | -"])
+def test_a_row_of_some_dashes_is_a_row(tmp_path: Path, row: str) -> None:
+    header = "text,label" if "," in row else "text|label" if "|" in row else "text"
+    read(tmp_path, "a.csv", f"{header}\n{row}\n")
+
+
 @pytest.mark.parametrize("delimiter", [",", "\t"])
 def test_a_quote_that_swallows_rows_is_refused_with_its_line(tmp_path: Path, delimiter: str) -> None:
     lines = [f"text {i},{'good' if i % 2 else 'bad'}" for i in range(20)]

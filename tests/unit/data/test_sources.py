@@ -44,7 +44,7 @@ def refused(folder: Path | str, **flags: Any) -> str:
     return issue
 
 
-def write_csv(path: Path, labels: list[str], text: str = "NA") -> None:
+def write_csv(path: Path, labels: list[str], text: str = "a text") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("text,label\n" + "".join(f"{text},{label}\n" for label in labels))
 
@@ -74,7 +74,7 @@ def test_a_card_that_cannot_be_read_is_one_message(tmp_path: Path, header: str, 
 
 
 def test_a_folder_of_one_file_per_split_is_read_as_files_are(tmp_path: Path) -> None:
-    write_csv(tmp_path / "train.csv", ["1.0", "0", "null"])
+    write_csv(tmp_path / "train.csv", ["1.0", "0", "null"], "NA")
     write_csv(tmp_path / "dev.csv", ["1"])
     write_csv(tmp_path / "submission.csv", ["1"])
     (tmp_path / "notes.md").write_text("a note")
@@ -84,6 +84,8 @@ def test_a_folder_of_one_file_per_split_is_read_as_files_are(tmp_path: Path) -> 
     assert (data.validation.labels, data.test) == ([1], None)
     assert data.remarks == (
         f"--task {tmp_path}: not read: submission",
+        f"--task {tmp_path} (train split): 3 rows (1, 2, 3) with a word for a missing one (nan) for the whole text; "
+        "it is read as it stands",
         f"--task {tmp_path} (train split): column 'label': 'null' is the name of a class, not a missing label",
     )
     path = tmp_path / "train.csv"
@@ -305,6 +307,36 @@ def test_what_lacks_in_a_saved_folder_is_named(lacking: str, tmp_path: Path) -> 
     assert refused(folder) == (
         f"--task {folder}: not readable as save_to_disk writes it (no {lacking} there); expected the whole folder"
     )
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json"])
+def test_the_pointer_of_a_file_in_a_saved_folder_is_said_to_be_one(name: str, tmp_path: Path) -> None:
+    data_set([0, 1], ["a", "b"]).save_to_disk(tmp_path / "d")
+    (tmp_path / "d" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert refused(tmp_path / "d").startswith(f"--task {tmp_path / 'd'}: {name} is the pointer of a Git LFS file")
+
+
+def test_a_damaged_archive_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"PK\3\4 and no more")
+    assert refused(tmp_path).startswith(f"--task {tmp_path}: File is not a zip file. Expected a data set")
+
+
+def test_the_current_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "some.csv", ["a", "b"] * 5)
+    write_csv(tmp_path / "more.csv", ["a", "b"] * 5)
+    monkeypatch.chdir(tmp_path)
+    assert source_lines(load(Path(".")).sources) == ["2 files, more.csv, some.csv: 20 rows (CSV)"]
+
+
+def test_a_file_to_be_scored_is_asked_for_where_it_is_alone_and_not_read_beside_others(tmp_path: Path) -> None:
+    write_csv(tmp_path / "holdout.csv", ["a", "b"] * 5)
+    said = f"--task {tmp_path}: no `train` split, found holdout; expected --train-split with one of them"
+    assert refused(tmp_path) == said
+    assert len(load(tmp_path, train_split="holdout").train) == 8
+    write_csv(tmp_path / "more.csv", ["a", "b"] * 5)
+    found = load(tmp_path)
+    assert source_lines(found.sources) == ["more.csv: 10 rows (CSV)"]
+    assert f"--task {tmp_path}: not read: holdout" in found.remarks
 
 
 def test_a_folder_that_may_not_be_read_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

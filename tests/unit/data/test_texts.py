@@ -17,7 +17,7 @@ from lorabench.config.checks import find_issues
 from lorabench.config.run_config import DataConfig, RunConfig
 from lorabench.data import texts as texts_module
 from lorabench.data.task import load_task, text_rows
-from lorabench.data.texts import Texts, is_blank, odd_characters, pair_remarks, read_texts
+from lorabench.data.texts import Texts, is_blank, pair_remarks, read_texts
 from lorabench.errors import ConfigError, IssueList
 
 COLUMNS = {"premise": ["a b", "c"], "hypothesis": ["d", "e f"], "keyword": ["x", None], "label": ["0", "1"]}
@@ -211,6 +211,26 @@ def test_numbers_with_something_beside_them_are_texts(tmp_path: Path, text: str)
     assert load_task(custom(tmp_path, rows, text_column="n"), 42).labels == ("a", "b")
 
 
+def test_texts_that_are_their_labels_are_refused(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"text": ["x", " y", "x", "y"], "label": ["x", "y"] * 2}
+    with pytest.raises(ConfigError, match="each text is the label of its row; expected --text-column with the texts"):
+        load_task(custom(tmp_path, rows), 42)
+    rows["text"][0] = "y"
+    assert load_task(custom(tmp_path, rows), 42)
+
+
+def test_a_column_that_says_of_rows_which_split_they_are_of_is_said(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"text": ["a b", "b c", "c d", "d e"], "label": ["x", "y"] * 2}
+    odd: dict[str, list[Any]] = {"fold": ["train", "Test", "train", "dev"], "is_test": [0, 1, 0, 0]}
+    plain = {"split": ["train"] * 4, "set": ["a", "test", "b", "c"], "test": ["a", "b", "c", "d"], "n": [1, 2, 1, 2]}
+    said = load_task(custom(tmp_path, {**rows, **odd, **plain}), 42).remarks
+    assert [remark.partition(": ")[2] for remark in said] == [
+        "column 'fold' holds 'Test', 'dev', 'train'; it is not read, and all rows are train rows",
+        "column 'is_test' holds '0', '1'; it is not read, and all rows are train rows",
+    ]
+    assert load_task(custom(tmp_path, {**rows, **odd}, template="{fold} {is_test} {text}"), 42).remarks == ()
+
+
 def test_a_header_within_the_rows_is_refused(tmp_path: Path) -> None:
     rows = {"text": ["x", "text", "text", "y"], "label": ["a", "label", "b", "a"]}
     with pytest.raises(ConfigError) as raised:
@@ -232,6 +252,14 @@ def test_what_a_template_leaves_out_is_said(tmp_path: Path) -> None:
     data = load_task(custom(tmp_path, columns, template="{a} {b}"), 42)
     (remark,) = data.remarks
     assert remark.endswith("train.csv: 5 rows without a value in column 'a', which the template leaves out")
+
+
+def test_a_template_that_names_a_column_in_other_marks_is_said(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"title": ["t"] * 4, "text": ["a", "b", "c", "d"], "label": ["x", "y"] * 2}
+    config = custom(tmp_path, rows, template="<title> $title {text}")
+    (remark,) = load_task(config, 42).remarks
+    assert remark.endswith(": --template: '<title>' stands in each text as written; a column is a name in braces")
+    assert load_task(custom(tmp_path, rows, template="<title>{title}</title> {text}"), 42).remarks == ()
 
 
 def test_texts_from_python_are_pairs_where_the_run_reads_two_columns() -> None:
@@ -260,14 +288,6 @@ def test_a_template_that_is_none_is_refused_before_any_file_is_read() -> None:
     assert issues_of(task="custom", template="{a}", text_column="a,b") == [
         "--template '{a}': --text-column a,b names the text, too; expected one of the two"
     ]
-
-
-def test_odd_characters_are_looked_for_in_both_texts_of_a_pair() -> None:
-    left = "rows.csv: {} in the text; it is left there"
-    nul, mark = "1 row (2) with a NUL character", "2 rows (1, 3) with a byte order mark"
-    pairs = Texts(["\ufeffa", "b", "c"], ["d", "e\0", "\ufefff"], [(0, 1)] * 3, [])
-    assert odd_characters("rows.csv", pairs) == [left.format(nul), left.format(mark)]
-    assert odd_characters("rows.csv", replace(pairs, pairs=None)) == [left.format("1 row (1) with a byte order mark")]
 
 
 def test_a_row_without_a_text_has_nothing_that_may_be_cut() -> None:

@@ -10,6 +10,7 @@ import tiny
 from stand_ins import StandIn
 
 from lorabench import cli
+from lorabench.config.defaults import resolve_defaults
 from lorabench.errors import EXIT_BAD_INPUT, EXIT_RUN_FAILED
 from lorabench.experiments.launches import Launch
 
@@ -190,13 +191,47 @@ def test_tracked_runs_of_a_comparison_are_in_one_group(words: list[str], capsys:
 def test_nothing_that_is_given_twice_is_lost(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*words, "--setting", "wide=--lora-r 32"]) == EXIT_BAD_INPUT
     assert "--setting wide: given twice; expected each name once" in capsys.readouterr().err
-    for more in (["--models", "roberta-large"], ["--model", "roberta-large"], ["--seed", "7"]):
+    values, names = "with all of its values after it", "two names of one flag; expected one of them"
+    for more, said in (
+        (
+            ["--models", "roberta-large"],
+            f"--model and --models: {names}, {values}",
+        ),
+        (["--model", "roberta-large"], f"--model: given twice; expected once, {values}"),
+        (["--seed", "7"], f"--seeds and --seed: {names}, {values}"),
+    ):
         assert cli.main([*words, *more]) == EXIT_BAD_INPUT
-        name = "--seeds" if "seed" in more[0] else "--models"
-        said = capsys.readouterr().err
-        assert (
-            said == f"lorabench compare: error: {name}: given twice; expected once, with all of its values after it\n"
-        )
+        assert capsys.readouterr().err == f"lorabench compare: error: {said}\n"
+
+
+@pytest.mark.parametrize("flags", ["", "--batch-size=8", "--lora-r {usual}"])
+def test_two_settings_that_make_the_same_runs_are_refused(
+    words: list[str], flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = resolve_defaults("minilm", "custom").lora.lora_r
+    assert cli.main([*words, "--setting", f"again={flags.format(usual=usual)}", "--dry-run"]) == EXIT_BAD_INPUT
+    said = "settings plain and again: the same runs twice; expected settings that differ"
+    assert capsys.readouterr().err == f"lorabench compare: error: {said}\n"
+
+
+def test_settings_that_make_the_same_runs_of_one_model_alone_are_said(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Defaults are each model's own."""
+    first, second = (resolve_defaults(model, "custom").lora.lora_r for model in ("minilm", "roberta-large"))
+    assert first != second
+    more = ["--setting", f"again=--lora-r {first}", "--weights", "random", "--dry-run"]
+    words[words.index("--model") : words.index("minilm") + 1] = ["--models", "minilm", "roberta-large"]
+    assert cli.main([*words, *more]) == 0
+    assert capsys.readouterr().err == "note       settings plain and again: the same runs twice of minilm\n"
+
+
+def test_settings_that_differ_in_what_is_recorded_alone_are_said(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--setting", "again=--logging-steps 3 --track-tags x", "--dry-run"]) == 0
+    said = "settings plain and again: the same runs twice of minilm, but for what is recorded of them"
+    assert capsys.readouterr().err == f"note       {said}\n"
 
 
 def test_what_an_axis_expects_is_said_in_plain_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -319,6 +319,26 @@ def test_config_file_overrides_and_is_not_forwarded(monkeypatch: pytest.MonkeyPa
     assert command[-4:] == ["-m", "lorabench.train", "--model", "minilm"]
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("fsdp2.yaml", "FSDP2 exchanges weights"),
+        ("zero2.yaml", "DeepSpeed exchanges weights"),
+        ("cpu.yaml", "no CUDA GPU"),
+    ],
+)
+def test_captured_steps_are_refused_by_the_launch_file(
+    file: str, said: str, dry: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    words = ["--config_file", file, "--task", "sample", "--model", "minilm", *dry]
+    assert build_command(words)
+    with pytest.raises(ConfigError, match=f"^--execution captured: .*{said}"):
+        build_command([*words, "--execution", "captured"])
+    assert build_command(["--config_file", "ddp.yaml", *words[2:], "--execution", "captured"])
+
+
 def test_project_files_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     expected = PROJECT / "accelerate_configs/ddp.yaml"

@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from minilm import needs_minilm
+from safetensors.torch import load_file, save_file
 
 import lorabench
 from lorabench.checkpoint.checksums import read_checksums, write_checksums
-from lorabench.config.run_config import ModelConfig
+from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.errors import ConfigError
 from lorabench.models import source
 from lorabench.models.configuration import read_model_config
+from lorabench.models.description import inspect_model
+from lorabench.models.folder import fetch_weights
 from lorabench.models.source import fingerprint_files, local_source, model_source, published_source
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -149,18 +154,22 @@ def test_a_pickled_checkpoint_is_refused_with_the_way_to_convert_it(tmp_path: Pa
         )
 
 
-def test_a_hub_models_commit_is_recorded_and_pinned_in_the_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From a cache as the Hub's client lays it out: a branch that points to a commit."""
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of a tiny model in a cache as the Hub's client lays it out: a branch that points to a commit."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "cache" / "models--owner--tiny"
-    tiny.save_tiny(repository / "snapshots" / commit, "bert")
+    snapshot = tiny.save_tiny(repository / "snapshots" / commit, "bert")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return snapshot
+
+
+def test_a_hub_models_commit_is_recorded_and_pinned_in_the_adapter(tmp_path: Path, hub: Path) -> None:
+    commit = hub.name
     files = {
         "train_file": tiny.write_rows(tmp_path / "train.csv", 8),
         "validation_file": tiny.write_rows(tmp_path / "validation.csv", 4, seed=1),
@@ -170,6 +179,73 @@ def test_a_hub_models_commit_is_recorded_and_pinned_in_the_adapter(
     settings = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == ("owner/tiny", commit)
     assert len(lorabench.predict(tmp_path / "run", ["storm flood"])) == 1
+
+
+def respell(weights: Path, **more: torch.Tensor) -> None:
+    """Write a file of weights anew with more tensors."""
+    save_file({**load_file(weights), **more}, weights, metadata={"format": "pt"})
+
+
+SPOILT = {
+    "8 bits": ({"scaled.weight": torch.ones(2, dtype=torch.int8)}, "scaled.weight in I8, which is quantised"),
+    "an adapter": ({"encoder.lora_A.weight": torch.ones(2)}, "1 tensor of a LoRA adapter (encoder.lora_A.weight"),
+    "other shapes": ({"embeddings.word_embeddings.weight": torch.ones(3, 2)}, "word_embeddings.weight is 3 x 2"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_weights_of_the_hub_are_looked_at_as_those_of_a_folder_once_they_are_in_the_cache(
+    spoilt: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, tensors = ModelConfig(model="owner/tiny"), SPOILT[spoilt]
+    model_config = read_model_config(config)
+    _, remarks = inspect_model(config, LoraArgs(), model_config, 16)
+    assert remarks == []
+    respell(hub / "model.safetensors", **tensors[0])
+    with pytest.raises(ConfigError) as known:
+        inspect_model(config, LoraArgs(), model_config, 16)
+    assert str(known.value).startswith("--model owner/tiny: ") and tensors[1] in str(known.value)
+    # A first download: they come when the model has passed all else.
+    stored = (hub / "model.safetensors").rename(tmp_path / "remote.safetensors")
+    asked: list[str] = []
+
+    def download(source: str, name: str, **_: object) -> str:
+        asked.append(name)
+        return str(shutil.copy(stored, hub / name))
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", download)
+    with pytest.raises(ConfigError, match="--lora-r 99"):
+        inspect_model(config, LoraArgs(lora_r=99), model_config, 16)
+    assert asked == []
+    with pytest.raises(ConfigError) as fetched:
+        inspect_model(config, LoraArgs(), model_config, 16)
+    assert fetched.value.issues == known.value.issues and asked == ["model.safetensors"]
+
+
+def test_tensors_of_a_hub_model_that_no_layer_has_are_said(hub: Path) -> None:
+    respell(hub / "model.safetensors", **{"encoder.layer.0.attention.self.query.scale": torch.ones(1)})
+    config = ModelConfig(model="owner/tiny")
+    _, (remark,) = inspect_model(config, LoraArgs(), read_model_config(config), 16)
+    assert remark.startswith("--model owner/tiny: its checkpoint has encoder.layer.0.attention.self.query.scale, and")
+
+
+def test_parts_of_weights_are_fetched_by_their_index_and_what_cannot_be_had_is_left_to_the_loading(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub / "model.safetensors").unlink()
+    config, parts = ModelConfig(model="owner/tiny"), list[str]()
+    fetch_weights(config, None)  # offline
+    index = hub / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "two", "b": "one", "c": "two"}}), encoding="utf-8")
+    found = {index.name: str(index)}
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda _, name, **__: found.get(name))
+    monkeypatch.setattr("transformers.utils.hub.cached_files", lambda _, names, **__: parts.extend(names))
+    fetch_weights(config, None)
+    assert parts == ["one", "two"]
+    for other in (ModelConfig(model="owner/tiny", weights="random"), ModelConfig(model=str(hub))):
+        fetch_weights(other, None)
+    fetch_weights(config, "own.safetensors")
+    assert parts == ["one", "two"]
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ from lorabench import cli
 from lorabench.catalog.gpus import GPUS, gpu_of
 from lorabench.config.command_line import parse_run_config
 from lorabench.errors import EXIT_BAD_INPUT, ConfigError
-from lorabench.launch.options import find_config, take_launch_options
+from lorabench.launch.options import find_config, nearest_file, take_launch_options
 from lorabench.planning import command
 from lorabench.planning.command import PlanOptions, find_card, plan_command
-from lorabench.planning.fitting import batch_splits, plan_candidate, remedies
+from lorabench.planning.fitting import Candidate, batch_splits, plan_candidate, remedies
 from lorabench.planning.lengths import KNOWN, find_lengths, spread_lengths
 from lorabench.planning.memory import plan_memory
 from lorabench.planning.rates import Rates, calibration_file, keep_calibration, read_calibration, sheet_rates
 from lorabench.planning.shape import read_config
-from lorabench.planning.workload import STRATEGIES
+from lorabench.planning.workload import STRATEGIES, Cards
 
 
 @pytest.fixture
@@ -170,6 +170,31 @@ def test_flags_are_refused_before_anything_heavy_is_imported() -> None:
     assert "--gpus 0: " in said and "--batch-size 0: " in said and "--fit and --matrix: " in said
 
 
+def test_rows_and_model_are_refused_before_anything_heavy_is_imported(tmp_path: Path, flags: list[str]) -> None:
+    """As a run refuses them."""
+    rows, model = tmp_path / "rows.csv", tmp_path / "model"
+    rows.write_text("words,label\na b,x\nc d,y\n", encoding="utf-8")
+    shutil.copytree(flags[1], model)
+    (model / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    plain = ["plan", "--gpu", "h100", "--train-file", str(rows)]
+    commands = [
+        [*plain, *flags[:2]],
+        [*plain, "--matrix", *flags[:2]],
+        [*plain, "--text-column", "words", "--validation-file", str(model / "config.json"), "--model", str(model)],
+        ["plan", "--gpu", "h100", "--task", "sample", "--model", str(model), "--batch-size", "9999"],
+    ]
+    code = (
+        "import sys; from lorabench import cli; "
+        f"print([cli.main(words) for words in {commands}], [n for n in ('transformers', 'peft') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2, 2, 2, 2] []\n"
+    assert done.stderr.count("no column 'text' (--text-column); the columns are words, label") == 2
+    assert "tokenizer.json is the pointer of a Git LFS file" in done.stderr
+    assert "9999 rows per step: more than the" in done.stderr
+    assert f"--validation-file {model / 'config.json'}: " in done.stderr
+
+
 def test_without_a_gpu_a_card_has_to_be_named(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorabench.planning.command.list_gpus", list)
     with pytest.raises(ConfigError, match="there is no GPU here; expected one of t4"):
@@ -199,6 +224,23 @@ def test_the_command_that_fits_is_one_that_the_parsers_take_and_whose_plan_fits(
     assert config.data.max_train_samples == 64, "what is not searched stays as it was asked for"
     assert run(*rest, "--gpu", "3090", "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "fits"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gpus", "nodes", "file"),
+    [
+        ("ddp", 2, 2, "two_nodes_ddp"), ("zero3", 8, 2, "two_nodes_zero3"), ("fsdp2", 2, 2, "fsdp2"),
+        ("ddp", 8, 1, "ddp_8gpus"), ("ddp", 4, 1, "ddp"), ("ddp", 2, 3, "ddp"), ("single_gpu", 1, 1, "single_gpu"),
+    ],
+)  # fmt: skip
+def test_the_command_names_the_file_that_the_launcher_would(
+    strategy: str, gpus: int, nodes: int, file: str, workload: Any
+) -> None:
+    asked = replace(workload(strategy=strategy), cards=Cards(GPUS["h100"], gpus, nodes))
+    nothing: Any = None
+    words = Candidate(asked, nothing, nothing).command([])
+    assert words[2] == f"accelerate_configs/{file}.yaml" and find_config(words[2]).is_file()
+    assert nearest_file(strategy, gpus, nodes) == f"{file}.yaml"
 
 
 def test_batches_are_halved_as_long_as_the_effective_batch_stays() -> None:
@@ -236,11 +278,11 @@ def test_rows_that_are_not_at_hand_are_as_long_as_is_known(tiny_folders: Callabl
     model = str(tiny_folders("llama"))
     for task, known in KNOWN.items():
         config = parse_run_config(["--model", model, "--task", task, "--max-length", "100", "--quantize", "none"])
-        found = find_lengths(config, read_config(config.model, 2))
+        found = find_lengths(config, read_config(config.model, 2), None)
         assert (len(found.train), len(found.evaluation)) == (known.train, known.evaluation)
         assert max(found.train) <= 100 and task in found.origin
     config = parse_run_config(["--model", model, "--task", "owner/other", "--max-length", "50"])
-    assert set(find_lengths(config, read_config(config.model, 2)).train) == {50}
+    assert set(find_lengths(config, read_config(config.model, 2), None).train) == {50}
 
 
 def test_lengths_are_spread_as_their_quantiles_say() -> None:

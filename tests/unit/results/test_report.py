@@ -632,6 +632,10 @@ def four(tmp_path: Path) -> Path:
         ({"where": ("f1=",)}, "d"),
         ({"where": ("synthetic=false", "model=LLAMA*")}, ""),
         ({"where": ("f1=good",)}, ""),
+        ({"where": ("seed = 10",)}, "ac"),
+        ({"where": (" seed == 10.0 ", "run='[bc]'")}, "c"),
+        ({"where": ('status == "fail*"',)}, "d"),
+        ({"where": ("f1 = ",)}, "d"),
         ({"where": ("seed=10",), "sort": "train_seconds", "descending": True}, "ca"),
     ],
 )
@@ -654,7 +658,10 @@ def test_runs_are_ordered_and_chosen_by_columns(
     [
         ({"sort": "quality"}, "--sort quality: no column 'quality'; expected one of run, status, model"),
         ({"where": ("quality=1",)}, "--where quality=1: no column 'quality'"),
-        ({"where": ("f1",)}, "--where f1: expected COLUMN=VALUE"),
+        *(
+            ({"where": (condition,)}, f"--where {condition}: expected COLUMN=VALUE, as in model=minilm; no other")
+            for condition in ("f1", "f1>=0.5", "f1 > 0.5", "model!=x", "model=~x", "model: x", "=x", "seed===1")
+        ),
     ],
 )
 def test_a_column_that_is_not_there_is_said(four: Path, form: dict[str, Any], message: str) -> None:

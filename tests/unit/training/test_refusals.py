@@ -10,6 +10,7 @@ from launching import explain, python
 
 from lorabench.config.defaults import apply_settings
 from lorabench.config.run_config import RunConfig
+from lorabench.config.saved_adapter import read_saved_adapter
 from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
 from lorabench.models.folder import folder_issues
@@ -92,6 +93,21 @@ def test_the_launchers_fp16_is_refused_on_the_cpu(monkeypatch: pytest.MonkeyPatc
     refuse_early(apply_settings(MINILM, {"precision": "fp32"}), make_data(8))
 
 
+@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP2"), ("DEEPSPEED", "DeepSpeed")])
+def test_an_engine_that_meets_in_steps_lets_none_be_captured(
+    variable: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "list_gpus", lambda: ["a card"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    config = apply_settings(MINILM, {"execution": "captured"})
+    refuse_early(config, make_data(8), model_too=False)
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    said = f"^--execution captured: {name} exchanges weights or gradients inside a step; expected auto or eager$"
+    with pytest.raises(ConfigError, match=said):
+        refuse_early(config, make_data(8), model_too=False)
+    refuse_early(apply_settings(MINILM, {"execution": "auto"}), make_data(8), model_too=False)
+
+
 @pytest.mark.parametrize(
     ("visible", "there", "allowed"), [(None, True, True), ("", True, False), (None, False, False), ("0", True, True)]
 )
@@ -106,13 +122,18 @@ def test_a_limit_of_gpu_memory_and_fp16_need_a_gpu_that_may_be_used(
     for (flag, value), said in (
         (("gpu_memory_limit", 16.5), "the run is on the CPU; expected a GPU whose memory to limit"),
         (("precision", "fp16"), "expected a GPU; on the CPU use fp32 or bf16"),
+        (
+            ("attn_implementation", "flash_attention_2"),
+            "the run is on the CPU; expected a GPU, or auto, sdpa or eager",
+        ),
+        (("execution", "captured"), "there is no CUDA GPU; expected auto or eager"),
     ):
         config = apply_settings(MINILM, {flag: value})
         if allowed:
             refuse_early(config, make_data(8))
         else:
             with pytest.raises(ConfigError) as caught:
-                refuse_early(config, make_data(8))
+                refuse_early(config, make_data(8), model_too=False)
             assert str(caught.value) == f"--{flag.replace('_', '-')} {value}: {said}"
 
 
@@ -187,7 +208,12 @@ def keep_a_pickle(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 123\n"
 FOLDERS = {
+    **{
+        f"{name} is the pointer of a Git LFS file": lambda model, name=name: (model / name).write_text(POINTER)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "vocab.txt")
+    },
     "no config.json there": lambda model: (model / "config.json").unlink(),
     "its config.json is no JSON object": lambda model: (model / "config.json").write_text("{"),
     "that is an adapter": lambda model: (model / "adapter_config.json").write_text("{}"),
@@ -208,6 +234,23 @@ def test_a_folder_that_holds_no_whole_model_is_refused(said: str, tmp_path: Path
         refuse_early(config, make_data(100))
     (issue,) = caught.value.issues
     assert issue.startswith(f"--model {model}: ") and said in issue
+
+
+def test_the_pointer_of_a_file_that_is_not_read_is_no_matter(tmp_path: Path) -> None:
+    model = tiny.save_tiny(tmp_path / "model", "bert")
+    for name in ("pytorch_model.bin", "onnx.onnx", "picture.png", "README.md"):
+        (model / name).write_text(POINTER)
+    assert folder_issues(apply_settings(RunConfig(), {"model": str(model)}).model) == []
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "classes.json"])
+def test_the_pointer_of_an_adapters_file_is_said_to_be_one(name: str, tmp_path: Path) -> None:
+    settings = {"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": "x", "target_modules": ["q"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, "r": 1, "lora_alpha": 1}))
+    (tmp_path / "adapter_model.safetensors").write_text("")
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ConfigError, match=f"^--adapter {tmp_path}: {name} is the pointer of a Git LFS file"):
+        read_saved_adapter(tmp_path)
 
 
 def test_a_look_at_a_folder_imports_no_library_of_models(tmp_path: Path) -> None:
