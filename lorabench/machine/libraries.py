@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lorabench.machine.cache import COMPILED_VARIABLE
 from lorabench.machine.hub import is_offline
 
 # What a run tells libraries by the environment.
@@ -17,7 +18,7 @@ _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_TOLD = (*_QUIET, "HF_HUB_OFFLINE", "FSDP_CPU_RAM_EFFICIENT_LOADING", "GLOO_SOCKET_IFNAME")
+_TOLD = (*_QUIET, "HF_HUB_OFFLINE", "FSDP_CPU_RAM_EFFICIENT_LOADING", "GLOO_SOCKET_IFNAME", COMPILED_VARIABLE)
 
 
 def quiet_libraries() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from lorabench.catalog.families import family_of
 from lorabench.distributed.setting import Setting
+from lorabench.machine.cache import keep_compiled_code
 from lorabench.machine.precision import DTYPES
 from lorabench.packed import flash, tiles
 from lorabench.packed.attention import TILES
@@ -38,6 +39,8 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
         shape = tiles.attention_shape(model_config, DTYPES[setting.precision], family.causal, longest_text)
     compiles = steps * config.optim.gradient_accumulation >= FEWEST_PASSES
     gpu = torch.device("cuda", torch.cuda.current_device())
+    if compiles:
+        keep_compiled_code()  # before the compiler's workers start, which it is told through
 
     def work() -> None:
         if compiles:

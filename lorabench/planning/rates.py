@@ -1,7 +1,6 @@
 """How long passes take: what is computed over what a card's kernels reach, and what launching them costs."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorabench.catalog.gpus import GPUS, GpuPreset
+from lorabench.machine.cache import cache_folder
 from lorabench.planning.recording import Cost
 
 # Shares of the data sheet's rate that the products of a model's passes over so many tokens reach, on an H100.
@@ -139,8 +139,7 @@ def pass_seconds(
 
 def calibration_file() -> Path:
     """Where rates that were measured here are kept; it may be deleted at any time."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "lorabench" / "rates.json"
+    return cache_folder() / "rates.json"
 
 
 def read_calibration() -> dict[str, Rates]:

@@ -44,6 +44,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     found = Begun()
     monkeypatch.setattr(tiles, "find_tile", found.find_tile)
     monkeypatch.setattr(head_start, "start_compiler", found.start_compiler)
+    monkeypatch.setattr(head_start, "keep_compiled_code", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: GPU.index)
     monkeypatch.setattr(torch.cuda, "device", found.enter)
     return found
