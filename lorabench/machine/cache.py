@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 COMPILED_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""Environment variable: where PyTorch's compiler keeps code; by default under /tmp, which does not outlast a reboot."""
+"""Environment variable: where PyTorch's compiler keeps code, by default in /tmp, which does not outlast a reboot."""
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
