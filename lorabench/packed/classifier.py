@@ -14,7 +14,7 @@ from lorabench.data.batching import MicroBatch, PaddedCollator, TokenizedRows
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.models.positions import first_position
-from lorabench.packed import attention, flash, tiles
+from lorabench.packed import attention, flash, internals, tiles
 from lorabench.packed.packs import LONGEST_MASKED_PACK, LONGEST_PACK, Pack, evaluation_runs, make_pack
 
 # Attention kernels that take a mask of their own; flash attention does not.
@@ -137,13 +137,8 @@ class PackedClassifier:
         if name is None:
             yield
             return
-        config = self._config
-        before = config._attn_implementation
-        config._attn_implementation = name
-        try:
+        with internals.attending_by(self._config, name):
             yield
-        finally:
-            config._attn_implementation = before
 
     def _logits(self, pack: Pack, attention_mask: Any) -> torch.Tensor:
         if self._pools_last:
@@ -247,7 +242,7 @@ def try_packing(
         return f"{type(base).__name__} takes no packs: {family.no_packs}"
     if getattr(base.config, "classifier_pooling", "cls") != "cls":
         return f"{type(base).__name__} takes no packs: its head reads the mean of a row's tokens"
-    kernels = classifier.config._attn_implementation
+    kernels = internals.attention_of(classifier.config)
     if kernels not in _MASKED_ATTENTION:
         return f"attention {kernels} takes no block mask"
     try:

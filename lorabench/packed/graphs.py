@@ -13,6 +13,7 @@ import torch
 
 from lorabench.errors import first_line
 from lorabench.machine.meters import is_out_of_memory
+from lorabench.packed.internals import leave_failed_capture
 from lorabench.packed.packs import Pack
 from lorabench.packed.passes import PackedPasses
 
@@ -142,9 +143,7 @@ class GraphedPasses:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            # The generator would wait for a capture that will not end.
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
+            leave_failed_capture()
             raise CaptureError(first_line(error)) from error
         return _Captured(graph, inputs, losses)
 

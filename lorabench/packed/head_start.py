@@ -13,6 +13,7 @@ from lorabench.machine.precision import DTYPES
 from lorabench.packed import flash, tiles
 from lorabench.packed.attention import TILES
 from lorabench.packed.choice import capture_obstacle
+from lorabench.packed.internals import warm_compiler
 
 # Passes from which blocks are likely to be compiled: it takes 6 s and saves a third of each pass. Where few but long
 # passes are compiled after all, the compiler starts then.
@@ -45,17 +46,10 @@ def compiling_ahead(setting: Setting, model_config: Any, longest_text: int, step
     def work() -> None:
         if compiles:
             with suppress(Exception):
-                start_compiler()
+                warm_compiler()
         # Kernels for long texts need no compiling.
         if shape is not None and not (longest_text > TILES[-1] and flash.is_supported(shape, gpu)):
             tiles.find_tile(shape, gpu)
 
     with tiles.meanwhile(work, gpu):
         yield
-
-
-def start_compiler() -> None:
-    """Start the worker processes of PyTorch's compiler, which take seconds to come up, without waiting for them."""
-    from torch._inductor.async_compile import maybe_warm_pool
-
-    maybe_warm_pool()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from lorabench.distributed.flat import FlatGradients, flatten_values
 from lorabench.packed.classifier import PackedClassifier
+from lorabench.packed.internals import RANDOM_OPERATIONS, mark_varying
 from lorabench.packed.joints import JointProjections
 from lorabench.packed.lowrank import ALIGNMENT
 from lorabench.packed.packs import Pack
@@ -174,7 +175,7 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
         for tensor in tree_leaves((arguments, keywords)):
             if isinstance(tensor, torch.Tensor):
                 for dimension in _token_dimensions(tensor):
-                    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+                    mark_varying(tensor, dimension)
         return compiled(*arguments, **keywords)
 
     return run
@@ -202,16 +203,8 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_RANDOM = (
-    torch.ops.aten.native_dropout.default,
-    torch.ops.aten.bernoulli_.float,
-    torch.ops.aten.randint.default,
-    torch.ops.aten.randint.low,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.lorabench.flash_within_texts.default,
-)
+# Attention of long texts draws its dropout inside.
+_DRAWING = (*RANDOM_OPERATIONS, torch.ops.lorabench.flash_within_texts.default)
 
 
 def _keep_random() -> Any:
@@ -219,4 +212,4 @@ def _keep_random() -> Any:
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _RANDOM else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation in _DRAWING else CheckpointPolicy.PREFER_RECOMPUTE

@@ -43,7 +43,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Begun:
     """As if there were four GPUs."""
     found = Begun()
     monkeypatch.setattr(tiles, "find_tile", found.find_tile)
-    monkeypatch.setattr(head_start, "start_compiler", found.start_compiler)
+    monkeypatch.setattr(head_start, "warm_compiler", found.start_compiler)
     monkeypatch.setattr(head_start, "keep_compiled_code", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: GPU.index)
     monkeypatch.setattr(torch.cuda, "device", found.enter)
@@ -133,7 +133,7 @@ def test_what_fails_ahead_does_not_end_the_run(begun: Begun, monkeypatch: pytest
     def fail(*arguments: Any) -> Any:
         raise RuntimeError("no C compiler")
 
-    monkeypatch.setattr(head_start, "start_compiler", fail)
+    monkeypatch.setattr(head_start, "warm_compiler", fail)
     with compiling_ahead(make_setting(), tiny.tiny_config("llama"), 20, 10**6):
         pass
     assert len(begun.asked) == 1
