@@ -12,6 +12,7 @@ from toys import CPU, OneRank, make_strategy
 
 from lorabench.config.run_config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig
 from lorabench.data.task import Rows, TaskData
+from lorabench.machine.stages import Stages
 from lorabench.training import assembly
 from lorabench.training.assembly import Inputs, build, prepare_inputs
 
@@ -53,7 +54,7 @@ def setting_of(folder: Path, rank: int = 0, world_size: int = 1, seed: int = 5) 
     data = TaskData(rows, rows.select([4, 1]), None, LABELS, None, (1.0, 2.0, 3.0))
     return SimpleNamespace(
         config=config, data=data, ranks=Rank(rank=rank, world_size=world_size, device=CPU), strategy=Prepares(),
-        precision="fp32", class_weights=(1.0, 2.0, 3.0), shape_only=False,
+        precision="fp32", class_weights=(1.0, 2.0, 3.0), shape_only=False, stages=Stages(),
     )  # fmt: skip
 
 
