@@ -6,11 +6,12 @@ from collections import Counter
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mutation
 import pytest
-from mutation import Left, Mutant, Sample, interval, only_drawn, read_left, report
+from mutation import Left, Mutant, Sample, in_order, interval, only_drawn, read_left, report, with_fixtures
 
 
 def left(function: str = "lorabench.step.loss.*", change: str = "", lost: str = "", kind: str = "equivalent") -> Left:
@@ -104,6 +105,78 @@ def test_mutmut_is_given_only_those_that_were_drawn() -> None:
     found, files = only_drawn(collect, sample)(mutant_names=())
     assert [name for _, name, _ in found] == [name for name in NAMES if name in sample.draw(NAMES)]
     assert files is by_file and only_drawn(collect, sample)(mutant_names=("x",)) == ([], by_file)
+
+
+SHARING = """
+import pytest
+
+
+@pytest.fixture(scope="session")
+def outer(called):
+    called.add("outer")
+
+
+@pytest.fixture(scope="module")
+def shared(outer, request, called):
+    called.add("shared")
+    request.getfixturevalue("inner")
+
+
+@pytest.fixture(scope="module")
+def inner(called):
+    called.add("inner")
+
+
+@pytest.fixture(scope="session")
+def called(pytestconfig):
+    return pytestconfig.called
+
+
+def test_first(shared, called):
+    called.add("first")
+
+
+def test_alone(called):
+    called.add("alone")
+
+
+def test_second(shared, called):
+    called.add("second")
+"""
+
+
+def test_what_a_fixture_reaches_every_test_that_has_it_reaches(tmp_path: Path) -> None:
+    called: set[str] = set()
+    reached: dict[str, set[str]] = {}
+
+    class Collector:
+        """As mutmut has it."""
+
+        def pytest_configure(self, config: Any) -> None:
+            config.called = called
+
+        def pytest_runtest_teardown(self, item: Any) -> None:
+            reached[item.name] = set(called)
+            called.clear()
+
+    runner = SimpleNamespace(execute_pytest=lambda words, plugins: pytest.main(words, plugins=plugins))
+    state = SimpleNamespace(_stats=called)
+    (tmp_path / "test_sharing.py").write_text(SHARING)
+    words = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)]
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    run = with_fixtures(lambda runner: runner.execute_pytest(words, plugins=[Collector()]), lambda: state)
+    assert run(runner) == 0
+    by_fixture = {"outer", "shared", "inner"}
+    assert reached == {
+        "test_first": {*by_fixture, "first"}, "test_alone": {"alone"}, "test_second": {*by_fixture, "second"},
+    }  # fmt: skip
+
+
+def test_a_modules_tests_run_together() -> None:
+    ran: list[Any] = []
+    run = in_order(lambda runner, mutant_name, tests: ran.append((mutant_name, tests)) or 0)
+    assert run(None, mutant_name="one", tests={"b.py::two", "a.py::one", "b.py::one"}) == 0
+    assert ran == [("one", ["a.py::one", "b.py::one", "b.py::two"])]
 
 
 @pytest.mark.parametrize(("caught", "tried", "low", "high"), [(95, 100, 88.82, 97.85), (10, 10, 72.25, 100.0)])
