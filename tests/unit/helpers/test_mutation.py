@@ -162,7 +162,15 @@ def test_what_a_fixture_reaches_every_test_that_has_it_reaches(tmp_path: Path) -
     runner = SimpleNamespace(execute_pytest=lambda words, plugins: pytest.main(words, plugins=plugins))
     state = SimpleNamespace(_stats=called)
     (tmp_path / "test_sharing.py").write_text(SHARING)
-    words = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=importlib",
+        "-c",
+        str(tmp_path / "pytest.ini"),
+        str(tmp_path),
+    ]
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     run = with_fixtures(lambda runner: runner.execute_pytest(words, plugins=[Collector()]), lambda: state)
     assert run(runner) == 0

@@ -181,7 +181,8 @@ class Training:
         parts.update(changed)
         rest = 4.0 - sum(frozen.values()) - sum(parts.values())
         return {
-            "phase": "train", "frozen_gb": pytest.approx(frozen), **parts, "activations_gb": pytest.approx(rest, abs=1e-12),
+            "phase": "train", "frozen_gb": pytest.approx(frozen), **parts,
+            "activations_gb": pytest.approx(rest, abs=1e-12),
             "unused_gb": 0.5, "allocated_gb": 4.0, "reserved_gb": 4.5,
         }  # fmt: skip
 
