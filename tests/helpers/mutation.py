@@ -3,8 +3,8 @@
     python tests/helpers/mutation.py step [--minutes N] [--workers N]     # or one module of a wing, as step/loss
     python tests/helpers/mutation.py training --sample 250 [--sample-seed S]
 
-mutmut changes one thing at a time in the functions of a wing, and runs the tests that reach the function, themselves or
-by a fixture, and stand in its folder of `tests/unit`. What nothing fails for has survived. `mutants-WING.md` lists the survivors; a run that was
+mutmut changes one thing at a time in the functions of a wing, and runs the tests that reach the function and stand in
+its folder of `tests/unit`. What nothing fails for has survived. `mutants-WING.md` lists the survivors; a run that was
 stopped goes on where it was. Mutants that `tests/mutants.toml` names are not counted, and it says why: code that only
 runs on a GPU, and changes that change nothing.
 
@@ -25,7 +25,7 @@ import sys
 import threading
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,8 @@ MORE_TESTS = {
     "checkpoint": ["tests/unit/training/test_reload_proof.py"],
     "training": ["tests/unit/test_api.py"],
 }
+# Tests that look at what a fixture of theirs has run, and run little themselves.
+LOOKING = ("tests/unit/training/test_whole_run.py",)
 # Where mutmut works, and remembers; a wing has it at a time.
 WORK = PROJECT / "mutants"
 OWNER = WORK / "wing.json"
@@ -219,17 +221,19 @@ def run_inside(target: str, workers: int, sample: Sample | None) -> None:
 
 
 class SharedFixtures:
-    """Has tests reach what their fixtures have reached.
+    """Has tests that look at what their fixtures have run reach what these have reached.
 
     mutmut says of a fixture that several tests share that the first of them has reached it alone: the others would not
     be tried on what only the fixture calls.
 
     Args:
         reached: the functions since the last test; filled by mutmut, and emptied by it when a test ends.
+        looking: files of such tests. Others take from a fixture what they need, and would be tried in vain.
     """
 
-    def __init__(self, reached: set[str]) -> None:
+    def __init__(self, reached: set[str], looking: Sequence[str] = LOOKING) -> None:
         self._reached = reached
+        self._looking = tuple(f"{file}::" for file in looking)
         self._by_fixture: dict[Any, set[str]] = {}
 
     @pytest.hookimpl(wrapper=True)
@@ -246,16 +250,24 @@ class SharedFixtures:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self, item: Any) -> None:
         """Before mutmut looks."""
+        if not item.nodeid.startswith(self._looking):
+            return
         for fixture in item._request._fixture_defs.values():
             self._reached.update(self._by_fixture.get(fixture, ()))
 
 
-def with_fixtures(run_stats: Callable[..., int], state: Callable[[], Any]) -> Callable[..., int]:
-    """mutmut's method that runs all tests and notes, in its state, what each reaches: fixtures count, too."""
+def with_fixtures(
+    run_stats: Callable[..., int], state: Callable[[], Any], looking: Sequence[str] = LOOKING
+) -> Callable[..., int]:
+    """mutmut's method that runs all tests and notes, in its state, what each reaches: fixtures count, too.
+
+    Args:
+        looking: see `SharedFixtures`.
+    """
 
     def run_with_fixtures(runner: Any, **asked: Any) -> int:
         execute = runner.execute_pytest
-        shared = SharedFixtures(state()._stats)
+        shared = SharedFixtures(state()._stats, looking)
         runner.execute_pytest = lambda words, plugins: execute(words, plugins=[shared, *plugins])
         return run_stats(runner, **asked)
 

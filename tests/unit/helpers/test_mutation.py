@@ -145,7 +145,9 @@ def test_second(shared, called):
 """
 
 
-def test_what_a_fixture_reaches_every_test_that_has_it_reaches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_test_that_looks_at_what_a_fixture_has_run_reaches_it(looks: bool, tmp_path: Path) -> None:
+    """Else the first test that has the fixture reaches it alone, as mutmut sees it."""
     called: set[str] = set()
     reached: dict[str, set[str]] = {}
 
@@ -172,12 +174,18 @@ def test_what_a_fixture_reaches_every_test_that_has_it_reaches(tmp_path: Path) -
         str(tmp_path),
     ]
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    run = with_fixtures(lambda runner: runner.execute_pytest(words, plugins=[Collector()]), lambda: state)
+    looking = ["test_sharing.py" if looks else "test_shar"]
+    run = with_fixtures(lambda runner: runner.execute_pytest(words, plugins=[Collector()]), lambda: state, looking)
     assert run(runner) == 0
     by_fixture = {"outer", "shared", "inner"}
     assert reached == {
-        "test_first": {*by_fixture, "first"}, "test_alone": {"alone"}, "test_second": {*by_fixture, "second"},
+        "test_first": {*by_fixture, "first"}, "test_alone": {"alone"},
+        "test_second": {*(by_fixture if looks else ()), "second"},
     }  # fmt: skip
+
+
+def test_the_tests_that_look_at_fixtures_are_there() -> None:
+    assert all((mutation.PROJECT / file).is_file() for file in mutation.LOOKING)
 
 
 def test_a_modules_tests_run_together() -> None:
