@@ -84,9 +84,12 @@ class DeepSpeed(Strategy):
         return DeepSpeedGradients(model, self.accelerator.num_processes, max_grad_norm)
 
     def held_parts(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        # Beside its part, a rank keeps small parameters whole between their uses.
         part = getattr(tensor, "ds_tensor", None)
-        return [tensor] if part is None else [part, tensor]
+        if part is None:
+            return [tensor]
+        # Beside its part, a rank keeps small parameters whole between their uses. Others that are whole are in use, or
+        # were fetched ahead of a use: after an evaluation some are left that no pass has asked for.
+        return [part, tensor] if tensor.ds_persist else [part]  # pyright: ignore[reportAttributeAccessIssue]
 
     @contextmanager
     def whole_parameters(self, model: nn.Module, modify: bool = False) -> Iterator[None]:

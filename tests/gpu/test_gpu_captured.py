@@ -42,7 +42,7 @@ pytestmark = [
 SAMPLE = Path(__file__).resolve().parents[2] / "lorabench" / "data" / "sample" / "train.csv"
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": dict(
-        vocab_size=2048, hidden_size=512, intermediate_size=1376, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=2048, hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
     ),
     "roberta": dict(

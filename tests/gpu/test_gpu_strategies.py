@@ -106,7 +106,9 @@ def test_a_batch_that_does_not_fit_is_halved_to_the_same_numbers(
     ranks: int, small_llama: Path, tmp_path: Path
 ) -> None:
     shape = {"batch_size": 512 // ranks, "steps": 2}
+    # Recomputed, activations fit: the plan would have them so.
     flags = ("--precision", "fp32", "--eval-batch-size", "4", "--execution", "eager")
+    flags = (*flags, "--gradient-checkpointing", "off")
     options = ["--multi_gpu"] if ranks > 1 else []
     free, expected = train(small_llama, tmp_path / "free", *flags, ranks=ranks, launch_options=options, **shape)
     limit = f"{0.7 * peak_reserved(free):.3f}"

@@ -504,6 +504,7 @@ def test_lines_may_end_in_any_way(tmp_path: Path, end: str, name: str) -> None:
 
 def test_a_blank_line_in_a_file_of_one_column_is_a_row_without_a_text(tmp_path: Path) -> None:
     assert read(tmp_path, "a.csv", "text\na\n\nb\n\n") == {"text": ["a", "", "b"]}
+    assert read(tmp_path, "a.csv", "\ntext\na\n\n\n\nb\n\nc\n") == {"text": ["a", "", "", "", "b", "", "c"]}
 
 
 def test_columns_without_a_name_are_called_by_their_number(tmp_path: Path) -> None:

@@ -128,6 +128,21 @@ def test_one_of_several_configurations_is_asked_for(tmp_path: Path) -> None:
     assert load(tmp_path, dataset_config="two").train.texts[0] == "two"
 
 
+def test_of_a_folder_that_datasets_reads_the_record_has_place_and_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, asked = data_set([0, 1] * 10, ["zebra", "ant"]), []
+    monkeypatch.setattr(sources, "plain_files", lambda *known: {})
+    monkeypatch.setattr(sources, "find_files", lambda folder, config: None)
+    monkeypatch.setattr(sources, "load_splits", lambda *known: asked.append(known) or {"train": rows, "dev": rows})
+    data = load(tmp_path)
+    assert asked and all(name == str(tmp_path) for name, _ in asked)
+    for split, name in (("train", "train"), ("validation", "dev")):
+        source = data.sources[split]
+        assert (source["dataset"], source["rows"]) == (str(tmp_path), 20) and source["split"].startswith(name)
+        assert source["sha256"] == {} and "revision" not in source, "rows of memory"
+
+
 @pytest.mark.parametrize("single", [True, False])
 def test_what_save_to_disk_wrote_is_read(tmp_path: Path, single: bool) -> None:
     from datasets import DatasetDict

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lorabench.data import text_files
 from lorabench.data.file_format import FileFormat, list_columns
 from lorabench.data.readers import stream_table
 from lorabench.data.task import text_rows
@@ -87,3 +88,22 @@ def test_what_is_no_text_or_no_pair_is_refused() -> None:
 def test_a_page_is_known_behind_a_mark_and_blank_lines(begin: bytes, mark: bytes) -> None:
     assert foreign_kind(mark + begin + b"<p>text,label") == "a page of HTML"
     assert foreign_kind(b"text,label\n" + begin + mark) is None
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "right", "wrong"),
+    [
+        (b"plain", 0, 0),
+        ("\ufeffZ\xfcrich \u2603 \U0001f600".encode(), 3, 0),
+        (b"caf\xc3\xa9 caf\xe9 \xff", 1, 2),
+        (b"caf\xc3\xa9 cut in a character \xe2\x98", 1, 2),
+    ],
+)
+def test_characters_of_utf_8_are_counted_whatever_the_blocks(
+    block: int, content: bytes, right: int, wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "_BLOCK_BYTES", block)
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert text_files._count_utf8(path) == (right, wrong)

@@ -54,6 +54,23 @@ def test_one_column_is_one_text_and_two_are_a_pair() -> None:
     assert texts_of(text_column="hypothesis,premise").texts == ["d", "e f"]
 
 
+@pytest.mark.parametrize(
+    ("values", "what", "hint"),
+    [
+        (["a", 5, 2.5], "2 rows (2, 3) with {number}", True),
+        (["a", True], "1 row (2) with {truth}", True),
+        ([{"a": 1}, "b"], "1 row (1) with an object", False),
+        ([7, b"b", ["c"]], "3 rows (1, 2, 3) with a list and {number} and bytes", False),
+    ],
+)
+def test_what_is_no_text_is_named_and_how_to_read_it_as_one_where_that_is_possible(
+    values: list[Any], what: str, hint: bool
+) -> None:
+    said = what.format(number=texts_module._NUMBER, truth=texts_module._TRUTH)
+    advice = "; --template '{t}' reads them as texts" if hint else ""
+    assert issue_of({"t": values}, text_column="t") == f"rows.csv: {said} in column 't'; expected texts{advice}"
+
+
 def test_a_column_whose_own_name_has_a_comma_is_that_column() -> None:
     columns = {"premise,hypothesis": ["whole"], "premise": ["p"], "hypothesis": ["h"]}
     found = texts_of(columns, text_column="premise,hypothesis")

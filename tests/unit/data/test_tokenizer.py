@@ -333,3 +333,28 @@ def test_our_own_settings_are_no_other_reading(
     stand_ins[family].save_pretrained(tmp_path)
     tokenizer = read_tokenizer(tmp_path, add_prefix_space=add_prefix_space, split_special_tokens=True)
     assert file_remarks(ModelConfig(model="m"), tokenizer, str(tmp_path), None) == []
+
+
+def test_a_models_own_file_is_in_its_folder_or_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import HFValidationError
+
+    own_file = tokenizer_module._own_file
+    assert own_file(str(tmp_path), None) is None
+    (tmp_path / "tokenizer.json").touch()
+    assert own_file(str(tmp_path), "a1") == tmp_path / "tokenizer.json"
+    known = {
+        ("owner/name", "tokenizer.json", "a1"): str(tmp_path / "cached"),
+        ("owner/gone", "tokenizer.json", None): 7,
+    }
+
+    def look_up(source: str, name: str, revision: str | None) -> object:
+        if source.count("/") > 1:
+            raise HFValidationError
+        return known.get((source, name, revision))
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look_up)
+    assert own_file("owner/name", "a1") == tmp_path / "cached"
+    # Unknown, known not to be there, and no name of the Hub's.
+    assert [own_file("owner/name", None), own_file("owner/gone", None), own_file("a/b/c", None)] == [None] * 3

@@ -43,10 +43,12 @@ def test_a_strategy_says_who_holds_the_weights_and_who_waits(
 def test_a_rank_holds_its_part_of_what_is_split() -> None:
     tensor, part = torch.zeros(4), torch.zeros(2)
     assert all(strategy.held_parts(tensor) == [tensor] for strategy, *_ in ALL)
-    parameter = torch.zeros(4)
-    parameter.ds_tensor = part  # pyright: ignore[reportAttributeAccessIssue]
-    # Whole for a while, it is there beside the part.
-    assert [len(held) for held in DeepSpeed(launch(stage=3)).held_parts(parameter)] == [2, 4]
+    parameter: Any = torch.zeros(4)
+    parameter.ds_tensor = part
+    # A small one stays whole beside the part; another that is whole is in use for a while.
+    for stays, sizes in ((True, [2, 4]), (False, [2])):
+        parameter.ds_persist = stays
+        assert [len(held) for held in DeepSpeed(launch(stage=3)).held_parts(parameter)] == sizes
 
 
 def test_the_table_has_every_strategy() -> None:

@@ -1,17 +1,14 @@
 """A run's own plan, made by another process."""
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from limits import HANG_S
 
 from lorabench.planning.ahead import MEASURED, PlanAhead, answer, workload_from_json, workload_json
 from lorabench.planning.memory import plan_memory
 from lorabench.planning.terms import TRAINING
-from lorabench.training import planned
 from lorabench.units import GB
 
 
@@ -86,41 +83,3 @@ def test_a_plan_that_fails_or_is_given_up_is_none(workload: Any, monkeypatch: py
     assert other.read() is None, "it is under way"
     other.close()
     assert other.read() is None
-
-
-def test_a_run_is_planned_on_its_first_rank_by_its_rows_and_its_gpu(
-    workload: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    known, asked = workload(), []
-    rows = SimpleNamespace(lengths=[3, 4], token_types=None)
-    free = {"mine": 20 << 30, "other": 22 << 30}
-    ranks = SimpleNamespace(
-        is_main=True, device=torch.device("cuda"), world_size=2, gather=lambda value: [value, free["other"]]
-    )
-    setting: Any = SimpleNamespace(
-        ranks=ranks, config=known.config, precision="bf16", data=SimpleNamespace(labels=("a", "b")),
-        strategy=SimpleNamespace(name="DDP", offloads_weights=False),
-    )  # fmt: skip
-    inputs: Any = SimpleNamespace(tokens={"train": rows, "validation": rows})
-    card = SimpleNamespace(name="NVIDIA GeForce RTX 3090", total_memory=24 << 30, major=8, minor=6)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["mine"] - (3 << 30), 24 << 30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 << 30)
-    monkeypatch.setattr(planned, "PlanAhead", lambda workload: asked.append(workload) or SimpleNamespace(close=list))
-    with planned.planning_ahead(setting, inputs, 1 << 30) as ahead:
-        assert ahead is not None
-    made = asked.pop()
-    assert (made.strategy, made.cards.per_node, made.lengths.train, made.lengths.classes) == ("ddp", 2, [3, 4], 2)
-    assert made.cards.gpu.usable_bytes == 20 << 30 and "3090" in made.cards.gpu.name
-    assert workload_from_json(workload_json(made)) == made
-    free["other"] = 18 << 30
-    with planned.planning_ahead(setting, inputs, 1 << 30):
-        assert asked.pop().cards.gpu.usable_bytes == 18 << 30, "the rank that has the least"
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: 1 // 0)
-    with planned.planning_ahead(setting, inputs) as ahead:
-        assert ahead is None
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said == "plan       none (ZeroDivisionError: integer division or modulo by zero)"
-    ranks.is_main = False
-    with planned.planning_ahead(setting, inputs) as ahead:
-        assert ahead is None

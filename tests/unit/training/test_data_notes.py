@@ -8,7 +8,7 @@ import tiny
 
 from lorabench.config.command_line import parse_run_config
 from lorabench.data.task import load_task
-from lorabench.training.data_notes import data_lines
+from lorabench.training.data_notes import data_lines, source_lines
 
 CLEAN = {"text": [f"text {i}" for i in range(60)], "label": ["a", "b"] * 30}
 
@@ -82,3 +82,24 @@ def test_the_share_that_was_held_out_is_said_where_it_is_another_one(tmp_path: P
     rare = {"text": [f"text {i}" for i in range(30)], "label": [f"class {i // 3}" for i in range(30)]}
     (split, *_) = lines_of(tmp_path, {"train": rare})
     assert split == "split      33.3 % (asked for: 20 %) of the rows held out for validation, stratified, seed 42"
+
+
+def test_files_are_named_so_that_they_are_told_apart() -> None:
+    """Those of one name by their folders, from the one that all are in."""
+    parts = [{"path": f"/data/all/{name}"} for name in ("a/rows.csv", "b/c/rows.csv", "d.csv")]
+    first, *others = parts
+    sources = {
+        "train": {**first, "and": others, "rows": 30, "form": "CSV"},
+        "validation": {**first, "rows": 1, "form": "CSV, gzip"},
+        "test": {**first, "and": others[1:], "rows": 7, "form": "CSV"},
+        "hub": {"dataset": "owner/rows", "rows": 5, "split": "test", "revision": "0123456789abcdef"},
+        "unknown": {"dataset": "owner/rows", "rows": 2, "split": "dev"},
+        "sample": {"rows": 9},
+    }
+    assert source_lines(sources) == [
+        "3 files, a/rows.csv, b/c/rows.csv, d.csv: 30 rows (CSV)",
+        "rows.csv: 1 row (CSV, gzip)",
+        "2 files, rows.csv, d.csv: 7 rows (CSV)",
+        "owner/rows: 5 rows (test split, commit 0123456789ab)",
+        "owner/rows: 2 rows (dev split)",
+    ]

@@ -11,6 +11,7 @@ from toys import CPU, OneRank
 
 from lorabench.data.batching import StepPlan
 from lorabench.errors import RunError
+from lorabench.machine import stages
 from lorabench.machine.meters import Stopwatch, Throughput
 from lorabench.training import epoch as steps
 from lorabench.training.epoch import DRAIN_STEPS, NAMED_ROWS, train_epoch
@@ -89,6 +90,23 @@ def test_the_first_step_of_a_process_is_timed_when_the_device_is_through_with_it
     train(job, progress)
     assert progress.step == 9 and progress.first_step_seconds == 1.5
     assert happened == [(CPU, 1), "time"]
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_where_the_time_before_the_first_step_went_is_said_once_by_the_first_rank(
+    is_main: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(Recorder(), [0.0])
+    job.setting.ranks.is_main = is_main  # pyright: ignore[reportAttributeAccessIssue]
+    now = iter(range(1000))
+    monkeypatch.setattr(stages, "time", SimpleNamespace(time=lambda: job.setting.stages.began + next(now)))
+    monkeypatch.setattr(
+        steps, "time", SimpleNamespace(time=lambda: job.setting.began + 7.04, monotonic=time.monotonic)
+    )
+    run(job)
+    assert list(job.setting.stages.seconds) == ["evaluation", "first step"]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("start")]
+    assert said == (["start      first step after 7.0 s: first step 1.0"] if is_main else [])
 
 
 @pytest.mark.parametrize(("wait_s", "read_after"), [(1e9, [0] * 8 + [9]), (0.0, list(range(1, 10)))])

@@ -49,6 +49,28 @@ def test_each_rank_leaves_a_snapshot_and_a_picture(recorder: list[Any], tmp_path
     assert recorder[-1] == {"enabled": None}
 
 
+def test_the_picture_has_the_runs_kinds_of_memory_phases_and_limit(
+    recorder: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(memory_snapshot, "read_timeline", lambda *given: given)
+    monkeypatch.setattr(memory_snapshot, "draw_timeline", lambda *given: drawn.append(given))
+    monkeypatch.setattr(memory_snapshot, "start_recording", lambda device: recorder.append(device))
+    device, setting = torch.device("cuda", 2), setting_of(torch.device("cuda", 2), rank=1)
+    memory: Any = SimpleNamespace(spans=["a span"], limit_gb=3.0)
+    with memory_recorded(setting, tmp_path, memory) as known:
+        assert recorder == [device]
+        known.held = lambda: [
+            Held("frozen", "nf4", 64, 80), Held("trainable", "fp32", 200, 1), Held("gradients", "fp32", 300, 1),
+            Held("optimizer", "fp32", 400, 1),
+        ]  # fmt: skip
+    trained = "adapter and head, gradients, optimizer"
+    kinds = {64: "frozen weights", 200: trained, 300: trained, 400: trained}
+    path = tmp_path / "memory" / "timeline_rank1.png"
+    title = f"{setting.config.model.model}, DDP, rank 1"
+    assert drawn == [((SNAPSHOT, 2, kinds), ["a span"], title, 3.0, path)]
+
+
 def test_a_run_that_fails_leaves_one_too(recorder: list[Any], tmp_path: Path) -> None:
     recording = memory_recorded(setting_of(GPU), tmp_path, MemoryMonitor(GPU))
     with pytest.raises(torch.OutOfMemoryError), recording:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,15 @@ import yaml
 from finished import finished_run
 from limits import HANG_S
 
+import lorabench
 from lorabench import cli
+from lorabench.checkpoint.merged_card import MergeFacts
 from lorabench.errors import ConfigError, RunError
 from lorabench.models.source import fingerprint_files
 from lorabench.training import merge as merging
 from lorabench.training import merged_model
 from lorabench.training.merge import MERGE_FILE, MergeOptions, check, merge
-from lorabench.training.merged_model import _load
+from lorabench.training.merged_model import TOLERANCE, _load
 from lorabench.training.prediction import FinishedRun
 
 TEXTS = ["storm flood fire", "music", "rescue water coffee music friday game lunch phone garden train"]
@@ -162,6 +165,118 @@ def test_auto_is_the_dtype_of_the_base_models_checkpoint(tmp_path: Path) -> None
     (run / "run.json").write_text(json.dumps(record))
     merge(MergeOptions(run=run, output=tmp_path / "merged"))
     assert json.loads((tmp_path / "merged" / MERGE_FILE).read_text())["dtype"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"dtype": torch.float16}, "fp16"),
+        ({"text": torch.bfloat16}, "bf16"),
+        ({"dtype": torch.float32, "text": torch.bfloat16}, "fp32"),
+        ({"dtype": torch.float64}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_a_checkpoint_is_held_in_its_configuration_says(
+    own: dict[str, Any], expected: str, is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or that of its text, where it has parts; of 4 bits it is what they computed in."""
+    asked: list[Any] = []
+    text = SimpleNamespace(dtype=own.get("text"))
+    config = SimpleNamespace(dtype=own.get("dtype"), get_text_config=lambda: text)
+
+    def read(*values: Any, **how: Any) -> Any:
+        asked.append((values, how))
+        return config
+
+    source = str(tmp_path) if is_folder else "owner/source"
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", read)
+    monkeypatch.setattr(merged_model, "base_of", {"an adapter": ("owner/base", "a1")}.__getitem__)
+    monkeypatch.setattr(merged_model, "local_source", lambda *base: {("owner/base", "a1"): source}[base])
+    run: Any = SimpleNamespace(
+        find_adapter=lambda: "an adapter", precision="bf16",
+        config=SimpleNamespace(model=SimpleNamespace(quantize="none")),
+    )  # fmt: skip
+    nothing: Any = None
+    assert merged_model._stored_dtype(run, nothing) == expected
+    assert asked == [((source,), {"revision": None if is_folder else "a1"})]
+    run.config.model.quantize = "nf4"
+    assert merged_model._stored_dtype(run, nothing) == "bf16" and len(asked) == 1
+
+
+def facts(dtype: Any, dequantized: bool) -> MergeFacts:
+    return MergeFacts(dtype, 0.012345, dequantized)
+
+
+def test_what_was_done_is_said_in_lines(tmp_path: Path) -> None:
+    for name, size in (("a.safetensors", 1_500_000), ("b.safetensors", 1_234_500_000), ("other.bin", 9)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    run: Any = SimpleNamespace(folder=Path("runs/one"))
+    checked = "checked    without PEFT, logits of 6 texts differ by 0.012 from those of base model and adapter"
+    assert merged_model._lines(run, tmp_path, facts("fp32", False)) == [
+        "merged     runs/one: 1,236.0 MB in fp32", checked,
+    ]  # fmt: skip
+    assert merged_model._lines(run, tmp_path, facts("bf16", True)) == [
+        "merged     runs/one: 1,236.0 MB in bf16",
+        "dequantised: the base model was held in 4 bits (nf4), and what is merged are the plain weights that those "
+        "stand for, not its checkpoint's",
+        f"{checked}, by rounding to bf16; before it by less than 1e-05",
+    ]
+
+
+def test_logits_are_compared_relative_to_the_largest_or_to_one() -> None:
+    expected, small = torch.tensor([[1.0, -4.0]]), torch.tensor([[0.1, 0.2]])
+    assert merged_model._difference(expected + 1.0, expected) == pytest.approx(0.25)
+    assert merged_model._difference(small - 0.1, small) == pytest.approx(0.1)
+    step = 4.0 * TOLERANCE
+    merged_model._check("this", expected + 0.9 * step, expected)
+    for found in (expected - 1.2 * step, torch.tensor([[float("nan"), 0.0]])):
+        with pytest.raises(RunError) as caught:
+            merged_model._check("this", found, expected)
+        difference = merged_model._difference(found, expected)
+        assert str(caught.value) == (
+            f"this gives logits that differ by {difference:.2g} in float32; expected 1e-05 at most"
+        )
+
+
+def test_the_folder_says_how_it_was_made(run: Path, tmp_path: Path) -> None:
+    merge(MergeOptions(run=run, output=tmp_path / "merged", dtype="fp16"))
+    text = (tmp_path / "merged" / MERGE_FILE).read_text()
+    made = json.loads(text)
+    assert text == json.dumps(made, ensure_ascii=False, indent=2) + "\n"
+    base = json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    difference = made.pop("logit_difference")
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert made.pop("files") == sorted(names - {MERGE_FILE})
+    assert made == {
+        "lorabench": lorabench.__version__, "run": str(run), "base_model": base, "revision": None,
+        "adapter": fingerprint_files(run / "adapter"), "dtype": "fp16", "dequantized": False,
+    }  # fmt: skip
+    assert TOLERANCE < difference < 0.1
+    assert {"README.md", MERGE_FILE, "config.json", "model.safetensors", "tokenizer.json"} <= names
+    mode = (tmp_path / "merged" / "README.md").stat().st_mode
+    assert mode == (tmp_path / "merged" / MERGE_FILE).stat().st_mode
+    config = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == 64, "as the run cut its rows"
+
+
+def test_a_model_that_calls_its_classes_otherwise_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = merged_model.merge_in_memory
+
+    def renamed(*given: Any) -> Any:
+        plain, *others = merged(*given)
+        plain.config.id2label = {0: "1", 1: "0"}
+        return plain, *others
+
+    monkeypatch.setattr(merged_model, "merge_in_memory", renamed)
+    with pytest.raises(RunError) as caught:
+        merge(MergeOptions(run=run, output=tmp_path / "merged"))
+    assert str(caught.value) == "the merged model calls its classes ('1', '0'), not ('0', '1')"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_logits_leave_nothing_behind(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A row's logits are its own: whatever the batch, the neighbours and the side that is padded, and as the card says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import lorabench
 from lorabench.data.task import Rows, text_rows
 from lorabench.errors import RunError
 from lorabench.packed.classifier import PackedForward
+from lorabench.training import predictor as module
 from lorabench.training.prediction import FinishedRun
-from lorabench.training.predictor import RowPredictor
+from lorabench.training.predictor import RowPredictor, compute_dtype, frozen_dtype, load_model, out_of_memory_said
 
 # Very uneven in length, the longest beyond the run's --max-length.
 TEXTS = [*tiny.texts(7, seed=5), "storm " * 90, "a"]
@@ -153,3 +155,97 @@ def test_every_row_is_reported_once_also_where_batches_are_halved(
     found = one.logits(text_rows(TEXTS), "the texts", 9, reported.append)
     assert sum(reported) == len(TEXTS) == len(found.logits) and max(reported) == 2
     assert found.cut_rows == 1
+
+
+# --- what is loaded
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """How base models and adapters were asked for; none is loaded, and the Hub is in reach."""
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(module, "load_adapted", lambda *values, **how: asked.append((values, how)) or ("a", "t"))
+    monkeypatch.setattr(module, "prefer_cache_if_unreachable", lambda: asked.append((("cache",), {})))
+    return asked
+
+
+def finished(adapter: Path, quantize: str = "none", precision: str = "bf16", frozen: str = "auto") -> Any:
+    model = SimpleNamespace(quantize=quantize, frozen_dtype=frozen)
+    return SimpleNamespace(
+        find_adapter=lambda: adapter, config=SimpleNamespace(model=model), labels=("a", "b"), precision=precision
+    )
+
+
+@pytest.mark.parametrize("consent", [True, False])
+@pytest.mark.parametrize(
+    ("quantize", "frozen", "gpu", "dtype"),
+    [
+        ("none", "auto", True, torch.bfloat16),
+        ("none", "fp32", True, torch.float32),
+        ("none", "auto", False, torch.float32),
+        ("nf4", "auto", True, torch.bfloat16),
+        ("nf4", "auto", False, torch.float32),
+    ],
+)
+def test_a_model_is_loaded_as_its_run_had_it(
+    quantize: str, frozen: str, gpu: bool, dtype: torch.dtype, consent: bool, loaded: list[Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    places = {"here": str(tmp_path), "owner/name": "owner/name"}
+    monkeypatch.setattr(module, "local_source", lambda base, revision: places[base])
+    run, device = finished(tmp_path, quantize, frozen=frozen), torch.device("cuda" if gpu else "cpu")
+    how = {"quantized_from": torch.bfloat16 if quantize == "nf4" else None}
+    expected = ((tmp_path, ("a", "b"), device, dtype, consent), how)
+    for base, first in (("here", []), ("owner/name", [(("cache",), {})])):
+        monkeypatch.setattr(module, "base_of", lambda adapter, base=base: (base, "a1"))
+        loaded.clear()
+        assert load_model(run, consent) == ("a", "t")
+        assert loaded == [*first, expected]
+    assert compute_dtype(run) == (torch.bfloat16 if gpu else torch.float32) and frozen_dtype(run) == dtype
+
+
+def test_code_of_a_model_is_run_only_by_consent(loaded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "base_of", lambda adapter: ("here", None))
+    run = finished(Path("adapter"))
+    load_model(run)
+    assert loaded[-1][0][-1] is False
+    asked: list[Any] = []
+
+    def refuse(*values: Any) -> Any:
+        asked.append(values)
+        raise RuntimeError("out of memory, or so")
+
+    monkeypatch.setattr(module, "load_model", refuse)
+    for words, consent in (((), False), ((True,), True)):
+        with pytest.raises(RuntimeError):
+            RowPredictor(run, *words)
+        assert asked.pop() == (run, consent)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (MemoryError(), "more memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"), "more memory"),
+        (
+            RuntimeError("CUDA error: out of memory"),
+            "a GPU with more free memory, or CUDA_VISIBLE_DEVICES= for the CPU",
+        ),
+    ],
+)
+def test_a_lack_of_memory_says_what_would_help(error: Exception, advice: str) -> None:
+    with pytest.raises(RunError) as caught, out_of_memory_said("it does not fit"):
+        raise error
+    assert str(caught.value) == f"out of memory: it does not fit; expected {advice}"
+
+
+def test_how_a_row_is_computed_is_chosen_anew_only_for_longer_texts_or_other_types(
+    one: RowPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Any] = []
+    monkeypatch.setattr(module, "choose_forward", lambda *values: chosen.append(values[3:]) or object())
+    monkeypatch.setattr(one, "_forward", None)
+    for longest, types in ((8, False), (8, False), (7, False), (9, False), (9, True), (9, False)):
+        one._forward_for(longest, types)
+    assert chosen == [(8, False, False), (9, False, False), (9, False, True), (9, False, False)]

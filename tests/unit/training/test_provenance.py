@@ -16,9 +16,10 @@ from lorabench.config.run_config import ModelConfig, RunConfig
 from lorabench.data.task import Rows, TaskData
 from lorabench.errors import ConfigError
 from lorabench.models.configuration import read_model_config
+from lorabench.training import provenance
 from lorabench.training.merge import MergeOptions, merge
 from lorabench.training.prediction import FinishedRun
-from lorabench.training.provenance import adapter_notes, check_start
+from lorabench.training.provenance import adapter_notes, check_start, unfinished_remarks
 from lorabench.training.refusals import refuse_early
 
 WEIGHTS = "adapter_model.safetensors"
@@ -149,6 +150,79 @@ def test_a_folder_with_the_base_models_weights_is_taken_for_it(run: Path, tmp_pa
     shutil.move(alone, tmp_path / "again" / "adapter")
     name_base(tmp_path / "again", run.parent / "tiny-bert")
     check_start(ModelConfig(model=str(copy), adapter=tmp_path / "again" / "adapter"))
+
+
+@pytest.fixture
+def cached(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the Hub's cache has of `owner/name` at commit a1: a configuration, and no weights."""
+    folder = run.parent / "cached"
+    folder.mkdir()
+    shutil.copyfile(run.parent / "tiny-bert" / "config.json", folder / "config.json")
+    known = {ModelConfig(model="owner/name", revision="a1"): folder}
+    monkeypatch.setattr(provenance, "pinned_folder", known.get)
+    name_base(run, "owner/name")
+    change_settings(run, revision="a1")
+    return folder
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_without_weights_to_compare_a_folder_of_the_same_sizes_is_taken_for_the_base_model(
+    cached: Path, run: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(run / "adapter", tmp_path / "alone")
+    (alone / "checksums.json").unlink()
+    folder = other_model(tmp_path / "given")
+    given = ModelConfig(model=str(folder), adapter=alone)
+    change_config(folder, hidden_dropout_prob=0.25, transformers_version="9.9", tie_word_embeddings=False)
+    check_start(given)
+    assert adapter_notes(given) == [f"--model {folder}: taken as owner/name, which --adapter {alone} was trained on"]
+    refused = rf"--model {folder}: --adapter {alone} was trained on owner/name; expected that"
+    for values in ({"num_attention_heads": 2}, {"model_type": "roberta"}, {"more": 3}):
+        before = (folder / "config.json").read_text()
+        change_config(folder, **values)
+        with pytest.raises(ConfigError, match=refused):
+            check_start(given)
+        (folder / "config.json").write_text(before)
+    for nothing in ("no json", "[1, 2]", "[" * 100_000):
+        for one in (folder, cached):
+            before = (one / "config.json").read_text()
+            (one / "config.json").write_text(nothing)
+            with pytest.raises(ConfigError, match=refused):
+                check_start(given)
+            (one / "config.json").write_text(before)
+    check_start(given)
+    for one in (folder, cached):  # nothing is like nothing else
+        (one / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=refused):
+        check_start(given)
+
+
+def test_weights_are_compared_where_the_cache_or_the_record_has_them(cached: Path, run: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(run / "adapter", tmp_path / "alone")
+    (alone / "checksums.json").unlink()
+    own, other = run.parent / "tiny-bert", other_model(tmp_path / "other")
+    shutil.copyfile(own / "model.safetensors", cached / "model.safetensors")
+    change_config(cached, num_attention_heads=2)  # which no longer matters
+    check_start(ModelConfig(model=str(own), adapter=alone))
+    with pytest.raises(ConfigError, match="was trained on owner/name"):
+        check_start(ModelConfig(model=str(other), adapter=alone))
+    shutil.copyfile(other / "model.safetensors", cached / "model.safetensors")
+    forget_checksums(run)  # its settings were changed here
+    check_start(ModelConfig(model=str(own), adapter=run / "adapter"))  # its run's record says so
+    with pytest.raises(ConfigError, match="was trained on owner/name"):
+        check_start(ModelConfig(model=str(other), adapter=run / "adapter"))
+
+
+@pytest.mark.parametrize(("status", "said"), [("failed", "failed"), (None, "no status")])
+def test_an_unfinished_run_is_said(status: str | None, said: str) -> None:
+    assert unfinished_remarks("--run a", status) == [
+        f"--run a: the run was not completed ({said}); its best adapter up to there is used"
+    ]
+    assert unfinished_remarks("--run a", "completed") == []
 
 
 def test_a_base_model_that_has_moved_is_laid_to_the_adapter(run: Path) -> None:

@@ -1,7 +1,9 @@
 """A run from its flags to its end: what its record and its files say is true of the rows, the model and each other."""
 
 import contextlib
+import copy
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,6 +17,9 @@ import pytest
 import tiny
 
 from lorabench.config.command_line import parse_run_config
+from lorabench.step.eager import EagerExecution
+from lorabench.training import record as recording
+from lorabench.training import run
 
 LONGEST = 12
 COUNTS = {"train": 24, "validation": 9, "test": 6}
@@ -26,14 +31,12 @@ class Ended:
     """A run, with what it was asked for and what it printed."""
 
     base: Path
+    folder: Path
     config: dict[str, Any]
     shown: list[str]
+    opened: dict[str, Any]
     record: dict[str, Any]
     metrics: list[dict[str, Any]]
-
-    @property
-    def folder(self) -> Path:
-        return self.base / "run"
 
     def rows(self, split: str) -> list[dict[str, str]]:
         return read_csv(self.base / f"{split}.csv")
@@ -48,17 +51,55 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     base = tmp_path_factory.mktemp("whole")
     files = [tiny.write_rows(base / f"{split}.csv", count, seed) for seed, (split, count) in enumerate(COUNTS.items())]
-    words = tiny.run_flags(
-        tiny.save_tiny(base / "tiny-bert", "bert"), files[0], files[1], base / "run", test_file=files[2],
-        max_length=LONGEST, logging_steps=5,
-    )  # fmt: skip
-    config = parse_run_config(words).to_json()
+    model = tiny.save_tiny(base / "tiny-bert", "bert")
+    return run_of(base, flags_of(base, model, files, base / "run"))
+
+
+def flags_of(base: Path, model: Path, files: list[Path], folder: Path) -> list[str]:
+    train, validation, test = files
+    return tiny.run_flags(model, train, validation, folder, test_file=test, max_length=LONGEST, logging_steps=5)
+
+
+def run_of(base: Path, words: list[str], code: int = 0) -> Ended:
+    """Run in this process, to an exit code."""
+    config = parse_run_config(words)
+    folder = config.run.output_dir
+    assert folder is not None
+    opened: list[dict[str, Any]] = []
+
+    def opening(*known: Any) -> dict[str, Any]:
+        opened.append(copy.deepcopy(recording.opening(*known)))
+        return copy.deepcopy(opened[0])
+
     output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        assert tiny.train_in_process(words) == 0
-    record = json.loads((base / "run" / "run.json").read_text())
-    metrics = [json.loads(line) for line in (base / "run" / "metrics.jsonl").read_text().splitlines()]
-    return Ended(base, config, output.getvalue().splitlines(), record, metrics)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr(run, "opening", opening)
+        assert tiny.train_in_process(words) == code
+    found = json.loads((folder / "run.json").read_text())
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return Ended(base, folder, config.to_json(), output.getvalue().splitlines(), opened[0], found, metrics)
+
+
+@pytest.fixture(scope="module")
+def resumed(ended: Ended, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ended, Ended]:
+    """The same run, which fails in the midst of its second epoch, and goes on."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
+    files = [ended.base / f"{split}.csv" for split in COUNTS]
+    words = flags_of(ended.base, ended.base / "tiny-bert", files, folder)
+    step, taken = EagerExecution.step, []
+
+    def failing(*arguments: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 9:
+            raise RuntimeError("a cosmic ray")
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagerExecution, "step", failing)
+        with pytest.raises(RuntimeError, match="a cosmic ray"):
+            run_of(ended.base, words)
+        failed = json.loads((folder / "run.json").read_text())
+    return dataclasses.replace(ended, folder=folder, record=failed), run_of(ended.base, [*words, "--resume"])
 
 
 def test_the_record_says_what_was_read(ended: Ended) -> None:
@@ -109,7 +150,10 @@ def test_the_record_says_what_ran_and_how(ended: Ended) -> None:
     started = datetime.fromisoformat(record["started_at"])
     assert timedelta(0) < datetime.now(UTC) - started < timedelta(hours=1) and started.microsecond == 0
     assert 0 < record["model_construction_seconds"] < record["first_step_seconds"]
-    assert {"imports", "weights", "evaluation", "first step"} <= record["start"].keys()
+    assert list(record["start"]) == [
+        *("process", "rows", "imports", "launch", "tokens", "folder", "weights", "plan", "execution", "evaluation"),
+        "first step",
+    ]
     assert sum(record["start"].values()) == pytest.approx(record["first_step_seconds"], abs=0.1)
     assert 0 < record["train_seconds"] < record["wall_seconds"]
     assert record["examples_per_second"] == pytest.approx(48 / record["train_seconds"])
@@ -194,3 +238,75 @@ def test_the_configuration_that_it_leaves_asks_for_the_same(ended: Ended) -> Non
     again = parse_run_config(["--config", str(ended.folder / "config.yaml")]).to_json()
     # A folder belongs to one run.
     assert again == {**ended.config, "run": {**ended.config["run"], "output_dir": None}}
+
+
+def test_nothing_is_known_at_the_start_but_what_was_asked_for_and_read(ended: Ended) -> None:
+    record = ended.record
+    known = ("schema_version", "started_at", "config", "environment", "strategy", "world_size", "precision", "data")
+    model = ("name", "source", "revision", "weights", "quantize")
+    nothing = (
+        *(
+            "error",
+            "execution",
+            "packs",
+            "model_construction_seconds",
+            "first_step_seconds",
+            "start",
+            "before",
+            "best",
+        ),
+        *("calibration", "test", "energy", "plan"),
+    )
+    assert ended.opened == {
+        **{name: record[name] for name in known}, "status": "running",
+        "model": {**{name: record["model"][name] for name in model}, "files": None},
+        **dict.fromkeys(nothing), "history": [], "gpus_at_start": [], "memory": [],
+    }  # fmt: skip
+    added = {
+        *("wall_seconds", "steps", "out_of_memory", "skipped_steps", "adapter", "train_seconds"),
+        *("examples_per_second", "tokens_per_second", "padding_percent"),
+    }
+    assert record.keys() == ended.opened.keys() | added
+    counted = {f"{kind}_parameters" for kind in ("total", "base", "trainable")}
+    facts = {*model, "files", "trainable_percent", "gradient_checkpointing", "head", *counted}
+    assert record["model"].keys() == facts
+    # What was fitted to validation rows, and what it does to test rows.
+    assert {"temperature", "threshold", "test"} <= record["calibration"].keys()
+    assert isinstance(record["calibration"]["test"], dict)
+
+
+MEASURED = {
+    *("started_at", "environment", "config", "model_construction_seconds", "first_step_seconds", "start"),
+    *("wall_seconds", "train_seconds", "examples_per_second", "tokens_per_second", "memory", "energy", "resumed"),
+}
+
+
+def but_for(record: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in names}
+
+
+def test_a_run_that_fails_keeps_what_it_had_done(ended: Ended, resumed: tuple[Ended, Ended]) -> None:
+    record = resumed[0].record
+    assert (record["status"], record["error"], record["steps"]) == ("failed", "RuntimeError: a cosmic ray", 8)
+    assert (record["before"], record["history"]) == (ended.record["before"], ended.record["history"][:1])
+    assert record["best"]["step"] == 6 and record["test"] is None and "adapter" not in record
+    assert list(record["start"]) == list(ended.record["start"])
+
+
+def test_a_run_that_goes_on_in_the_same_process_ends_as_one_that_was_not_interrupted(
+    ended: Ended, resumed: tuple[Ended, Ended]
+) -> None:
+    failed, again = resumed
+    assert "resume     from step 6" in again.shown
+    found, expected = but_for(again.record, MEASURED), but_for(ended.record, MEASURED)
+    adapter, whole = found.pop("adapter"), expected.pop("adapter")
+    assert found == expected
+    assert adapter["sha256"] == whole["sha256"] and adapter["reload_difference"] == 0.0
+    (entry,) = again.record["resumed"]
+    assert entry["step"] == 6 and again.record["started_at"] == failed.record["started_at"] <= entry["at"]
+    timed = {"examples_per_second", "seconds_per_step", "memory_gb"}
+    logged, all_logged = ([but_for(event, timed) for event in run.metrics] for run in (again, ended))
+    assert [event for event in logged if event["event"] != "memory"] == [
+        event for event in all_logged if event["event"] != "memory"
+    ]
+    assert again.record["wall_seconds"] > again.record["train_seconds"] > 0
