@@ -12,6 +12,7 @@ from toys import CPU, OneRank, make_strategy
 
 from lorabench.config.run_config import DataConfig, LoraArgs, ModelConfig, OptimConfig, RunConfig
 from lorabench.data.task import Rows, TaskData
+from lorabench.machine.stages import Stages
 from lorabench.training import assembly
 from lorabench.training.assembly import Inputs, build, prepare_inputs
 
@@ -53,7 +54,7 @@ def setting_of(folder: Path, rank: int = 0, world_size: int = 1, seed: int = 5) 
     data = TaskData(rows, rows.select([4, 1]), None, LABELS, None, (1.0, 2.0, 3.0))
     return SimpleNamespace(
         config=config, data=data, ranks=Rank(rank=rank, world_size=world_size, device=CPU), strategy=Prepares(),
-        precision="fp32", class_weights=(1.0, 2.0, 3.0), shape_only=False,
+        precision="fp32", class_weights=(1.0, 2.0, 3.0), shape_only=False, stages=Stages(),
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def test_what_is_built_is_what_the_configuration_says(
     # Six rows, four of them to a step, three times.
     assert built.total_steps == built.execution.steps == 6
     assert built.execution.longest_text == max(inputs.tokens["train"].lengths)
-    assert (built.execution.recomputes, built.execution.planned_blocks) == (False, None)
+    assert (built.execution.recomputes, built.execution.planned) == (False, None)
     assert built.reason == "why"
     assert built.construction_seconds > 0
     assert built.counts.trainable == sum(p.numel() for p in built.classifier.parameters() if p.requires_grad)
