@@ -124,7 +124,10 @@ class Runs:
         if item.recompute == "auto":
             execution = planner_of(item, self._gpu).plan().execution
             names = {True: "captured", False: "eager"}
-            answer = {"execution": names[execution.captured], "recomputed_blocks": execution.recomputed}
+            answer = {
+                "execution": names[execution.captured], "longest_pack": execution.longest_pack,
+                "recomputed_blocks": execution.recomputed,
+            }  # fmt: skip
         torch._C._cuda_clearCublasWorkspaces()
         _settle()
         with self._launch.active():

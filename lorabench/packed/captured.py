@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -13,9 +14,17 @@ from lorabench.config.run_config import Checkpointing, OnOutOfMemory
 from lorabench.data.batching import MicroBatch, PaddedCollator, StepPlan
 from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.strategy import Gradients
-from lorabench.machine.meters import Throughput, free_bytes
+from lorabench.machine.meters import Throughput, free_bytes, is_out_of_memory
 from lorabench.packed.classifier import PackedForward
 from lorabench.packed.graphs import TIMED, CaptureError, CompileError, GraphedPasses
+from lorabench.packed.memory import (
+    SHORTEST_PACK,
+    MemorySetting,
+    first_that_fits,
+    fits_measured,
+    pack_limits,
+    shorter_pack,
+)
 from lorabench.packed.packs import Pack, Packer, choose_lengths, example_pack, longest_length, pack_totals
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution
@@ -35,8 +44,6 @@ COMPILED_SAVES = 0.32
 # save over a longer one, which is more than what timings differ by.
 PASSES_PER_LENGTH = 2 + TIMED
 LEAST_GAIN = 0.01
-# Part of the free memory that activations may take.
-MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class CapturedExecution(EagerExecution):
         use_graphs: capture passes as CUDA graphs; without, they run as they are, on any device.
         steps: optimizer steps of the whole run, for whether compiling pays.
         checkpointing: which blocks recompute their activations: none, all, or as many as memory asks for.
-        planned_blocks: how many that is for the plan's micro-batches; None for what a pass is measured to hold.
+        planned: what memory asks of packs of the plan's micro-batches; None leaves that to what a pass is measured to
+            hold.
         say: tells the user what was decided.
         complain: tells the user, from any rank, what did not work.
         done: told which stages of the start are over.
@@ -98,7 +106,7 @@ class CapturedExecution(EagerExecution):
         use_graphs: bool,
         steps: int,
         checkpointing: Checkpointing,
-        planned_blocks: int | None = None,
+        planned: MemorySetting | None = None,
         say: Callable[[str], None] = lambda line: None,
         complain: Callable[[str], None] = lambda line: None,
         done: Callable[[str], None] = lambda stage: None,
@@ -110,12 +118,14 @@ class CapturedExecution(EagerExecution):
         self._graphs = GraphedPasses(passes) if use_graphs else None
         self._steps = steps
         self._checkpointing: Checkpointing = checkpointing
-        self._planned_blocks = planned_blocks
+        self._planned = planned
         passes.checkpointed = len(passes.packed.blocks) if checkpointing == "on" else 0
         self._say = say
         self._complain = complain
         self._done = done
         self._longest_text = max(data.data.lengths)
+        # What lengths of packs do not exceed: decided once, and lowered where memory runs out all the same.
+        self._limit: int | None = None
         self._packer: Packer | None = None
         self._given: PackPlan | None = None
 
@@ -174,10 +184,29 @@ class CapturedExecution(EagerExecution):
                 self._complain(f"packs run without graphs: capturing one failed ({error})")
 
     def _shrink(self, problem: str | None) -> None:
-        if self._graphs is not None:
-            self._graphs.release()
-        self._packer = None
-        super()._shrink(problem)
+        """Shorten packs where memory ran out; where they cannot be shorter, as `EagerExecution` does.
+
+        Ranks need not have packs of one length, yet they recompute and halve together: as long as one that is short of
+        memory can shorten its packs, the others take the step again as they are.
+        """
+        shorter = None if problem is None else self._shorter_pack()
+        shortens = self._ranks.any(shorter is not None)
+        if shorter is not None or not shortens:
+            if self._graphs is not None:
+                self._graphs.release()
+            self._packer = None
+        if not shortens:
+            super()._shrink(problem)
+            return
+        self._clear()
+        if shorter is not None:
+            self._limit, self._given = shorter, None
+            self._complain(f"memory ran out: packs have at most {shorter} tokens from now on")
+
+    def _shorter_pack(self) -> int | None:
+        limit = self._most_tokens() if self._limit is None else self._limit
+        longest = self._reach(limit) if self._packer is None else self._packer.lengths[-1]
+        return shorter_pack(longest, self._longest_text)
 
     def _recompute_all(self) -> None:
         blocks = len(self._passes.packed.blocks)
@@ -197,6 +226,7 @@ class CapturedExecution(EagerExecution):
         return self._make_packer(lengths)
 
     def _take_over(self, plan: PackPlan) -> list[int]:
+        self._limit = plan.lengths[-1]
         if self._checkpointing == "auto" and not self._recomputes:
             self._passes.checkpointed = plan.recomputed_blocks
         self._passes.compiled = plan.compiled and self._graphs is not None and self._passes.can_compile
@@ -207,16 +237,15 @@ class CapturedExecution(EagerExecution):
         return list(plan.lengths)
 
     def _decide(self) -> list[int]:
-        totals, passes = self._totals(), self._passes
+        passes = self._passes
         passes.compiled = False
-        chosen = self._choose_lengths(totals)
         if self._graphs is None:
-            return chosen
+            return self._choose_lengths(self._totals())
         self._graphs.release()
-        if self._checkpointing == "auto" and not self._recomputes:
-            passes.checkpointed = 0  # to measure what all blocks would hold
-            passes.checkpointed = self._blocks_to_checkpoint(chosen[0], chosen[-1])
-        estimate = "not timed"
+        if self._limit is None:
+            self._limit = self._save_memory()
+        totals = self._totals()
+        chosen, estimate = self._choose_lengths(totals), "not timed"
         with self._doing_without_what_fails():
             runs = self._steps / min(LOOKED_AT, self._plan.steps_per_epoch)
             chosen, passes.compiled, estimate = self._weigh_compiling(self._graphs, totals, runs)
@@ -227,16 +256,28 @@ class CapturedExecution(EagerExecution):
         self._say(f"packs of {', '.join(map(str, chosen))} tokens, {how}: {estimate}")
         return chosen
 
-    def _totals(self) -> list[int]:
-        """Tokens of each pack of the first windows."""
+    def _most_tokens(self) -> int:
+        """What lengths of packs do not exceed, whatever the memory."""
+        return longest_length(self._longest_text, self._passes.packed.longest_pack(self._longest_text))
+
+    def _totals(self, limit: int | None = None) -> list[int]:
+        """Tokens of each pack of the first windows.
+
+        Args:
+            limit: what lengths of packs do not exceed, by default what was decided.
+        """
         lengths = self._data.data.lengths
-        longest = longest_length(self._longest_text, self._passes.packed.longest_pack(self._longest_text))
+        limit = limit or self._limit or self._most_tokens()
         micro_batches = (
             [lengths[row] for row in micro_batch.rows]
             for window in islice(self._plan.epoch(0), LOOKED_AT)
             for micro_batch in self._plan.deal(window, self.batch_size)
         )
-        return pack_totals(micro_batches, longest)
+        return pack_totals(micro_batches, limit)
+
+    def _reach(self, limit: int) -> int:
+        """The longest length that packs have under a limit."""
+        return self._choose_lengths(self._totals(limit))[-1]
 
     def _choose_lengths(self, totals: Sequence[int], **thrift: Any) -> list[int]:
         return choose_lengths(totals, self._longest_text, **thrift)
@@ -247,31 +288,56 @@ class CapturedExecution(EagerExecution):
     def _example(self, length: int) -> Pack:
         return example_pack(self._data, length, self.batch_size, self._longest_text)
 
-    def _blocks_to_checkpoint(self, shortest: int, longest: int) -> int:
-        """How many blocks must recompute their activations for the longest pack to fit into the free memory.
+    def _save_memory(self) -> int:
+        """Have blocks recompute as memory asks for. Returns what lengths of packs may not exceed, for the same reason.
 
-        As planned; else measured by a forward pass of the shortest pack.
+        As planned; else by what a forward pass of a short pack is measured to hold.
         """
-        device, planned = self._ranks.device, self._planned_blocks
-        if planned is not None and self.batch_size == self._plan.batch_size:
-            if planned:
-                blocks = len(self._passes.packed.blocks)
-                self._say(f"{planned} of {blocks} blocks recompute their activations, as planned")
-            return planned
+        most, chooses = self._most_tokens(), self._checkpointing == "auto"
+        blocks = len(self._passes.packed.blocks)
+        planned = self._planned if self.batch_size == self._plan.batch_size else None
+        if planned is None:
+            limit, count, why = self._measure_what_fits(range(blocks + 1) if chooses else [self._passes.checkpointed])
+        else:
+            count, why = planned.recomputed_blocks, ", as planned"
+            limit = min(most, longest_length(self._longest_text, planned.longest_pack or most))
+        if limit < most:
+            self._say(f"packs have at most {limit} tokens for want of memory{why}")
+        if chooses:
+            self._passes.checkpointed = count
+            if count:
+                self._say(f"{count} of {blocks} blocks recompute their activations{why}")
+        return limit
+
+    def _measure_what_fits(self, counts: Sequence[int]) -> tuple[int, int, str]:
+        """A limit of packs' lengths and a number of blocks that recompute, which fit, and why these.
+
+        Args:
+            counts: of blocks that may recompute, rising.
+        """
+        device, most = self._ranks.device, self._most_tokens()
+        if free_bytes(device) is None:
+            return most, counts[0], ""
+        self._passes.checkpointed = counts[0]
+        short = min(self._choose_lengths(self._totals())[0], longest_length(self._longest_text, SHORTEST_PACK))
         torch.cuda.empty_cache()
-        held = self._passes.measure_activations(self._example(shortest).to(device))
+        held = self._measure_activations(short)
         torch.cuda.empty_cache()  # graphs have a pool of their own, and could not use what this pass leaves
-        free = free_bytes(device)
-        if free is None:
-            return 0
-        needed, blocks = held * longest / shortest, len(self._passes.packed.blocks)
-        count = blocks_to_recompute(needed, free, blocks)
-        if count:
-            self._say(
-                f"{count} of {blocks} blocks recompute their activations: a pack of {longest} tokens would hold "
-                f"{needed / GB:.1f} GB and {free / GB:.1f} GB are free"
-            )
-        return count
+        free, reach = free_bytes(device) or 0, cache(self._reach)
+        fits = fits_measured(held / short, free, counts, reach)
+        limit, count = first_that_fits(pack_limits(most, self._longest_text, reach), counts, fits)
+        longest = reach(most)
+        holds = f"would hold {held * longest / short / GB:.1f} GB" if held < math.inf else "holds too much"
+        return limit, count, f": a pack of {longest} tokens {holds} and {free / GB:.1f} GB are free"
+
+    def _measure_activations(self, length: int) -> float:
+        """Bytes that a pass of a pack of that length holds; infinitely many where there are not as many."""
+        try:
+            return self._passes.measure_activations(self._example(length).to(self._ranks.device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.inf
 
     def _leave_out_slow_lengths(self, graphs: GraphedPasses, lengths: Sequence[int]) -> list[int]:
         """Without those whose passes take as long as those of a longer one: for some sizes the kernels are poor."""
@@ -317,13 +383,3 @@ class CapturedExecution(EagerExecution):
             f"{plain[0]:.0f} s not"
         )
         return lengths, compiles, estimate
-
-
-def blocks_to_recompute(needed: float, free: float, blocks: int) -> int:
-    """How many of `blocks` must recompute their activations.
-
-    Args:
-        needed: bytes that the activations of all blocks take.
-        free: bytes that there are.
-    """
-    return min(blocks, max(0, math.ceil(blocks * (1 - MEMORY_SHARE * free / needed))))

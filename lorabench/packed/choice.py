@@ -13,6 +13,7 @@ from lorabench.machine.precision import DTYPES
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed.captured import CapturedExecution
 from lorabench.packed.classifier import PackedClassifier, PackedForward, joints_obstacle, try_packing
+from lorabench.packed.memory import MemorySetting
 from lorabench.packed.passes import PackedPasses
 from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import Forward, PaddedForward
@@ -44,7 +45,7 @@ def build_execution(
     steps: int,
     longest_text: int,
     recomputes: bool,
-    planned_blocks: int | None = None,
+    planned: MemorySetting | None = None,
 ) -> tuple[Execution, str]:
     """The execution that `--execution` asks for, or allows, and in a few words why this one. A collective call.
 
@@ -55,8 +56,7 @@ def build_execution(
         steps: optimizer steps of the whole run.
         longest_text: tokens of the longest text of all splits.
         recomputes: the model recomputes activations; captured steps do it in their own way.
-        planned_blocks: how many blocks recompute in captured steps, where that may be chosen; None if nobody has
-            planned it.
+        planned: what memory asks of packs, where that may be chosen; None if nobody has planned it.
 
     Raises:
         ConfigError: `captured` was asked for, and the model cannot be.
@@ -74,7 +74,7 @@ def build_execution(
         )
         return execution, passes
     how = "packed rows, CUDA graphs" if ranks.device.type == "cuda" else "packed rows"
-    return _build_captured(setting, passes, optimizer, data, plan, steps, planned_blocks), how
+    return _build_captured(setting, passes, optimizer, data, plan, steps, planned), how
 
 
 def _recomputing(classifier: SequenceClassifier, ranks: Ranks) -> Callable[[], None]:
@@ -148,7 +148,7 @@ def _build_captured(
     data: PaddedCollator,
     plan: StepPlan,
     steps: int,
-    planned_blocks: int | None,
+    planned: MemorySetting | None,
 ) -> CapturedExecution:
     config, ranks = setting.config, setting.ranks
     # Their own way to recompute activations works inside a graph.
@@ -164,7 +164,7 @@ def _build_captured(
         use_graphs=ranks.device.type == "cuda",
         steps=steps,
         checkpointing=config.model.gradient_checkpointing,
-        planned_blocks=planned_blocks,
+        planned=planned,
         done=setting.stages.done,
         say=lambda line: print(f"execution  {line}", flush=True) if ranks.is_main else None,
         complain=lambda line: print(f"execution  rank {ranks.rank}: {line}", flush=True),

@@ -128,7 +128,16 @@ def answer(values: dict[str, Any]) -> dict[str, Any]:
         name: max((phase.reserved for phase in plan.phases if phase.phase in phases), key=_expected, default=None)
         for name, phases in MEASURED.items()
     }
-    kept = ("runs_out", "verdict", "expected_gb", "capacity_gb", "execution", "recomputed_blocks", "blocks")
+    kept = (
+        "runs_out",
+        "verdict",
+        "expected_gb",
+        "capacity_gb",
+        "execution",
+        "recomputed_blocks",
+        "blocks",
+        "longest_pack",
+    )
     said = plan.to_json()
     return {
         **{name: said[name] for name in kept},

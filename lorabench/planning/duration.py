@@ -80,7 +80,8 @@ class _Clock:
         """Of the usual micro-batch."""
         batches, recomputed = self._workload.micro_batches(), self._plan.execution.recomputed
         if self._plan.execution.captured:
-            totals, lengths = self._planner.pack_totals(), self._plan.execution.lengths
+            lengths = self._plan.execution.lengths
+            totals = self._planner.pack_totals(self._plan.execution.longest_pack)
             total = _usual(totals)
             length = next((length for length in lengths if length >= total), lengths[-1])
             recorded = self._planner.pack_pass(length, self._workload.config.optim.batch_size, recomputed)

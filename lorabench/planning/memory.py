@@ -13,6 +13,7 @@ from lorabench.models.classifier import find_blocks
 from lorabench.packed.attention import TILES
 from lorabench.packed.captured import CAPTURE_S, LOOKED_AT, PASSES_PER_LENGTH
 from lorabench.packed.flash import OLDEST, can_hold
+from lorabench.packed.memory import MemorySetting, first_that_fits, pack_limits
 from lorabench.packed.packs import (
     LONGEST_MASKED_PACK,
     LONGEST_PACK,
@@ -84,7 +85,7 @@ class Planner:
             config, self.model_config, placement, autocast, len(shapes) == 1 and len(kinds) <= 1, self.blocks
         )
         self._recorded: dict[object, Unrolled] = {}
-        self._trains: dict[int, bool] = {}
+        self._trains: dict[tuple[int, int], bool] = {}
 
     def on(self, workload: Workload) -> "Planner":
         """The same on other cards of as many GPUs; what has been recorded holds for all."""
@@ -100,40 +101,37 @@ class Planner:
         return (limit, True) if limit is not None and limit < card else (card, False)
 
     def plan(self) -> MemoryPlan:
-        """The plan, with as many blocks recomputed as the settings say, or memory asks for."""
-        choice = self.workload.config.model.gradient_checkpointing
+        """The plan, with packs as long, and as many blocks recomputed, as the settings say, or memory asks for."""
+        choice, most = self.workload.config.model.gradient_checkpointing, self.most_tokens()
         if choice != "auto":
-            return self.plan_with(self.blocks if choice == "on" else 0)
-        return self._plan_auto()
+            counts: Sequence[int] = (self.blocks if choice == "on" else 0,)
+        else:
+            counts = range(self.blocks + 1) if self.captured else (0, self.blocks)
+        limits = pack_limits(most, self.workload.lengths.longest, self._reach) if self.captured else (most,)
+        limit, count = first_that_fits(limits, counts, self._trains_with)
+        return self.plan_with(count, limit)
 
-    def _plan_auto(self) -> MemoryPlan:
-        """The fewest blocks that recompute and let the run train."""
-        if self._trains_with(0):
-            return self.plan_with(0)
-        least, most = 0, self.blocks
-        while self.captured and most - least > 1 and self._trains_with(self.blocks):
-            middle = (least + most) // 2
-            least, most = (least, middle) if self._trains_with(middle) else (middle, most)
-        return self.plan_with(most)
-
-    def _trains_with(self, recomputed: int) -> bool:
+    def _trains_with(self, limit: int, recomputed: int) -> bool:
         """Whether training fits: an evaluation helps itself, by halving its batches, and recomputing is none."""
-        if recomputed not in self._trains:
-            self._trains[recomputed] = self.plan_with(recomputed, evaluates=False).verdict == "fits"
-        return self._trains[recomputed]
+        key = (limit, recomputed)
+        if key not in self._trains:
+            self._trains[key] = self.plan_with(recomputed, limit, evaluates=False).verdict == "fits"
+        return self._trains[key]
 
-    def plan_with(self, recomputed: int, evaluates: bool = True) -> MemoryPlan:
+    def plan_with(self, recomputed: int, limit: int | None = None, evaluates: bool = True) -> MemoryPlan:
         """The plan, where so many blocks recompute.
 
         Args:
+            limit: what lengths of packs do not exceed; None for `most_tokens`.
             evaluates: the run evaluates as well as it trains.
         """
+        memory = MemorySetting(limit if limit and limit < self.most_tokens() else None, recomputed)
         capacity, limited = self.capacity
         play = Playback(capacity if limited else None)
         peaks: dict[Phase, Peak] = {}
         runs_out: Phase | None = None
         try:
-            for phase, run in Rehearsal(self, play, recomputed, evaluates).phases():
+            for phase, run in Rehearsal(self, play, memory, evaluates).phases():
                 runs_out, peak = phase, Peak()
                 try:
                     with play.phase(peak):
@@ -146,8 +144,8 @@ class Planner:
             pass
         cards = self.workload.cards
         phases = tuple(itemise(name, peaks[name], cards, self.captured) for name in PHASES if name in peaks)
-        lengths = self.pack_lengths(recomputed) if self.captured else ()
-        execution = Execution(self.captured, recomputed, self.blocks, tuple(lengths), self.reason)
+        lengths = tuple(self.pack_lengths(memory)) if self.captured else ()
+        execution = Execution(self.captured, recomputed, self.blocks, lengths, self.reason, memory.longest_pack)
         return MemoryPlan(self.workload, execution, self.holdings, phases, capacity, limited, runs_out)
 
     # How steps run -------------------------------------------------------------------------------------------------
@@ -191,22 +189,31 @@ class Planner:
         """Tokens of the longest pack of several texts."""
         return LONGEST_PACK if self.tile or self.flash else LONGEST_MASKED_PACK
 
-    def pack_totals(self) -> list[int]:
-        """Tokens of each pack of the first steps, but for padding."""
-        longest = longest_length(self.workload.lengths.longest, self.longest_pack())
-        return pack_totals(self.workload.micro_batches(), longest)
+    def most_tokens(self) -> int:
+        """What lengths of packs do not exceed, whatever the memory."""
+        return longest_length(self.workload.lengths.longest, self.longest_pack())
 
-    def pack_lengths(self, recomputed: int) -> list[int]:
-        """Lengths that packs have: as many as are worth their capture, as `packed.captured` weighs them.
+    def pack_totals(self, limit: int | None = None) -> list[int]:
+        """Tokens of each pack of the first steps, but for padding.
 
         Args:
-            recomputed: how many blocks recompute.
+            limit: what lengths of packs do not exceed; None for `most_tokens`.
         """
+        return pack_totals(self.workload.micro_batches(), limit or self.most_tokens())
+
+    def _reach(self, limit: int) -> int:
+        """The longest length that packs have under a limit."""
+        return choose_lengths(self.pack_totals(limit), self.workload.lengths.longest)[-1]
+
+    def pack_lengths(self, memory: MemorySetting) -> list[int]:
+        """Lengths that packs have: as many as are worth their capture, as `packed.captured` weighs them."""
         workload, texts = self.workload, self.workload.config.optim.batch_size
-        totals, longest = self.pack_totals(), workload.lengths.longest
+        totals, longest = self.pack_totals(memory.longest_pack), workload.lengths.longest
         (usual,) = choose_lengths(totals, longest, most=1)
         rates = rates_of(workload.cards.gpu)
-        pass_s = pass_seconds(self.pack_pass(usual, texts, recomputed).cost, usual, rates, True, workload.precision)
+        pass_s = pass_seconds(
+            self.pack_pass(usual, texts, memory.recomputed_blocks).cost, usual, rates, True, workload.precision
+        )
         steps = total_steps(workload.config.optim, workload.steps_per_epoch)
         runs = steps / min(LOOKED_AT, workload.steps_per_epoch)
         length_s = CAPTURE_S + PASSES_PER_LENGTH * pass_s

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorabench.packed.memory import MemorySetting
 from lorabench.planning.allocator import MIB, OutOfMemory
 from lorabench.planning.holdings import side_by_side
 from lorabench.planning.playback import GRAPHS, Playback
@@ -30,15 +31,16 @@ class Rehearsal:
     Args:
         planner: knows what is held, and has passes recorded.
         play: the books.
-        recomputed: how many blocks recompute.
+        memory: how long packs may be, and how many blocks recompute.
         evaluates: the run evaluates as well as it trains.
     """
 
-    def __init__(self, planner: "Planner", play: Playback, recomputed: int, evaluates: bool) -> None:
+    def __init__(self, planner: "Planner", play: Playback, memory: MemorySetting, evaluates: bool) -> None:
         self._planner = planner
         self._workload = planner.workload
         self._play = play
-        self._recomputed = recomputed
+        self._memory = memory
+        self._recomputed = memory.recomputed_blocks
         self._evaluates = evaluates
 
     def phases(self) -> Iterator[tuple[Phase, Callable[[], None]]]:
@@ -149,7 +151,7 @@ class Rehearsal:
         yield "load", self._load_captured
         self._play.hold("workspaces", [self._workspace()])
         yield "eval", evaluate
-        lengths = self._planner.pack_lengths(self._recomputed)
+        lengths = self._planner.pack_lengths(self._memory)
         yield "capture", lambda: self._capture(lengths)
         yield "train_forward", lambda: None
         yield "train_backward", lambda: None

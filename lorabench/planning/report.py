@@ -99,6 +99,8 @@ def _execution(plan: MemoryPlan) -> str:
     kind = "captured" if execution.captured else "eager"
     recomputed = f"{execution.recomputed} of {execution.blocks} blocks recompute their activations"
     packs = f"; packs of {', '.join(map(str, execution.lengths))} tokens" if execution.lengths else ""
+    if execution.longest_pack is not None:
+        packs += f" (at most {execution.longest_pack}, for want of memory)"
     return f"Steps: {kind} ({execution.reason}); {recomputed}{packs}."
 
 

@@ -19,6 +19,8 @@ class Execution:
         blocks: of the model.
         lengths: tokens of packs, rising; none for padded batches.
         reason: why, in a few words.
+        longest_pack: what lengths of packs do not exceed for want of memory; None where they are as long as they may
+            be.
     """
 
     captured: bool
@@ -26,6 +28,7 @@ class Execution:
     blocks: int
     lengths: tuple[int, ...]
     reason: str
+    longest_pack: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class MemoryPlan:
             "recomputed_blocks": execution.recomputed,
             "blocks": execution.blocks,
             "pack_lengths": list(execution.lengths),
+            "longest_pack": execution.longest_pack,
             "lengths": self.workload.lengths.origin,
             "phases": [phase.to_json() for phase in self.phases],
         }

@@ -131,10 +131,7 @@ class EagerExecution:
         Raises:
             RunError: that is not wanted, or not possible.
         """
-        self._gradients.discard()
-        gc.collect()
-        if self._ranks.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._clear()
         if self._recompute is not None and not self._recomputes:
             self._recompute()
             self._recomputes = True
@@ -144,3 +141,10 @@ class EagerExecution:
             one = self.batch_size == 1
             raise RunError(out_of_memory_advice(said, "train", False, row_by_row=one, may_shrink=self._may_shrink))
         self.batch_size = -(-self.batch_size // 2)
+
+    def _clear(self) -> None:
+        """Leave nothing of a step that failed."""
+        self._gradients.discard()
+        gc.collect()
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -207,7 +207,7 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
         steps=steps,
         longest_text=longest_text,
         recomputes=recomputation.whole,
-        planned_blocks=recomputation.blocks,
+        planned=recomputation.planned,
     )
     setting.stages.done("execution")
     return Built(

@@ -108,13 +108,14 @@ def _cards(setting: Setting, usable: int) -> Cards:
 def plan_line(plan: Mapping[str, Any]) -> str:
     """The plan at the start of a run, in a line."""
     count = plan["recomputed_blocks"]
-    recomputed = "" if not count else f", {count} of {plan['blocks']} blocks recompute their activations"
+    saved = "" if not count else f", {count} of {plan['blocks']} blocks recompute their activations"
+    if plan.get("longest_pack") is not None:
+        saved = f", packs of at most {plan['longest_pack']} tokens{saved}"
     if plan.get("runs_out"):
         phase = plan["runs_out"].replace("_", " ")
-        return f"plan       {plan['verdict']}: more than {plan['capacity_gb']:.1f} GB per GPU in {phase}{recomputed}"
+        return f"plan       {plan['verdict']}: more than {plan['capacity_gb']:.1f} GB per GPU in {phase}{saved}"
     return (
-        f"plan       {plan['verdict']}: about {plan['expected_gb']:.1f} of {plan['capacity_gb']:.1f} GB per GPU"
-        f"{recomputed}"
+        f"plan       {plan['verdict']}: about {plan['expected_gb']:.1f} of {plan['capacity_gb']:.1f} GB per GPU{saved}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which activations are recomputed in the backward pass: what was asked for, else what the run's plan says."""
+"""What is done about a lack of memory: what was asked for, else what the run's plan says."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from lorabench.data.batching import TokenizedRows
 from lorabench.distributed.setting import Setting
 from lorabench.machine.meters import usable_bytes
 from lorabench.models.footprint import WeightCount
+from lorabench.packed.memory import MemorySetting
 from lorabench.units import GB
 
 # A run's plan, once it is made: the seconds to wait for it -> what `planning.ahead.answer` gives, or None.
@@ -32,11 +33,12 @@ class Recomputation:
 
     Attributes:
         whole: all blocks recompute, where steps are eager, which knows all or nothing.
-        blocks: how many do where steps are captured; None leaves that to what a pass is measured to hold.
+        planned: what memory asks of packs where steps are captured; None leaves that to what a pass is measured to
+            hold.
     """
 
     whole: bool
-    blocks: int | None = None
+    planned: MemorySetting | None = None
 
 
 def choose_recomputation(
@@ -49,6 +51,8 @@ def choose_recomputation(
 ) -> Recomputation:
     """The flag; under `auto`, what the plan says. The CPU recomputes nothing by itself. A collective call.
 
+    The plan also says how long packs may be, whatever the flag.
+
     All ranks decide alike: with sharded weights, recomputing on some of them only would have those wait for ever.
 
     Args:
@@ -56,10 +60,9 @@ def choose_recomputation(
         ask_plan: gives the plan, on the first rank; None where there will be none.
     """
     choice = setting.config.model.gradient_checkpointing
-    if choice != "auto":
-        return Recomputation(choice == "on")
-    if setting.ranks.device.type != "cuda":
-        return Recomputation(False)
+    asked = None if choice == "auto" else choice == "on"
+    if setting.ranks.device.type != "cuda" or (asked is not None and not _may_pack(setting)):
+        return Recomputation(bool(asked))
     if setting.strategy.offloads_weights:
         # The GPU holds none of them but the blocks that compute. Yet whoever offloads says that its memory is short
         # for this model, and so for its activations, and a batch that does not fit ends a run with split weights.
@@ -68,12 +71,20 @@ def choose_recomputation(
     held = held_share(setting, weights, frozen_dtype)
     scarce = held + _activation_share(setting, model_config, tokens) > AMPLE_SHARE
     if not setting.ranks.any(scarce):
-        return Recomputation(False)
+        return Recomputation(bool(asked))
     plan = setting.ranks.from_main(None if ask_plan is None else ask_plan(PLAN_WAIT_S))
-    if plan is not None and plan["execution"] == "eager":
+    eager = plan is not None and plan["execution"] == "eager"
+    planned = None if plan is None or eager else MemorySetting(plan["longest_pack"], plan["recomputed_blocks"])
+    if asked is not None:
+        return Recomputation(asked, planned)
+    if plan is not None and eager:
         return Recomputation(plan["recomputed_blocks"] > 0)
-    short = setting.ranks.any(held > CHECKPOINTING_SHARE)
-    return Recomputation(short, None if plan is None else plan["recomputed_blocks"])
+    return Recomputation(setting.ranks.any(held > CHECKPOINTING_SHARE), planned)
+
+
+def _may_pack(setting: Setting) -> bool:
+    """Whether steps may be captured, for all that is known without trying."""
+    return setting.config.optim.execution != "eager" and not setting.strategy.meets_in_steps
 
 
 def held_share(setting: Setting, weights: WeightCount, frozen_dtype: torch.dtype) -> float:

@@ -13,11 +13,13 @@ from toys import CPU, OneRank, toy_rows
 
 from lorabench.config.run_config import ModelConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.data.batching import StepPlan
+from lorabench.machine.stages import Stages
 from lorabench.models.classifier import SequenceClassifier
 from lorabench.packed import choice
 from lorabench.packed.captured import CapturedExecution
 from lorabench.packed.choice import agree, build_execution, choose_forward
 from lorabench.packed.classifier import PackedClassifier, PackedForward, try_packing
+from lorabench.packed.memory import MemorySetting
 from lorabench.step.eager import EagerExecution
 from lorabench.step.evaluation import PaddedForward
 
@@ -51,7 +53,9 @@ def setting_of(execution: Any, scaler: Any = None, on_oom: Any = "stop", ranks: 
     config = RunConfig(
         optim=OptimConfig(execution=execution, max_grad_norm=0.7), run=RunOptions(on_oom=on_oom)
     )  # fmt: skip
-    return SimpleNamespace(config=config, ranks=ranks or Ranks(), strategy=Answers(scaler), precision="fp32")
+    return SimpleNamespace(
+        config=config, ranks=ranks or Ranks(), strategy=Answers(scaler), precision="fp32", stages=Stages()
+    )
 
 
 def mix_up_types(classifier: SequenceClassifier) -> None:
@@ -144,7 +148,8 @@ def test_captured_steps_fill_the_flat_gradients(
     assert (kind, norm, ranks) == ("flat", 0.7, setting.ranks)
     assert flat is made._passes.flat and isinstance(optimizer, torch.optim.SGD)
     assert made._graphs is None and made._steps == 40 and made._may_shrink is False
-    assert made._planned_blocks is None and build(folder, setting, planned_blocks=2)[0]._planned_blocks == 2
+    planned = MemorySetting(2048, 2)
+    assert made._planned is None and build(folder, setting, planned=planned)[0]._planned == planned
     assert build(folder, setting_of("auto", on_oom="shrink"))[0]._may_shrink is True
     assert made._checkpointing == setting.config.model.gradient_checkpointing
     assert made._passes.packed.classifier is classifier

@@ -18,7 +18,7 @@ from lorabench.distributed.data_parallel import DataParallel, DataParallelGradie
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import RunError
 from lorabench.models.classifier import SequenceClassifier
-from lorabench.packed.captured import CapturedExecution, PackPlan, blocks_to_recompute
+from lorabench.packed.captured import CapturedExecution, PackPlan
 from lorabench.packed.classifier import PackedClassifier, PackedForward
 from lorabench.packed.graphs import CaptureError, CompileError
 from lorabench.packed.passes import PackedPasses
@@ -190,6 +190,40 @@ def test_out_of_memory_halves_the_packs_and_keeps_the_step(folders: dict[str, Pa
     assert outcomes[1].counts.rows == outcomes[0].counts.rows == 16
 
 
+class OutOfMemoryAbove(OutOfMemoryOnce):
+    """Fails a pass of more than so many tokens, as a GPU does."""
+
+    def __call__(self, pack: Any) -> torch.Tensor:
+        losses = self._run(pack)
+        if pack.length > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        self.texts.append(len(pack.rows))
+        return losses
+
+
+def test_out_of_memory_shortens_the_packs_and_keeps_step_and_batch(
+    folders: dict[str, Path], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorabench.packed.memory.SHORTEST_PACK", 32)
+    outcomes = []
+    for most in (4096, 64):
+        complained: list[str] = []
+        execution, _, _, plan = make_execution(
+            "captured", "llama", folders["llama"], accelerator, (16, 1), complain=complained.append
+        )
+        execution._passes.run = limited = OutOfMemoryAbove(execution._passes, most)
+        torch.manual_seed(5)
+        outcomes.append(execution.step(next(iter(plan.epoch(0)))))
+        assert execution.batch_size == outcomes[-1].batch_size == 16
+        assert sum(limited.texts[-len(outcomes[-1].row_losses) :]) == 16
+        assert all("memory ran out: packs have at most" in line for line in complained)
+        assert (len(complained) > 0) is (len(outcomes[-1].row_losses) > 1) is (most == 64)
+    whole, shortened = outcomes
+    assert shortened.loss_share.item() == pytest.approx(whole.loss_share.item(), rel=1e-5)
+    assert shortened.grad_norm.item() == pytest.approx(whole.grad_norm.item(), rel=1e-5)
+    assert losses_by_row(shortened) == pytest.approx(losses_by_row(whole), rel=1e-4)
+
+
 def test_out_of_memory_with_one_row_ends_the_run(folders: dict[str, Path], accelerator: Accelerator) -> None:
     execution, _, _, plan = make_execution("captured", "llama", folders["llama"], accelerator, (2, 1))
     execution._passes.run = OutOfMemoryOnce(execution._passes, 0)
@@ -204,15 +238,6 @@ def test_seeds_give_the_same_steps_and_others_do_not(folders: dict[str, Path], a
         torch.manual_seed(seed)
         losses.append([outcome.loss_share.item() for outcome in take_steps(execution, plan)])
     assert losses[0] == losses[1] != losses[2]
-
-
-@pytest.mark.parametrize(
-    ("needed", "free", "expected"),
-    [(8.0, 100.0, 0), (8.0, 10.0, 0), (10.0, 10.0, 7), (100.0, 1.0, 32)],
-)
-def test_only_as_many_blocks_recompute_as_memory_asks_for(needed: float, free: float, expected: int) -> None:
-    """Of 32 blocks; four fifths of what is free may be used."""
-    assert blocks_to_recompute(needed, free, 32) == expected
 
 
 class Timed:

@@ -30,6 +30,7 @@ def test_the_answer_is_the_plan_in_the_phases_that_are_measured(workload: Any) -
     assert found["verdict"] == plan.verdict == "fits" and found["execution"] == "captured"
     assert list(found["phases"]) == list(MEASURED)
     assert found["phases"]["train"] == plan.reserved(*TRAINING).to_json()
+    assert found["longest_pack"] is None and found["recomputed_blocks"] == 0
     assert found["expected_gb"] == max(plan.taken(phase).expected for phase in plan.phases) / GB
 
 

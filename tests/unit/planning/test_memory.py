@@ -14,13 +14,17 @@ from lorabench.catalog.models import MODELS
 from lorabench.config.command_line import parse_run_config
 from lorabench.models.classifier import find_blocks
 from lorabench.packed.joints import JointProjections
+from lorabench.packed.memory import pack_limits
+from lorabench.planning.duration import Duration, plan_duration
 from lorabench.planning.fitting import remedies
 from lorabench.planning.memory import Planner, plan_memory
 from lorabench.planning.passes import Depth
+from lorabench.planning.report import plan_sheets
 from lorabench.planning.result import MemoryPlan
-from lorabench.planning.terms import PHASES, TRAINING, total
+from lorabench.planning.terms import PHASES, TRAINING, Amount, total
 from lorabench.planning.workload import Cards, RowLengths, Workload
 
+DURATION = Duration(Amount(1, 1, 1), 1, 1, Amount(1, 1, 1), "given")
 # By section 1 of the original experiments: what trains, and the base model with its head.
 COUNTS = {
     "roberta-large": (1_248_258, 355_361_794),
@@ -198,6 +202,88 @@ def test_recomputation_is_chosen_by_what_fits() -> None:
     )
     assert enough.execution.recomputed == 0 < short.execution.recomputed
     assert short.verdict == "fits"
+
+
+def long_texts(*flags: str, card: str = "3090") -> Workload:
+    """Llama-3-8B in batches of 8 texts of 1,200 tokens."""
+    asked = preset("llama3-8b", "--max-length", "1900", *flags, card=card)
+    return dataclasses.replace(asked, lengths=RowLengths([1200] * 80, [1200] * 16, "given"))
+
+
+@pytest.mark.slow
+def test_packs_are_shortened_before_blocks_recompute() -> None:
+    """On 24 GB packs of three such texts do not fit, even where all blocks recompute; packs of one do."""
+    planner = Planner(long_texts())
+    plan = planner.plan()
+    assert (plan.verdict, plan.execution.longest_pack, plan.execution.recomputed) == ("fits", 1808, 0)
+    assert plan.execution.lengths == (1200,)
+    assert planner.plan_with(planner.blocks).verdict == "does not fit"
+    values = plan.to_json()
+    assert (values["longest_pack"], values["recomputed_blocks"]) == (1808, 0)
+    assert "packs of 1200 tokens (at most 1808, for want of memory)" in str(plan_sheets(plan, DURATION, ()))
+    assert plan_duration(planner, plan).step.expected > 0
+
+
+@pytest.mark.slow
+def test_where_memory_is_enough_packs_are_as_long_as_they_may_be() -> None:
+    plan = plan_memory(long_texts(card="h100"))
+    assert (plan.execution.longest_pack, plan.execution.recomputed) == (None, 0)
+    assert plan.execution.lengths[-1] == 3600 and "at most" not in str(plan_sheets(plan, DURATION, ()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("choice", "blocks"), [("on", 32), ("off", 0)])
+def test_packs_are_shortened_whatever_recomputes(choice: str, blocks: int) -> None:
+    plan = plan_memory(long_texts("--gradient-checkpointing", choice))
+    assert plan.execution.longest_pack is not None and plan.execution.recomputed == blocks
+    assert plan.verdict == "fits"
+
+
+@pytest.mark.slow
+def test_large_batches_of_short_texts_are_shortened_as_well() -> None:
+    asked = preset("llama3-8b", "--batch-size", "512", card="3090")
+    asked = dataclasses.replace(asked, lengths=RowLengths([33] * 2048, [33] * 16, "given"))
+    plan = plan_memory(asked)
+    assert plan.verdict == "fits" and plan.execution.recomputed == 0
+    assert plan.execution.longest_pack is not None and plan.execution.lengths[-1] <= plan.execution.longest_pack
+
+
+@pytest.mark.slow
+@settings(max_examples=5)
+@given(
+    st.lists(st.integers(1, 1500), min_size=1, max_size=40),
+    st.integers(1, 24),
+    st.sampled_from([0, 2]),
+)
+def test_shorter_packs_never_take_more(
+    workload: Callable[..., Workload], lengths: list[int], batch_size: int, recomputed: int
+) -> None:
+    asked = workload(lengths=tuple(lengths), batch_size=batch_size, max_length=1900)
+    planner = Planner(asked)
+    limits = list(pack_limits(planner.most_tokens(), asked.lengths.longest, planner._reach))
+    taken = [
+        max(phase.allocated for phase in planner.plan_with(recomputed, limit).phases if phase.phase in TRAINING)
+        for limit in limits
+    ]
+    assert taken == sorted(taken, reverse=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=5)
+@given(st.lists(st.integers(1, 1500), min_size=1, max_size=40), st.integers(1, 24), st.floats(0.05, 0.6))
+def test_what_is_chosen_fits_if_any_setting_does(
+    workload: Callable[..., Workload], lengths: list[int], batch_size: int, limit_gb: float
+) -> None:
+    flags = {"gradient_checkpointing": "auto", "gpu_memory_limit": f"{limit_gb:.3f}", "max_length": 1900}
+    planner = Planner(workload(lengths=tuple(lengths), batch_size=batch_size, **flags))
+    chosen = planner.plan().execution
+    limits = list(pack_limits(planner.most_tokens(), planner.workload.lengths.longest, planner._reach))
+    fitting = [
+        (limit, count) for limit in limits for count in range(planner.blocks + 1) if planner._trains_with(limit, count)
+    ]
+    setting = (chosen.longest_pack or planner.most_tokens(), chosen.recomputed)
+    assert setting in fitting if fitting else setting == (limits[-1], planner.blocks)
+    assert chosen.recomputed == 0 or setting[0] == limits[-1]
 
 
 def test_execution_is_said_with_its_reason(workload: Any) -> None:

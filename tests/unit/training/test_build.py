@@ -128,7 +128,7 @@ def test_what_is_built_is_what_the_configuration_says(
     # Six rows, four of them to a step, three times.
     assert built.total_steps == built.execution.steps == 6
     assert built.execution.longest_text == max(inputs.tokens["train"].lengths)
-    assert (built.execution.recomputes, built.execution.planned_blocks) == (False, None)
+    assert (built.execution.recomputes, built.execution.planned) == (False, None)
     assert built.reason == "why"
     assert built.construction_seconds > 0
     assert built.counts.trainable == sum(p.numel() for p in built.classifier.parameters() if p.requires_grad)

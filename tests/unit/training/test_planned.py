@@ -226,3 +226,6 @@ def test_the_plan_is_said_in_a_line() -> None:
     full = plan_line({**plan, "verdict": "does not fit", "runs_out": "train_backward", "recomputed_blocks": 0})
     assert full == "plan       does not fit: more than 16.5 GB per GPU in train backward"
     assert plan_line({**plan, "recomputed_blocks": 0}) == "plan       fits: about 16.4 of 16.5 GB per GPU"
+    shortened = plan_line({**plan, "longest_pack": 1808, "recomputed_blocks": 0})
+    assert shortened == "plan       fits: about 16.4 of 16.5 GB per GPU, packs of at most 1808 tokens"
+    assert plan_line({**plan, "longest_pack": 1808}) == (f"{shortened}, 32 of 32 blocks recompute their activations")

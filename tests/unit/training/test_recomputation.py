@@ -10,6 +10,7 @@ from toys import CPU, OneRank, make_strategy
 
 from lorabench.config.run_config import Checkpointing, ModelConfig, Quantization, RunConfig, RunOptions
 from lorabench.models.footprint import NF4_BITS, WeightCount
+from lorabench.packed.memory import MemorySetting
 from lorabench.training.recomputation import BYTES_PER_HIDDEN, PLAN_WAIT_S, Recomputation, choose_recomputation
 from lorabench.units import GB
 
@@ -129,7 +130,7 @@ class Plan:
 
     def __init__(self, execution: str, blocks: int) -> None:
         self.waited: list[float] = []
-        self._answer = {"execution": execution, "recomputed_blocks": blocks}
+        self._answer = {"execution": execution, "recomputed_blocks": blocks, "longest_pack": 1808}
 
     def __call__(self, seconds: float) -> dict[str, Any]:
         self.waited.append(seconds)
@@ -142,9 +143,10 @@ class Plan:
     [
         ("eager", 0, 60, Recomputation(False)),
         ("eager", 32, 30, Recomputation(True)),
-        ("captured", 0, 30, Recomputation(False, 0)),
-        ("captured", 7, 30, Recomputation(False, 7)),
-        ("captured", 7, 60, Recomputation(True, 7)),  # eager after all, steps recompute by the weights' size
+        ("captured", 0, 30, Recomputation(False, MemorySetting(1808, 0))),
+        ("captured", 7, 30, Recomputation(False, MemorySetting(1808, 7))),
+        # Eager after all, steps recompute by the weights' size.
+        ("captured", 7, 60, Recomputation(True, MemorySetting(1808, 7))),
     ],
 )
 def test_where_memory_may_be_scarce_the_plan_decides(
@@ -156,10 +158,24 @@ def test_where_memory_may_be_scarce_the_plan_decides(
 
 
 @pytest.mark.usefixtures("gpu_of_80_gb")
-def test_nobody_waits_for_a_plan_that_could_only_say_yes() -> None:
+@pytest.mark.parametrize("choice", ["on", "off"])
+def test_what_was_asked_for_leaves_the_length_of_packs_to_the_plan(choice: Any) -> None:
+    plan, blocks = Plan("captured", 32 if choice == "on" else 0), 32 if choice == "on" else 0
+    assert choose(setting_of(choice), 60, plan=plan) == Recomputation(choice == "on", MemorySetting(1808, blocks))
+    assert choose(setting_of(choice), 60, plan=Plan("eager", 0)) == Recomputation(choice == "on")
+
+
+@pytest.mark.usefixtures("gpu_of_80_gb")
+@pytest.mark.parametrize("choice", ["on", "off"])
+def test_nobody_waits_for_a_plan_that_could_only_say_yes(choice: Any) -> None:
     plan = Plan("captured", 3)
-    assert choose(setting_of("on"), 60, plan=plan) == Recomputation(True)
+    sharded = setting_of(choice, strategy="FSDP2", world_size=2)
+    assert choose(sharded, 60, plan=plan) == Recomputation(choice == "on")
+    eager = setting_of(choice)
+    eager.config = dataclasses.replace(eager.config, optim=dataclasses.replace(eager.config.optim, execution="eager"))
+    assert choose(eager, 60, plan=plan) == Recomputation(choice == "on")
     assert choose(setting_of(), 1, length=16, plan=plan) == Recomputation(False)
+    assert choose(setting_of(choice), 1, length=16, plan=plan) == Recomputation(choice == "on")
     assert plan.waited == []
 
 
