@@ -12,6 +12,7 @@ import torch
 
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.packed.attention import block_mask, plain_inputs
+from lorabench.packed.internals import FLASH_BACKWARD, FLASH_FORWARD
 from lorabench.packed.tiles import AttentionShape
 
 # Compute capability of the oldest cards, and heads that the kernels come for: the largest size, and its step.
@@ -189,7 +190,7 @@ def run_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """See `flash_within_texts`; queries, keys, values and output are [tokens, heads, size], `offsets` [pieces + 1]."""
     given = (query, key, value, offsets, offsets, longest, longest, dropout, causal and window is None, False)
-    found = torch.ops.aten._flash_attention_forward(*given, scale=scaling, **_sides(causal, window))
+    found = FLASH_FORWARD(*given, scale=scaling, **_sides(causal, window))
     return found[0], found[1], found[2]
 
 
@@ -201,9 +202,7 @@ def run_backward(
     """Gradients of query, key and value, in their shapes."""
     given = (gradient, query, key, value, output, sums, offsets, offsets, longest, longest, dropout)
     unused = random.new_empty(())
-    return torch.ops.aten._flash_attention_backward(
-        *given, causal and window is None, random, unused, scale=scaling, **_sides(causal, window)
-    )
+    return FLASH_BACKWARD(*given, causal and window is None, random, unused, scale=scaling, **_sides(causal, window))
 
 
 def _sides(causal: bool, window: int | None) -> dict[str, int]:

@@ -22,6 +22,10 @@ RANDOM_OPERATIONS = (
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_cudnn_attention.default,
 )
+# FlashAttention-2 over texts of any lengths. The public `torch.nn.attention.varlen` knows no dropout, and takes other
+# arguments in each release.
+FLASH_FORWARD = _ATEN._flash_attention_forward
+FLASH_BACKWARD = _ATEN._flash_attention_backward
 
 
 def mark_varying(tensor: torch.Tensor, dimension: int) -> None:

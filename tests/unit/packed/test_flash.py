@@ -192,25 +192,6 @@ def test_what_the_kernels_cannot_take_is_not_tried(
         assert not flash.works(asked, None, torch.device(device))
 
 
-def test_the_operations_of_pytorch_are_those_that_are_called() -> None:
-    """Their arguments by name and place: a PyTorch that changes them fails here, not on a user's GPU."""
-    forward = torch.ops.aten._flash_attention_forward.default._schema
-    names = [argument.name for argument in forward.arguments]
-    assert names[:10] == [
-        "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal",
-        "return_debug_mask",
-    ]  # fmt: skip
-    assert {"scale", "window_size_left", "window_size_right"} < set(names)
-    assert [found.name for found in forward.returns][:3] == ["output", "softmax_logsumexp", "rng_state"]
-    backward = torch.ops.aten._flash_attention_backward.default._schema
-    names = [argument.name for argument in backward.arguments]
-    assert names[:14] == [
-        "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k",
-        "dropout_p", "is_causal", "rng_state", "unused",
-    ]  # fmt: skip
-    assert set(names[14:]) == {"scale", "window_size_left", "window_size_right"}
-
-
 def test_tensors_without_storage_are_laid_out_as_the_operations_of_pytorch_do() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

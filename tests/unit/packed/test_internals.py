@@ -79,6 +79,7 @@ def test_the_operations_of_flash_attention_take_what_they_are_given() -> None:
         "return_debug_mask",
     ]  # fmt: skip
     assert {"scale", "window_size_left", "window_size_right"} <= set(names)
+    assert [found.name for found in forward.returns][:3] == ["output", "softmax_logsumexp", "rng_state"]
     names = [argument.name for argument in backward.arguments]
     assert names[:14] == [
         "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k",
