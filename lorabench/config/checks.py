@@ -288,7 +288,8 @@ def launch_variable_issues(environment: Mapping[str, str] = os.environ) -> list[
         expected = f"expected a whole number of at least {at_least}, as launchers set it, or no such variable"
         issues.check(found[name] >= at_least, f"{name}={value} in the environment: {expected}")
     if not list(issues):
-        for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        here = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in found else "WORLD_SIZE"
+        for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", here)):
             rank, ranks = found.get(name, 0), found.get(size)
             issues.check(ranks is None or rank < ranks, f"{name}={rank}: expected a number below {size}={ranks}")
     return list(issues)
@@ -298,6 +299,10 @@ def meeting_issues(environment: Mapping[str, str] = os.environ) -> list[str]:
     """What ranks, or DeepSpeed even on one, lack to find each other; MPI tells them by other means."""
     size = environment.get("WORLD_SIZE") or "1"
     needed, asked = _MEETING if size != "1" else (), f"WORLD_SIZE={size}"
+    # The number of a rank that is not the first says that there are several: it would keep silent for another's sake.
+    later = next((name for name in ("LOCAL_RANK", "RANK") if (environment.get(name) or "0") != "0"), None)
+    if later is not None and size == "1":
+        needed, asked = ("WORLD_SIZE", *_MEETING), f"{later}={environment[later]}"
     if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes"):
         needed, asked = ("WORLD_SIZE", *_MEETING, "LOCAL_RANK"), "ACCELERATE_USE_DEEPSPEED"
     lacking = [name for name in needed if not environment.get(name)]

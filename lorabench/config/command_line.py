@@ -15,7 +15,7 @@ from lorabench.catalog.models import MODELS
 from lorabench.catalog.recipes import ORIGINAL, RECIPES, SET_BY_RECIPES
 from lorabench.catalog.tasks import TASKS
 from lorabench.catalog.trackers import TRACKERS
-from lorabench.config.checks import find_issues
+from lorabench.config.checks import find_issues, launch_variable_issues, meeting_issues
 from lorabench.config.config_file import EMPTY_NAME, FLAG, ConfigFile, read_config_file
 from lorabench.config.defaults import (
     OWN_DATA_FLAGS,
@@ -315,8 +315,13 @@ def take_flags(arguments: Sequence[str], names: Iterable[str]) -> tuple[dict[str
 
 
 def is_first_on_host() -> bool:
-    """Whether this is the first rank of its machine: the one that speaks for errors that every rank finds."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this is the first rank of its machine: the one that speaks for errors that every rank finds.
+
+    A number alone, without all that a launcher sets, is no other rank: there is nobody to speak in its place.
+    """
+    if (os.environ.get("LOCAL_RANK") or "0") == "0":
+        return True
+    return bool(launch_variable_issues() or meeting_issues())
 
 
 def report_config_error(error: ConfigError, prog: str) -> int:

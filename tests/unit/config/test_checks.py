@@ -296,6 +296,12 @@ def test_a_lock_that_was_left_is_no_result(tmp_path: Path) -> None:
         ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 in the environment"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x in the environment"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: expected a number below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "LOCAL_RANK=1: expected a number below WORLD_SIZE=1"),
+        (
+            {"LOCAL_RANK": "1"},
+            "LOCAL_RANK=1 in the environment, without WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT: expected acc",
+        ),
+        ({"RANK": "3"}, "RANK=3 in the environment, without WORLD_SIZE, MASTER_ADDR, MASTER_PORT: expected acc"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment, without RANK, MASTER_ADDR, MASTER_PORT: expected acc"),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "h"},

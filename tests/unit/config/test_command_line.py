@@ -113,6 +113,13 @@ def issues_of(words: list[str], launching: bool = False) -> tuple[str, ...]:
     return raised.value.issues
 
 
+def set_launch(monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
+    """What a launcher tells one of two ranks."""
+    values = {"WORLD_SIZE": 2, "RANK": local_rank, "LOCAL_RANK": local_rank, "MASTER_ADDR": "h", "MASTER_PORT": 29500}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
 @pytest.fixture(autouse=True)
 def first_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -324,10 +331,23 @@ def test_whatever_is_on_or_off_can_be_switched_off(name: str) -> None:
         assert command.dry_run is False and not any(flat(command.flags)[boolean] for boolean in BOOLEANS)
 
 
+@pytest.mark.parametrize(
+    "variables", [{"LOCAL_RANK": "x"}, {"LOCAL_RANK": "-1"}, {"LOCAL_RANK": "1"}, {"LOCAL_RANK": "2", "RANK": "abc"}]
+)
+def test_a_rank_s_number_without_a_launch_silences_nothing(
+    variables: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", "--model", "minilm", "--task", "sample", "--dry-run"]) == 2
+    shown = capsys.readouterr().err
+    assert " in the environment" in shown and "or no such variable" in shown
+
+
 def test_only_the_first_rank_of_a_host_complains(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    set_launch(monkeypatch, local_rank=1)
     assert cli.main(["train", "--lora-rank", "4"]) == 2
     assert report_config_error(ConfigError("wrong"), "lorabench train") == 2
     shown = capsys.readouterr()
@@ -346,6 +366,7 @@ def test_the_launcher_speaks_for_the_ranks_to_come_and_leaves_the_folder_to_them
     words = ["--output-dir", str(tmp_path)]
     # On several machines another's first rank may have written there by now.
     assert parse_run_config(words, launching=True).run.output_dir == tmp_path
+    monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(ConfigError, match="in use"):
         parse_run_config(words)
     with pytest.raises(ConfigError, match="--resume: expected --output-dir"):

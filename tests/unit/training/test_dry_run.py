@@ -107,7 +107,9 @@ def test_a_folder_that_a_run_would_not_take_is_refused(
 def test_the_first_rank_speaks_for_all(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    whole = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in whole.items():
+        monkeypatch.setenv(name, value)
     assert cli.train(words) == 0
     assert capsys.readouterr().out == ""
 
