@@ -14,7 +14,7 @@ from typing import Any
 from lorabench.config.checks import parse_class_weights
 from lorabench.data.alike import SEPARATOR, alike_groups
 from lorabench.data.file_format import is_number
-from lorabench.data.oddities import odd_names, repaired
+from lorabench.data.oddities import MISSING_WORDS, odd_names, repaired
 from lorabench.data.texts import describe_rows, is_invisible
 from lorabench.errors import ConfigError, IssueList
 from lorabench.results.row_files import Kind, KindFinder
@@ -30,14 +30,8 @@ _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?|\d{1,2}([./-])\d{1,2}\1(?:
 # These may stand within the name of one class, as in Sci/Tech.
 _LOOSE_SEPARATOR = re.compile(r"[/+&]| and ")
 _BRACKETS = ("[]", "{}", "()")
-_MISSING_ELSEWHERE = frozenset(
-    (
-        *("na", "n/a", "<na>", "nan", "null", "none", "nil", "-", "?", "\\n", "missing", "blank", "(blank)", "empty"),
-        *("unlabeled", "unlabelled", "not labeled", "no label", "unannotated", "undefined", "unset", "tbd", "todo"),
-        # What a spreadsheet writes where a cell cannot be computed.
-        *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#error!"),
-    )
-)
+# What else is written for a label that is missing, in lower case.
+_UNLABELLED = frozenset(("unlabeled", "unlabelled", "not labeled", "no label", "unannotated"))
 # What programs write for a missing class, where classes have names.
 _NEGATIVE = re.compile(r"-[0-9]+")
 _KINDS: Mapping[type, str] = {
@@ -237,18 +231,12 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
         said = "looks like several labels; it" if len(several) == 1 else "look like several labels; each"
         remarks.append(f"{where} {listed(several)} {said} is the name of one class")
     lists = [
-        quoted(name)
-        for name in names
-        if len(name) > 1 and name[0] + name[-1] in _BRACKETS and name.casefold() not in _MISSING_ELSEWHERE
+        quoted(name) for name in names if len(name) > 1 and name[0] + name[-1] in _BRACKETS and not _says_missing(name)
     ]
     if lists:
         remarks.append(f"{where} {listed(lists)} looks like a list; it is the name of one class")
     has_words = any(character.isalpha() for name in names for character in name)
-    missing = [
-        quoted(name)
-        for name in names
-        if name.casefold() in _MISSING_ELSEWHERE or (has_words and _NEGATIVE.fullmatch(name))
-    ]
+    missing = [quoted(name) for name in names if _says_missing(name) or (has_words and _NEGATIVE.fullmatch(name))]
     if missing:
         remarks.append(f"{where} {listed(missing)} is the name of a class, not a missing label")
     decimal = [quoted(name) for name in names if _has_decimals(name)]
@@ -265,6 +253,11 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     if absent:
         remarks.append(f"{where} no training row has {listed(absent)}, which the data set names; left out")
     return remarks
+
+
+def _says_missing(name: str) -> bool:
+    """Whether a name is a word for a label that is missing."""
+    return name.casefold() in MISSING_WORDS or name.casefold() in _UNLABELLED
 
 
 def _seen(name: str) -> str:

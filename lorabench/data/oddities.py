@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lorabench.data.quotes import ENCLOSING
 from lorabench.data.texts import describe_rows
+from lorabench.wording import listed, quoted
 
 # HTML's marks that are written for a single character, as data scraped from pages has them.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,30});")
@@ -19,23 +20,13 @@ _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]
 _ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}")
 _BYTES = re.compile(r"""b'[^']*'|b"[^"]*\"""", re.DOTALL)
 
-# What programs and sites write where there is no text.
-_MISSING = frozenset(
+# What people, programs and sites write where a value is missing, be it a text or a label; in lower case.
+MISSING_WORDS = frozenset(
     (
-        "nan",
-        "null",
-        "none",
-        "nil",
-        "na",
-        "n/a",
-        "<na>",
-        "#n/a",
-        "\\n",
-        "nat",
-        "[deleted]",
-        "[removed]",
-        "[null]",
-        "(null)",
+        *("na", "n/a", "n.a.", "<na>", "nan", "nat", "null", "none", "nil", "-", "?", "\\n", "(null)", "[null]"),
+        *("missing", "blank", "(blank)", "empty", "undefined", "unset", "tbd", "todo", "[deleted]", "[removed]"),
+        # What a spreadsheet writes where a cell cannot be computed.
+        *("#n/a", "#ref!", "#value!", "#div/0!", "#name?", "#num!", "#null!", "#spill!", "#calc!", "#error!"),
     )
 )
 _FILE = re.compile(
@@ -108,12 +99,14 @@ class _Kind:
         of_all: it is one of the whole text, which the name says; else something stands in the text.
         mostly: it says something only where most texts have it.
         of_names: it is odd in the name of a class, too.
+        quotes: the texts that have it are told with it.
     """
 
     has: Callable[[str], bool]
     of_all: bool = False
     mostly: bool = False
     of_names: bool = True
+    quotes: bool = False
 
 
 _KINDS: Mapping[str, _Kind] = {
@@ -126,8 +119,8 @@ _KINDS: Mapping[str, _Kind] = {
     "the mark of Python's bytes (b'...')": _Kind(lambda text: _BYTES.fullmatch(text) is not None),
     "quotes around the whole": _Kind(is_enclosed, of_all=True, mostly=True),
     "a list or an object, as programs write it, for the whole": _Kind(_is_listing, of_all=True, of_names=False),
-    "a word for a missing one (nan) for the whole": _Kind(
-        lambda text: text.strip().casefold() in _MISSING, of_all=True, of_names=False
+    "a word for a missing one for the whole": _Kind(
+        lambda text: text.strip().casefold() in MISSING_WORDS, of_all=True, of_names=False, quotes=True
     ),
     "the name of a file for the whole": _Kind(
         lambda text: _FILE.fullmatch(text.strip()) is not None, of_all=True, mostly=True, of_names=False
@@ -147,6 +140,19 @@ _START = f'["b\\[{{{re.escape("".join(ENCLOSING))}]|array|tensor'
 _SUSPECT = re.compile(f"[\0\ufeff\ufffd&\\\\\x80-\x9f\u00c2-\u00f0]|^\\s*(?:{_START}|\\S+\\s*$)")
 
 
+@dataclass(frozen=True)
+class Oddity:
+    """What a text has.
+
+    Attributes:
+        kind: of oddity.
+        text: the whole text, where it is told with the kind; else empty.
+    """
+
+    kind: str
+    text: str = ""
+
+
 def oddities_of(text: str) -> list[str]:
     """The kinds of oddities that a text has."""
     return [name for name, kind in _KINDS.items() if kind.has(text)] if _SUSPECT.search(text) else []
@@ -163,23 +169,27 @@ def repaired(text: str) -> str:
         return text
 
 
-def find_odd(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, list[int]]:
-    """Kind of oddity -> numbers of the rows that have it, in either of two texts."""
+def find_odd(texts: Sequence[str], pairs: Sequence[str] | None) -> dict[Oddity, list[int]]:
+    """Oddity -> numbers of the rows that have it, in either of two texts."""
     both = [texts] if pairs is None else [texts, pairs]
-    found: dict[str, list[int]] = {}
+    found: dict[Oddity, list[int]] = {}
     for i, row in enumerate(zip(*both, strict=True)):
-        for kind in dict.fromkeys(kind for text in row for kind in oddities_of(text)):
-            found.setdefault(kind, []).append(i)
+        for oddity in dict.fromkeys(
+            Oddity(kind, text.strip() if _KINDS[kind].quotes else "") for text in row for kind in oddities_of(text)
+        ):
+            found.setdefault(oddity, []).append(i)
     return found
 
 
-def odd_remarks(origin: str, found: Mapping[str, Sequence[int]], rows: int) -> list[str]:
+def odd_remarks(origin: str, found: Mapping[Oddity, Sequence[int]], rows: int) -> list[str]:
     """What `find_odd` found in so many rows, a sentence for each kind that says something."""
     remarks = []
     for name, kind in _KINDS.items():
-        bad = found.get(name, ())
+        alike = [oddity for oddity in found if oddity.kind == name]
+        bad = sorted({row for oddity in alike for row in found[oddity]})
         if bad and (not kind.mostly or 2 * len(bad) > rows):
-            place = "text; it is read as it stands" if kind.of_all else "in the text; it is left there"
+            words = f" ({listed([quoted(oddity.text) for oddity in alike])})" if kind.quotes else ""
+            place = f"text{words}; it is read as it stands" if kind.of_all else "in the text; it is left there"
             remarks.append(f"{origin}: {describe_rows(bad)} with {name} {place}")
     return remarks
 

@@ -9,7 +9,7 @@ from lorabench.catalog.tasks import task_preset
 from lorabench.config.checks import source_issues, text_issues
 from lorabench.config.run_config import DataConfig
 from lorabench.data.file_format import Columns, FileFormat, is_written_number, list_columns
-from lorabench.data.oddities import find_odd
+from lorabench.data.oddities import Oddity, find_odd
 from lorabench.data.readers import TableStream, stream_table
 from lorabench.data.sources import file_format, idle_format_flags
 from lorabench.data.task import ID_COLUMNS, Rows
@@ -51,18 +51,18 @@ class InputFacts:
     Attributes:
         rows: how many there are.
         blank: how many of them have no text.
-        odd: kind of oddity, see `oddities.find_odd` -> numbers of the rows that have it.
+        odd: what texts have, see `oddities.find_odd` -> numbers of the rows that have it.
     """
 
     rows: int = 0
     blank: int = 0
-    odd: dict[str, list[int]] = field(default_factory=dict)
+    odd: dict[Oddity, list[int]] = field(default_factory=dict)
     _kinds: dict[str, KindFinder] = field(default_factory=dict)
 
     def add(self, piece: InputPiece) -> None:
         """Count one more piece."""
-        for kind, found in find_odd(piece.rows.texts, piece.rows.pairs).items():
-            self.odd.setdefault(kind, []).extend(self.rows + piece.places[i] for i in found)
+        for oddity, found in find_odd(piece.rows.texts, piece.rows.pairs).items():
+            self.odd.setdefault(oddity, []).extend(self.rows + piece.places[i] for i in found)
         self.rows += len(piece.ids)
         self.blank += len(piece.ids) - len(piece.rows)
         for name, values in {"id": piece.ids, **piece.kept}.items():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorabench.data.labels import label_remarks
 from lorabench.data.oddities import find_odd, is_misread, odd_names, odd_remarks, oddities_of, repaired
 
 HTML = "a character as HTML writes it (&amp;)"
@@ -9,7 +10,7 @@ ESCAPED = "a character as programs escape it (\\u00e9)"
 MISREAD = "a character read in a wrong encoding (\u00c3\u00a9)"
 BYTES = "the mark of Python's bytes (b'...')"
 LISTING = "a list or an object, as programs write it, for the whole"
-MISSING = "a word for a missing one (nan) for the whole"
+MISSING = "a word for a missing one for the whole"
 QUOTES = "quotes around the whole"
 SENTENCES = (
     "Caf\u00e9 \u00fcber \u00c5ngstr\u00f6m \u2014 \u201ca\u201d \u2026 \u20ac5 \u00bb x",
@@ -67,7 +68,27 @@ def test_texts_that_are_names_of_files_or_addresses_are_said_where_most_are() ->
         assert remark == f"f: 2 rows (1, 2) with {kind} for the whole text; it is read as it stands"
         assert odd_remarks("f", find_odd([text, "a b"], None), 2) == []
     (remark,) = odd_remarks("f", find_odd(["nan", "a b", "c d"], None), 3)
-    assert remark == f"f: 1 row (1) with {MISSING} text; it is read as it stands"
+    assert remark == f"f: 1 row (1) with {MISSING} text ('nan'); it is read as it stands"
+
+
+def test_words_for_a_missing_text_are_named_as_they_stand_there() -> None:
+    (remark,) = odd_remarks("f", find_odd(["NULL", "a b", "[deleted] ", "NULL"], ["c", "None", "d", "e"]), 4)
+    assert remark == (
+        f"f: 4 rows (1, 2, 3, 4) with {MISSING} text ('NULL', 'None', '[deleted]'); it is read as it stands"
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#N/A", "#NUM!", "-", "?", "TBD", "\\N", "<NA>", "N/A"),
+        "[removed]",
+    ],
+)
+def test_a_word_for_a_missing_value_is_one_as_a_text_and_as_a_label(word: str) -> None:
+    assert oddities_of(word) == [MISSING]
+    (remark,) = label_remarks("f", "y", ["calm", "storm", word], 100)
+    assert remark.endswith("is the name of a class, not a missing label")
 
 
 def test_quotes_are_said_where_most_texts_have_them() -> None:

@@ -84,8 +84,8 @@ def test_a_folder_of_one_file_per_split_is_read_as_files_are(tmp_path: Path) -> 
     assert (data.validation.labels, data.test) == ([1], None)
     assert data.remarks == (
         f"--task {tmp_path}: not read: submission",
-        f"--task {tmp_path} (train split): 3 rows (1, 2, 3) with a word for a missing one (nan) for the whole text; "
-        "it is read as it stands",
+        f"--task {tmp_path} (train split): 3 rows (1, 2, 3) with a word for a missing one for the whole text "
+        "('NA'); it is read as it stands",
         f"--task {tmp_path} (train split): column 'label': 'null' is the name of a class, not a missing label",
     )
     path = tmp_path / "train.csv"
