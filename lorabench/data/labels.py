@@ -4,10 +4,11 @@ The one definition of a label, for every kind of file: `label_text`. docs/data.m
 """
 
 import datetime
+import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -30,6 +31,10 @@ _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?|\d{1,2}([./-])\d{1,2}\1(?:
 # These may stand within the name of one class, as in Sci/Tech.
 _LOOSE_SEPARATOR = re.compile(r"[/+&]| and ")
 _BRACKETS = ("[]", "{}", "()")
+# What columns of labels are called, in lower case.
+_LABEL_COLUMNS = frozenset(("label", "labels", "class", "classes", "category", "target", "targets", "gold"))
+# From this likeness on (1 is the same) two names of columns may be meant for one.
+_NEAR_NAMES = 0.8
 # What else is written for a label that is missing, in lower case.
 _UNLABELLED = frozenset(("unlabeled", "unlabelled", "not labeled", "no label", "unannotated"))
 # What programs write for a missing class, where classes have names.
@@ -253,6 +258,42 @@ def label_remarks(origin: str, column: str, names: Sequence[str], rows: int, kno
     if absent:
         remarks.append(f"{where} no training row has {listed(absent)}, which the data set names; left out")
     return remarks
+
+
+def unlabelled_remarks(
+    origin: str, column: str, others: Mapping[str, Sequence[Any]], names: Sequence[str]
+) -> list[str]:
+    """A sentence where test rows are not labelled, though a column other than the labels' may be meant.
+
+    Args:
+        column: of the labels, which the table has not.
+        others: the table's columns that are no texts, by name.
+        names: of the classes.
+    """
+    known = set(names)
+    meant = [quoted(name) for name, values in others.items() if _is_like(name, column) or _holds_labels(values, known)]
+    if not meant:
+        return []
+    looks = "looks" if len(meant) == 1 else "look"
+    return [
+        f"{origin}: no column {column!r} (--label-column), so the rows are not labelled and get no scores; "
+        f"{listed(meant)} {looks} like it"
+    ]
+
+
+def _is_like(name: str, column: str) -> bool:
+    """Whether a column's name is another way to write the labels' one, or what such columns are often called."""
+    name, column = name.strip().casefold(), column.strip().casefold()
+    return name in _LABEL_COLUMNS or bool(difflib.get_close_matches(name, [column], cutoff=_NEAR_NAMES))
+
+
+def _holds_labels(values: Sequence[Any], known: Collection[str]) -> bool:
+    """Whether all values of a column are labels, and not one alone, as a flag that no row has."""
+    try:
+        found = {label_text(value) for value in values}
+    except TypeError:
+        return False
+    return len(found) > 1 and found <= set(known)
 
 
 def _says_missing(name: str) -> bool:

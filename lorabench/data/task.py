@@ -20,6 +20,7 @@ from lorabench.data.labels import (
     look_like_values,
     positive_index,
     read_labels,
+    unlabelled_remarks,
 )
 from lorabench.data.oddities import find_odd, odd_remarks
 from lorabench.data.readers import Columns
@@ -146,14 +147,15 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     raw_labels = {split: _raw_labels(split, table, config, issues) for split, table in tables.items()}
     check_training_texts(tables["train"].origin, tables["train"].columns, config, preset, issues)
     check_texts_are_no_labels(tables["train"].origin, texts["train"].texts, raw_labels["train"], issues)
+    others = {split: _columns_not_read(table, config, preset) for split, table in tables.items()}
     for split, table in tables.items():
         check_header_rows(table.origin, table.columns, issues)
-        read = (*columns_read(config, preset, table.columns), config.label_column)
-        others = {name: values for name, values in table.columns.items() if name not in read}
-        remarks += split_column_remarks(table.origin, split, others)
+        remarks += split_column_remarks(table.origin, split, others[split])
     issues.raise_if_any()
 
     labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)
+    if "test" in tables and config.label_column not in tables["test"].columns:
+        remarks += unlabelled_remarks(tables["test"].origin, config.label_column, others["test"], labels)
     rows = {split: _number(tables[split].origin, texts[split], raw_labels[split], labels, issues) for split in tables}
     issues.raise_if_any()
     origin, all_train = tables["train"].origin, rows["train"]
@@ -230,6 +232,12 @@ def _rows(table: Table, config: DataConfig, preset: TaskPreset, issues: IssueLis
     elif preset.row_text.columns is None:
         remarks += pair_remarks(table.origin, config.text_column, table.columns)
     return Rows(row_ids(table.columns, len(found.texts)), found.texts, None, found.cuttable, found.pairs)
+
+
+def _columns_not_read(table: Table, config: DataConfig, preset: TaskPreset) -> Columns:
+    """The columns that become neither texts nor labels."""
+    read = (*columns_read(config, preset, table.columns), config.label_column)
+    return {name: values for name, values in table.columns.items() if name not in read}
 
 
 def row_ids(columns: Columns, count: int) -> list[str]:

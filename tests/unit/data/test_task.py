@@ -152,6 +152,24 @@ def test_a_test_file_without_labels_is_unlabelled(tmp_path: Path, test: Columns)
     assert data.class_counts(data.test) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "values"), [("Label", ["a", "c"]), ("class", ["1", "2"]), ("labels", ["a", ""]), ("group", ["b", "a"])]
+)
+def test_a_column_that_may_have_the_labels_of_test_rows_is_said(tmp_path: Path, name: str, values: list[str]) -> None:
+    config = custom(tmp_path, labelled(["a", "b"] * 5), test={"text": ["x", "y"], name: values})
+    data = load_task(config, 42)
+    assert data.test is not None and data.test.labels is None
+    assert data.remarks == (
+        f"--test-file {config.test_file}: no column 'label' (--label-column), so the rows are not labelled and get no "
+        f"scores; {name!r} looks like it",
+    )
+
+
+def test_test_rows_beside_other_columns_are_unlabelled_without_a_word(tmp_path: Path) -> None:
+    test: Columns = {"text": ["x", "y"], "keyword": ["fire", ""], "place": ["a", "a"], "when": ["b", "?"]}
+    assert load_task(custom(tmp_path, labelled(["a", "b"] * 5), test=test), 42).remarks == ()
+
+
 def test_a_half_labelled_test_file_is_refused(tmp_path: Path) -> None:
     (issue,) = issues(custom(tmp_path, labelled(["x", "y"]), labelled(["x"]), labelled(["x", "", "y"])))
     assert issue.startswith("--test-file ")
