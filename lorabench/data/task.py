@@ -34,7 +34,7 @@ from lorabench.data.texts import (
     is_blank,
     pair_remarks,
     read_texts,
-    split_column_remarks,
+    sorting_column_remarks,
     template_remarks,
 )
 from lorabench.errors import ConfigError, IssueList
@@ -150,7 +150,7 @@ def load_task(config: DataConfig, seed: int) -> TaskData:
     others = {split: _columns_not_read(table, config, preset) for split, table in tables.items()}
     for split, table in tables.items():
         check_header_rows(table.origin, table.columns, issues)
-        remarks += split_column_remarks(table.origin, split, others[split])
+        remarks += sorting_column_remarks(table.origin, split, others[split])
     issues.raise_if_any()
 
     labels = _classes(tables["train"], raw_labels["train"] or [], config, remarks)

@@ -20,6 +20,9 @@ from lorabench.wording import counted, listed, quoted
 _INVISIBLE = ("Z", "Cc", "Cf")
 # They choose how the character before them is drawn, as phones put them behind symbols; of Unicode's category Mn.
 _VARIATION_SELECTORS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+# What tools for annotating write of a row beside its label, Prodigy in a column `answer`.
+_ACCEPTED = frozenset(("accept", "accepted"))
+_VERDICTS = _ACCEPTED | {"reject", "rejected", "ignore", "ignored", "skip", "skipped"}
 _NUMBER, _TRUTH = "a number or a date", "true or false"
 
 
@@ -132,8 +135,11 @@ def check_texts_are_no_labels(
         issues.add(f"{origin}: each text is the label of its row; expected --text-column with the texts")
 
 
-def split_column_remarks(origin: str, split: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """A sentence for each column that says of rows which split they are of: no row is left out by it."""
+def sorting_column_remarks(origin: str, split: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A sentence for each column that says of rows which split they are of, or whether they are to be used.
+
+    No row is left out by it.
+    """
     remarks = []
     for name, column in columns.items():
         if not all(value is None or isinstance(value, str | bool | int) for value in column):
@@ -141,7 +147,9 @@ def split_column_remarks(origin: str, split: str, columns: Mapping[str, Sequence
         values = {str(value) for value in column if value is not None and value != ""}
         kinds = set(map(split_of_word, values))
         flags = split_of_word(name.lower().removeprefix("is_").removeprefix("in_")) and len(values) == 2
-        if values and (flags or (None not in kinds and kinds != {split})):
+        words = {value.strip().casefold() for value in values}
+        judged = words <= _VERDICTS and not words <= _ACCEPTED
+        if values and (flags or judged or (None not in kinds and kinds != {split})):
             said = listed(sorted(map(quoted, values)))
             remarks.append(f"{origin}: column {name!r} holds {said}; it is not read, and all rows are {split} rows")
     return remarks

@@ -248,6 +248,17 @@ def test_a_column_that_says_of_rows_which_split_they_are_of_is_said(tmp_path: Pa
     assert load_task(custom(tmp_path, {**rows, **odd}, template="{fold} {is_test} {text}"), 42).remarks == ()
 
 
+def test_a_column_that_says_of_rows_whether_they_were_accepted_is_said(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"text": ["a b", "b c", "c d", "d e"], "label": ["x", "y"] * 2}
+    odd = {"answer": ["accept", "reject", "ignore", "accept"], "state": ["Rejected", "", "", ""]}
+    plain = {"all": ["accept"] * 4, "reply": ["accept", "reject", "perhaps", "accept"]}
+    said = load_task(custom(tmp_path, {**rows, **odd, **plain}), 42).remarks
+    assert [remark.partition(": ")[2] for remark in said] == [
+        "column 'answer' holds 'accept', 'ignore', 'reject'; it is not read, and all rows are train rows",
+        "column 'state' holds 'Rejected'; it is not read, and all rows are train rows",
+    ]
+
+
 def test_a_header_within_the_rows_is_refused(tmp_path: Path) -> None:
     rows = {"text": ["x", "text", "text", "y"], "label": ["a", "label", "b", "a"]}
     with pytest.raises(ConfigError) as raised:
