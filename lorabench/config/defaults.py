@@ -24,7 +24,8 @@ def unknown_names(model: str, task: str) -> list[str]:
     """One message for each name that no table has and that cannot be a Hub id or a folder, with the nearest names."""
     messages = (
         _unknown_name("--model", model, MODELS, "a Hub id (owner/name) or the path of a folder"),
-        _unknown_name("--task", task, TASKS, "the Hub id (owner/name) or the folder of a data set"),
+        _file_as_task(task)
+        or _unknown_name("--task", task, TASKS, "the Hub id (owner/name) or the folder of a data set"),
     )
     return [message for message in messages if message]
 
@@ -116,6 +117,12 @@ def preset_precision(model: str, task: str) -> ComputeDtype | None:
 def is_synthetic(data: DataConfig) -> bool:
     """Whether the rows were written for this project, not the user's own in place of them."""
     return task_preset(data.task).synthetic and data.train_file is None
+
+
+def _file_as_task(task: str) -> str | None:
+    if task in TASKS or not os.path.isfile(task):
+        return None
+    return f"--task {task!r}: a file; expected --train-file {task}, or a task's name"
 
 
 def _unknown_name(flag: str, value: str, known: Iterable[str], otherwise: str) -> str | None:

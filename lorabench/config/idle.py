@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from lorabench.config.defaults import resolve_defaults
-from lorabench.config.run_config import OptimConfig, RunConfig, RunOptions
+from lorabench.config.run_config import DataConfig, OptimConfig, RunConfig, RunOptions
 from lorabench.config.template import marks_of_others
 from lorabench.config.values import flag_word
 
@@ -16,6 +16,7 @@ def config_notes(config: RunConfig) -> list[str]:
     """One line for each, for the start of a run and for a dry run. A value that is the default is none of them."""
     return [
         *_idle_flags(config),
+        *_default_training_rows(config.data),
         *_doubtful_rate(config.optim),
         *_escapes(config.data.template),
         *_marks_of_others(config.data.template),
@@ -44,6 +45,14 @@ def _idle_flags(config: RunConfig) -> Iterator[str]:
             f"--warmup-ratio {optim.warmup_ratio:g}: without effect: --lr-scheduler constant has no warm-up; "
             "constant_with_warmup has"
         )
+
+
+def _default_training_rows(data: DataConfig) -> Iterator[str]:
+    """Files of rows beside the default task, which nobody need have asked for."""
+    given = {"--validation-file": data.validation_file, "--test-file": data.test_file}
+    files = [f"{flag} {path}" for flag, path in given.items() if path is not None]
+    if files and data.train_file is None and data.task == DataConfig().task:
+        yield f"{' '.join(files)}: no --train-file is given: this trains on --task {data.task}"
 
 
 def _doubtful_rate(optim: OptimConfig) -> Iterator[str]:

@@ -524,6 +524,14 @@ def test_a_hub_id_or_a_folder_is_no_unknown_name(tmp_path: Path, monkeypatch: py
     assert (config.model.model, config.data.task) == ("mine", "owner/data")
 
 
+@pytest.mark.parametrize("name", ["base.csv", "data/base.csv"])
+def test_a_file_is_no_task_but_training_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("text,label\n")
+    assert issues_of(["--task", name]) == (f"--task '{name}': a file; expected --train-file {name}, or a task's name",)
+
+
 def test_everything_wrong_is_reported_together(tmp_path: Path) -> None:
     gone = tmp_path / "gone.csv"
     words = ["--model", "x", "--task", "y", "--epochs", "0", "--train-file", str(gone), "--test-file", str(gone)]

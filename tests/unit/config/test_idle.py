@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorabench import cli
 from lorabench.config.command_line import parse_run_config
 from lorabench.config.idle import config_notes
 
@@ -31,6 +32,16 @@ def notes(*words: str) -> list[str]:
 def test_a_flag_without_effect_is_said(words: list[str], start: str) -> None:
     (said,) = notes(*words)
     assert said.startswith(start)
+
+
+def test_files_beside_the_default_task_are_said_not_to_be_trained_on() -> None:
+    said = config_notes(
+        parse_run_config(["--model", "minilm", "--validation-file", __file__, "--test-file", __file__])
+    )
+    files = f"--validation-file {__file__} --test-file {__file__}"
+    assert said == [f"{files}: no --train-file is given: this trains on --task disaster-tweets"]
+    assert notes("--task", "custom", "--test-file", __file__, "--train-file", cli.__file__) == []
+    assert notes("--task", "owner/name", "--test-file", __file__) == []
 
 
 @pytest.mark.parametrize(
