@@ -276,9 +276,10 @@ def _say_candidate(candidate: Any) -> None:
     from lorabench.planning.report import verdict_line
 
     optim, model = candidate.workload.config.optim, candidate.workload.config.model
+    time = "whatever the batch" if candidate.duration is None else f"{1e3 * candidate.step_s:.0f} ms"
     print(
         f"{candidate.workload.strategy}, {model.quantize}, batch {optim.batch_size} x {optim.gradient_accumulation}: "
-        f"{verdict_line(candidate.plan)}; {1e3 * candidate.duration.step.expected:.0f} ms",
+        f"{verdict_line(candidate.plan)}; {time}",
         file=sys.stderr,
         flush=True,  # what is asked for alone goes to stdout
     )

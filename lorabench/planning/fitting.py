@@ -1,6 +1,7 @@
 """What would make a run fit, and the fastest way to run it on these GPUs."""
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,20 @@ CHANGED = ("batch_size", "gradient_accumulation", "gradient_checkpointing", "qua
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the same effective batch."""
+    """One way to run the same effective batch.
+
+    Attributes:
+        duration: None where the weights alone do not fit.
+    """
 
     workload: Workload
     plan: MemoryPlan
-    duration: Duration
+    duration: Duration | None
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of an optimizer step, as expected; infinite for one that never comes."""
+        return math.inf if self.duration is None else self.duration.step.expected
 
     def command(self, flags: Sequence[str]) -> list[str]:
         """The launch of it.
@@ -72,7 +82,7 @@ def fastest(workload: Workload, look: Callable[[Candidate], None] = lambda candi
     for strategy in strategies(workload):
         for quantize in ("none", "nf4"):
             found = _largest_that_fits(workload, strategy, quantize, look)
-            if found is not None and (best is None or found.duration.step.expected < best.duration.step.expected):
+            if found is not None and (best is None or found.step_s < best.step_s):
                 best = found
     return best
 
@@ -96,6 +106,8 @@ def _largest_that_fits(
         look(candidate)
         if candidate.plan.verdict == "fits":
             return candidate
+        if not candidate.plan.loads:  # whatever the batch
+            return None
     return None
 
 
@@ -110,9 +122,15 @@ def batch_splits(config: RunConfig) -> Iterator[tuple[int, int]]:
 
 
 def plan_candidate(workload: Workload) -> Candidate | None:
-    """Memory and time of a workload, with recomputation as memory asks for; None where it cannot run."""
+    """Memory and time of a workload, with recomputation as memory asks for; None where it cannot run.
+
+    Where the weights alone do not fit, nothing else is planned.
+    """
     try:
         planner = Planner(workload.changed("model", gradient_checkpointing="auto"))
+        loading = planner.loading()
+        if not loading.loads:
+            return Candidate(workload, loading, None)
         plan = planner.plan()
     except (ConfigError, ImportError):
         return None

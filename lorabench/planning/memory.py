@@ -108,8 +108,30 @@ class Planner:
         else:
             counts = range(self.blocks + 1) if self.captured else (0, self.blocks)
         limits = pack_limits(most, self.workload.lengths.longest, self._reach) if self.captured else (most,)
-        limit, count = first_that_fits(limits, counts, self._trains_with)
+        # No setting helps weights that do not fit, and each that is tried takes seconds.
+        fits = self._trains_with if self.loading().loads else _never
+        limit, count = first_that_fits(limits, counts, fits)
         return self.plan_with(count, limit)
+
+    def loading(self) -> MemoryPlan:
+        """The plan up to the end of loading: it takes no time, for no pass is recorded."""
+        capacity, limited = self.capacity
+        runs_out: Phase | None = None
+        try:
+            peak = self._load_peak(capacity if limited else None)
+        except OutOfMemory:
+            runs_out, peak = "load", self._load_peak(None)
+        phases = (itemise("load", peak, self.workload.cards, self.captured),)
+        execution = Execution(self.captured, 0, self.blocks, (), self.reason)
+        return MemoryPlan(self.workload, execution, self.holdings, phases, capacity, limited, runs_out)
+
+    def _load_peak(self, limit: int | None) -> Peak:
+        """What loading takes. Raises `OutOfMemory` where that is more than the limit, if there is one."""
+        play, peak = Playback(limit), Peak()
+        _, run = next(Rehearsal(self, play, MemorySetting(None, 0), evaluates=False).phases())
+        with play.phase(peak):
+            run()
+        return peak
 
     def _trains_with(self, limit: int, recomputed: int) -> bool:
         """Whether training fits: an evaluation helps itself, by halving its batches, and recomputing is none."""
@@ -141,7 +163,8 @@ class Planner:
                         peaks[phase] = peak  # the worse of several times
             runs_out = None
         except OutOfMemory:
-            pass
+            if runs_out == "load":  # what they need, not how many went in before the first that did not
+                peaks["load"] = self._load_peak(None)
         cards = self.workload.cards
         phases = tuple(itemise(name, peaks[name], cards, self.captured) for name in PHASES if name in peaks)
         lengths = tuple(self.pack_lengths(memory)) if self.captured else ()
@@ -249,6 +272,11 @@ class Planner:
         lengths = sorted(self.workload.lengths.evaluation, reverse=True)[:: self.workload.cards.count]
         run = split_to_fit(range(len(lengths)), lengths.__getitem__, self.longest_pack())[0]
         return -(-sum(lengths[row] for row in run) // 8) * 8, len(run)
+
+
+def _never(limit: int, recomputed: int) -> bool:
+    """What fits where the weights do not."""
+    return False
 
 
 class _Texts:

@@ -59,6 +59,12 @@ class MemoryPlan:
         return phase.reserved if self.limited else phase.device
 
     @property
+    def loads(self) -> bool:
+        """Whether the run gets as far as having its weights in memory."""
+        loading = [self.taken(phase).expected for phase in self.phases if phase.phase == "load"]
+        return self.runs_out != "load" and max(loading, default=0.0) <= self.capacity
+
+    @property
     def verdict(self) -> str:
         """`fits`, `tight` or `does not fit`."""
         most = [self.taken(phase) for phase in self.phases]
