@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lorabench.data.task import TaskData, load_task
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.gpus import list_gpus
 from lorabench.models.folder import folder_issues
+from lorabench.planning.patience import asking_patience
 from lorabench.results.outputs import output_issues, rows_issues, writing_output
 from lorabench.results.sheets import Sheet, print_sheets, to_html, to_markdown
 from lorabench.units import GB
@@ -77,9 +79,21 @@ def plan_command(options: PlanOptions, words: Sequence[str]) -> None:
         return
     task = rows_at_hand(config)
     _refuse_early(options, config, task)
+    with asking_patience():
+        write = _planned(options, words, config, card, task)
+    write()
+
+
+def _planned(
+    options: PlanOptions, words: Sequence[str], config: RunConfig, card: GpuPreset | None, task: TaskData | None
+) -> Callable[[], None]:
+    """All that takes time. Returns what writes the plan, or the plans, that were asked for.
+
+    Raises:
+        ConfigError: the model cannot be had, a run would be refused, or nothing fits.
+    """
     if options.matrix or card is None:
-        _matrix(options, words, card, task)
-        return
+        return _matrix(options, words, card, task)
     # Heavy imports, after what can be refused without them.
     from lorabench.planning.duration import plan_duration
     from lorabench.planning.fitting import fastest, remedies
@@ -94,11 +108,12 @@ def plan_command(options: PlanOptions, words: Sequence[str]) -> None:
                 "no combination fits these GPUs: expected more of them, larger ones, a smaller model, or weights in "
                 "host memory (zero3_offload.yaml)"
             )
-        _write(options, *_told(found.plan, found.duration, [f"The fastest that fits: {found.said(words)}"]))
-        return
+        return partial(
+            _write, options, *_told(found.plan, found.duration, [f"The fastest that fits: {found.said(words)}"])
+        )
     planner = Planner(workload)
     plan = planner.plan()
-    _write(options, *_told(plan, plan_duration(planner, plan), remedies(plan)))
+    return partial(_write, options, *_told(plan, plan_duration(planner, plan), remedies(plan)))
 
 
 def _check(options: PlanOptions, words: Sequence[str]) -> tuple[RunConfig, GpuPreset | None]:
@@ -285,7 +300,9 @@ def _say_candidate(candidate: Any) -> None:
     )
 
 
-def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None, task: TaskData | None) -> None:
+def _matrix(
+    options: PlanOptions, words: Sequence[str], card: GpuPreset | None, task: TaskData | None
+) -> Callable[[], None]:
     from lorabench.planning.matrix import COMMON, matrix_sheet, plan_matrix
 
     given, others = take_flags(words, ["model"])
@@ -305,7 +322,7 @@ def _matrix(options: PlanOptions, words: Sequence[str], card: GpuPreset | None, 
 
     cells = list(plan_matrix(workload, models, cards))
     sheet = matrix_sheet(cells, models, cards)
-    _write(options, "Plans", [sheet], lambda: [cell.to_json() for cell in cells])
+    return partial(_write, options, "Plans", [sheet], lambda: [cell.to_json() for cell in cells])
 
 
 def _write(options: PlanOptions, title: str, sheets: Sequence[Sheet], values: Callable[[], Any]) -> None:
