@@ -65,11 +65,14 @@ class Strategy(ABC):
     Attributes:
         name: as the tables call it.
         splits_weights: each rank holds only a part of the frozen weights.
+        fills_weights: `prepare` takes a classifier some of whose frozen weights are not there yet, and has each rank
+            fill its part of them.
         meets_in_steps: ranks share weights, gradients or optimizer state, and so wait for each other in every pass.
     """
 
     name: str
     splits_weights: bool = False
+    fills_weights: bool = False
     meets_in_steps: bool = True
 
     def __init__(self, accelerator: Accelerator) -> None:
