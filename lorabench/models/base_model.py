@@ -18,10 +18,14 @@ from lorabench.models.configuration import unavailable
 from lorabench.models.description import build_skeleton, model_arguments
 from lorabench.models.quantization import POOLER, build_random, build_settings
 from lorabench.models.source import model_source, pinned_revision
-from lorabench.models.weight_source import DrawnWeights, UnfilledWeights, WeightSource, stand_in, with_owners
+from lorabench.models.stored_weights import NamedStandIn, StoredWeights, find_weights
+from lorabench.models.weight_source import DrawnWeights, UnfilledWeights, WeightSource, stand_in
 
 if TYPE_CHECKING:
     from lorabench.models.build import Placement
+
+# How transformers marks weights, and modules, that it is not to draw.
+_INITIALISED = "_is_hf_initialized"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,13 @@ def load_base(config: ModelConfig, model_config: PretrainedConfig, placement: "P
             base = build_random(model_config, arguments, quantization, placement.device)
             return BaseModel(base, _heads_of(base))
         return _draw(config, model_config, placement, arguments, seed)
-    return _load_whole(config, model_config, placement, arguments, quantization)
+    whole_because = None
+    if placement.fills_weights:
+        loaded = _load_left_out(config, model_config, placement, arguments)
+        if isinstance(loaded, BaseModel):
+            return loaded
+        whole_because = loaded
+    return _load_whole(config, model_config, placement, arguments, quantization, whole_because)
 
 
 def _load_whole(
@@ -67,6 +77,7 @@ def _load_whole(
     placement: "Placement",
     arguments: dict[str, Any],
     quantization: Any,
+    whole_because: str | None,
 ) -> BaseModel:
     device = torch.device("cpu") if placement.load_on_cpu else placement.device
     try:
@@ -86,7 +97,60 @@ def _load_whole(
     fresh, resized = _check_lost(config, base, loading)
     matrices = (weight for name, weight in base.named_parameters() if weight.dim() > 1 and name not in fresh)
     _check_not_blank(config, not any(bool(matrix.any()) for matrix in matrices))
-    return BaseModel(base, fresh, resized)
+    return BaseModel(base, fresh, resized, whole_because=whole_because)
+
+
+def _load_left_out(
+    config: ModelConfig, model_config: PretrainedConfig, placement: "Placement", arguments: dict[str, Any]
+) -> BaseModel | str:
+    """A model whose weights stay in their files, but for head and pooler; or why it has to be loaded whole."""
+    source, revision = model_source(config), pinned_revision(config)
+    whole_because = why_whole(config, model_config)
+    if whole_because is not None:
+        return whole_because
+    try:
+        places = None if _names_files(model_config) else find_weights(source, revision)
+    except (OSError, ValueError):
+        places = None  # what is wrong is said where it is loaded whole
+    if places is None:
+        return "its files cannot be read in parts"
+    try:
+        model_class: Any = type(build_skeleton(config, model_config))
+        base, loading = model_class.from_pretrained(
+            None,
+            config=model_config,
+            state_dict={name: NamedStandIn.of(name, place) for name, place in places.items()},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            device_map={"": "meta"},
+            **arguments,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise unavailable(config, error) from None
+    base.config.name_or_path = source
+    fresh, resized = _check_lost(config, base, loading)
+    stored = {name: weight for name, weight in base.state_dict(keep_vars=True).items() if name not in fresh}
+    found = {name: places.get(getattr(weight, "stored_as", None) or "") for name, weight in stored.items()}
+    whole = {name: place for name, place in found.items() if place is not None and place.shape == stored[name].shape}
+    if base.all_tied_weights_keys or len(whole) < len(stored):
+        return "its weights are not all stored as the model has them"
+    weights = StoredWeights(whole, placement.device)
+    _check_not_blank(config, all(weights.is_blank(name) for name, shape in weights.shapes.items() if len(shape) > 1))
+    for name, buffer in list(base.named_buffers()):
+        if name in whole:
+            path, _, key = name.rpartition(".")
+            base.get_submodule(path)._buffers[key] = weights.whole(name, buffer.dtype)
+    unfilled = put_weights(base, weights, True, placement.device)
+    initialise(base, placement.device)
+    weights.close()
+    return BaseModel(base, fresh, resized, unfilled)
+
+
+def _names_files(model_config: PretrainedConfig) -> bool:
+    """Whether a configuration says that weights are in other files than by custom."""
+    return getattr(model_config, "transformers_weights", None) is not None or bool(
+        getattr(type(model_config), "extra_files", None)
+    )
 
 
 def _check_lost(config: ModelConfig, base: PreTrainedModel, loading: dict[str, Any]) -> tuple[set[str], bool]:
@@ -151,7 +215,7 @@ def _draw(
         return BaseModel(base, _heads_of(base), whole_because=whole_because)
     with torch.device("meta"):
         base, skeleton = build(), build()
-    fill_buffers(base, placement.device)
+    initialise(base, placement.device)
     found = find_blocks(getattr(skeleton, skeleton.base_model_prefix))
     source = DrawnWeights(skeleton, [] if found is None else list(found[1]), placement.device, seed)
     leaves_out = placement.fills_weights and whole_because is None
@@ -181,12 +245,18 @@ def put_weights(
 
     Head and pooler, which are trained whole, are small, and needed before anything is split.
     """
-    left = {name for name in source.shapes if not _is_new(base, name)} if leaves_out else set[str]()
+    parameters = {name for name, _ in base.named_parameters()}
+    left = {name for name in source.shapes if name in parameters and not _is_new(base, name)} if leaves_out else set()
 
     def make(name: str, weight: torch.Tensor) -> nn.Parameter:
+        if name not in source.shapes:  # to be drawn
+            return nn.Parameter(torch.zeros_like(weight, device=device), requires_grad=False)
         if name in left:
-            return stand_in(weight, device)
-        return nn.Parameter(source.whole(name, weight.dtype).to(device), requires_grad=False)
+            made = stand_in(weight, device)
+        else:
+            made = nn.Parameter(source.whole(name, weight.dtype).to(device), requires_grad=False)
+        setattr(made, _INITIALISED, True)
+        return made
 
     replace_weights(base, make)
     return UnfilledWeights(source, frozenset(left)) if left else None
@@ -204,14 +274,20 @@ def replace_weights(base: nn.Module, make: Callable[[str, torch.Tensor], nn.Para
 
 
 @torch.no_grad()
-def fill_buffers(base: PreTrainedModel, device: torch.device) -> None:
-    """Compute the buffers of a model of the meta device, as positions and frequencies; its parameters stay there.
+def initialise(base: PreTrainedModel, device: torch.device) -> None:
+    """Have a model draw those of its weights that are on no meta device and not marked as initialised, and compute the
+    buffers, as positions and frequencies, that are on the meta device.
 
-    They are computed on the CPU, from where transformers brings those of a model that it loads.
+    These are computed on the CPU, from where transformers brings those of a model that it loads.
     """
-    for _, module, owner in with_owners(base, "", base):
-        empty = {key: buffer for key, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
-        if empty:
-            module._buffers.update({key: torch.empty_like(buffer, device="cpu") for key, buffer in empty.items()})
-            owner._init_weights(module)
-            module._buffers.update({key: module._buffers[key].to(device) for key in empty})  # pyright: ignore
+    empty = [
+        (module, key) for module in base.modules() for key, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_meta
+    ]  # fmt: skip
+    for module, key in empty:
+        module._buffers[key] = torch.empty_like(module.get_buffer(key), device="cpu")
+    for module in base.modules():
+        setattr(module, _INITIALISED, False)
+    base.initialize_weights()
+    for module, key in empty:
+        module._buffers[key] = module.get_buffer(key).to(device)

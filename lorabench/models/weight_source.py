@@ -19,11 +19,9 @@ class WeightSource(ABC):
 
     Attributes:
         shapes: of its weights, by name in the base model.
-        comes_from_files: they may differ from one machine to the next.
     """
 
     shapes: Mapping[str, torch.Size]
-    comes_from_files: bool = False
 
     @abstractmethod
     def fill(self, name: str, start: int, part: torch.Tensor) -> None:
@@ -35,6 +33,12 @@ class WeightSource(ABC):
     @abstractmethod
     def whole(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A weight, on the device, not to be written to."""
+
+    def sum_share(self, share: int, shares: int) -> list[int]:
+        """Of each weight in files, which may be others on another machine, the sum of the bytes of its share with that
+        number, from 0.
+        """
+        return []
 
     def close(self) -> None:  # noqa: B027
         """Give back what is held; a later `fill` takes it again."""
@@ -63,6 +67,11 @@ class UnfilledWeights:
         """Those of a classifier that are not filled, by their names in the base model, in the order of its modules."""
         found = ((base_name(name), parameter) for name, parameter in classifier.named_parameters())
         return {name: parameter for name, parameter in found if name in self.names}
+
+
+def sum_of_bytes(tensor: torch.Tensor) -> int:
+    """Bits as whole numbers: their sum depends on no order of summation."""
+    return int(tensor.contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def base_name(name: str) -> str:
