@@ -12,11 +12,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lorabench.config.run_config import RunConfig
 from lorabench.distributed.ranks import Ranks
-from lorabench.distributed.strategy import BuildOptimizer, Gradients, Strategy
+from lorabench.distributed.strategy import BuildOptimizer, Gradients, Strategy, check_same_weights
 from lorabench.distributed.training_state import MOMENTS, to_cpu, trained_parameters
 from lorabench.errors import RunError
 from lorabench.machine.precision import DTYPES, overflow_advice
 from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.weight_source import UnfilledWeights
 
 STAGES = (1, 2, 3)
 # What DeepSpeed's loss scaler says when one more overflow would have it go below its smallest scale.
@@ -32,6 +33,7 @@ class DeepSpeed(Strategy):
         super().__init__(accelerator)
         self.name = f"DeepSpeed ZeRO-{self.plugin.zero_stage}"
         self.splits_weights = self.plugin.zero_stage == 3
+        self.fills_weights = self.splits_weights and self._keeps_parts_plain()
 
     @property
     def plugin(self) -> DeepSpeedPlugin:
@@ -75,8 +77,48 @@ class DeepSpeed(Strategy):
     def prepare(
         self, classifier: SequenceClassifier, build_optimizer: BuildOptimizer, ranks: Ranks
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        # The engine itself spreads the first rank's weights.
+        if ranks.spans_machines and classifier.unfilled is not None:
+            check_same_weights(classifier, ranks)
+        if classifier.unfilled is not None:
+            self._split_unfilled(classifier, classifier.unfilled)
+            classifier.unfilled = None
+        # The engine itself spreads the first rank's weights, where they are there.
         return self.accelerator.prepare(classifier, build_optimizer(classifier))
+
+    def _keeps_parts_plain(self) -> bool:
+        """Whether a rank's part of a weight is a tensor of the run's precision, and neither on disk nor in 8 bits."""
+        zero = self.plugin.deepspeed_config.get("zero_optimization", {})
+        quantized = any(zero.get(f"zero_quantized_{kind}", False) for kind in ("weights", "nontrainable_weights"))
+        return not quantized and self.plugin.offload_param_device != "nvme"
+
+    @torch.no_grad()
+    def _split_unfilled(self, classifier: SequenceClassifier, unfilled: UnfilledWeights) -> None:
+        """Make DeepSpeed's partitions of weights that are not there yet, one weight at a time, and fill this rank's.
+
+        The engine finds a model that is split in part, and splits the rest.
+        """
+        from deepspeed import init_distributed, zero
+
+        init_distributed()  # takes the ranks that there are; a configuration is read for so many
+        dtype = DTYPES[{"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)]
+        waiting = unfilled.within(classifier)
+        kept = {id(weight) for weight in waiting.values()}
+        for weight in classifier.parameters():
+            # One dtype in all: the engine no longer casts a model that is split.
+            if id(weight) not in kept and weight.is_floating_point():
+                weight.data = weight.data.to(dtype)
+        first: Any = None
+        for name, weight in waiting.items():
+            weight.data = torch.empty(weight.shape, dtype=dtype, device=self.accelerator.device)
+            if first is None:
+                first = weight
+                holder = nn.ParameterList([weight])
+                settled = _without_auto(self.plugin.deepspeed_config)
+                zero.Init(module=holder, config_dict_or_path=settled, dtype=dtype)
+            else:
+                first.convert_to_zero_parameters(param_list=[weight])
+            _fill_partition(weight, name, unfilled)
+        unfilled.source.close()
 
     def gradients(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
@@ -111,6 +153,25 @@ class DeepSpeed(Strategy):
         with torch.no_grad(), self.whole_parameters(model, modify=True):
             for name, parameter in trained_parameters(model).items():
                 parameter.copy_(state["parameters"][name])
+
+
+def _fill_partition(weight: Any, name: str, unfilled: UnfilledWeights) -> None:
+    """Write a weight's numbers into this rank's part: as many for each rank, and what no number is left for is 0."""
+    part = weight.ds_tensor
+    start = min(part.numel() * weight.ds_zero_partition_rank, weight.ds_numel)
+    count = min(part.numel(), weight.ds_numel - start)
+    part[count:].zero_()
+    if count:
+        unfilled.source.fill(name, start, part[:count])
+
+
+def _without_auto(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A DeepSpeed configuration without what accelerate fills in later: none of it decides how weights are split."""
+    return {
+        key: _without_auto(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if value != "auto"
+    }
 
 
 class DeepSpeedGradients(Gradients):

@@ -1,6 +1,6 @@
 """FSDP2: every parameter is split over all ranks, by PyTorch alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from lorabench.distributed.ranks import Ranks
 from lorabench.distributed.strategy import Gradients, Strategy
 from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.models.quantization import hold_plainly
+from lorabench.models.weight_source import UnfilledWeights, WeightSource
 
 
 class FullyShard(Strategy):
@@ -25,6 +26,7 @@ class FullyShard(Strategy):
 
     name = "FSDP2"
     splits_weights = True
+    fills_weights = True
 
     @property
     def offloads_weights(self) -> bool:
@@ -55,7 +57,8 @@ class FullyShard(Strategy):
 
     def split(self, classifier: SequenceClassifier, ranks: Ranks) -> None:
         hold_plainly(classifier)
-        shard(classifier, classifier.body, self.plugin, ranks.device)
+        shard(classifier, classifier.body, self.plugin, ranks.device, classifier.unfilled)
+        classifier.unfilled = None
 
     def gradients(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, ranks: Ranks
@@ -104,7 +107,13 @@ class ShardedGradients(Gradients):
         return norm.full_tensor()
 
 
-def shard(model: nn.Module, body: nn.Module, plugin: FullyShardedDataParallelPlugin, device: torch.device) -> None:
+def shard(
+    model: nn.Module,
+    body: nn.Module,
+    plugin: FullyShardedDataParallelPlugin,
+    device: torch.device,
+    unfilled: UnfilledWeights | None = None,
+) -> None:
     """Split every parameter of `model` over all ranks, in place, by `torch.distributed.fsdp.fully_shard`.
 
     Each transformer block is a unit, whose weights are whole only while it computes; so is the embedding table, which
@@ -115,15 +124,43 @@ def shard(model: nn.Module, body: nn.Module, plugin: FullyShardedDataParallelPlu
         model: on any device; a unit is moved to `device` when its turn comes, so the model is never whole there.
         body: the transformer inside `model`.
         plugin: what the launch configuration asks for (reshard_after_forward, cpu_offload).
+        unfilled: weights of `model` that are not there yet: each rank fills its parts of a unit once that is split.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     offload = CPUOffloadPolicy() if is_offloaded(plugin) and device.type != "cpu" else OffloadPolicy()
-    for unit in units(body):
+    waiting = {} if unfilled is None else {id(weight): name for name, weight in unfilled.within(model).items()}
+    for unit in (*units(body), model):
+        empty = {key: waiting[id(weight)] for key, weight in unit.named_parameters() if id(weight) in waiting}
+        for key in empty:
+            weight = unit.get_parameter(key)
+            weight.data = torch.empty(weight.shape, dtype=weight.dtype, device=device)
         fully_shard(unit, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward), offload_policy=offload)
-    fully_shard(model, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward), offload_policy=offload)
+        if unfilled is not None:
+            _fill(unit, empty, unfilled.source, mesh.get_local_rank(), mesh.size())
+    if unfilled is not None:
+        unfilled.source.close()
     whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
     if whole:
         raise RuntimeError(f"FSDP2 left {len(whole)} parameters whole ({whole[0]}, ...)")
+
+
+@torch.no_grad()
+def _fill(unit: nn.Module, empty: Mapping[str, str], source: WeightSource, rank: int, ranks: int) -> None:
+    """Write this rank's rows of weights that have been split.
+
+    Args:
+        empty: their names in the unit and in the base model.
+    """
+    for key, name in empty.items():
+        weight: Any = unit.get_parameter(key)
+        rows = weight.shape[0]
+        most = -(-rows // ranks)
+        first = min(rank * most, rows)
+        part = weight.to_local()
+        if part.shape != (min(most, rows - first), *weight.shape[1:]):
+            raise RuntimeError(f"FSDP2 holds {tuple(part.shape)} of {name}, {tuple(weight.shape)}, on rank {rank}")
+        if part.numel():
+            source.fill(name, first * (weight.numel() // rows), part.view(-1))
 
 
 def is_offloaded(plugin: FullyShardedDataParallelPlugin) -> bool:

@@ -4,6 +4,7 @@ Each strategy has a file of its own beside this one; `strategies` has the table.
 answers, and an entry there.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ from lorabench.distributed.flat import FlatGradients
 from lorabench.distributed.ranks import Ranks
 from lorabench.errors import ConfigError
 from lorabench.models.classifier import SequenceClassifier
+from lorabench.models.weight_source import UnfilledWeights, sum_of_bytes
 
 BuildOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -65,11 +67,14 @@ class Strategy(ABC):
     Attributes:
         name: as the tables call it.
         splits_weights: each rank holds only a part of the frozen weights.
+        fills_weights: `prepare` takes a classifier some of whose frozen weights are not there yet, and has each rank
+            fill its part of them.
         meets_in_steps: ranks share weights, gradients or optimizer state, and so wait for each other in every pass.
     """
 
     name: str
     splits_weights: bool = False
+    fills_weights: bool = False
     meets_in_steps: bool = True
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -167,11 +172,21 @@ class Strategy(ABC):
 def check_same_weights(classifier: nn.Module, ranks: Ranks) -> None:
     """Refuse machines that loaded different weights: nothing later would even them out. A collective call.
 
+    Of weights that are not there yet, and lie in files, the ranks of a machine read the machine's files together.
+
     Raises:
         ConfigError: a file differs from one machine to the next.
     """
-    # Bits as whole numbers: their sum depends on no order of summation.
-    parameters = (parameter.detach().contiguous().flatten() for parameter in classifier.parameters())
-    sums = [int(parameter.view(torch.uint8).sum(dtype=torch.int64)) for parameter in parameters]
-    if any(other != sums for other in ranks.gather(sums)):
+    unfilled: UnfilledWeights | None = getattr(classifier, "unfilled", None)
+    waiting = {} if unfilled is None else unfilled.within(classifier)
+    left_out = {id(parameter) for parameter in waiting.values()}
+    whole = [parameter.detach() for parameter in classifier.parameters() if id(parameter) not in left_out]
+    sums = [sum_of_bytes(parameter) for parameter in whole]
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK") or 0), int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    shares = [] if unfilled is None else unfilled.source.sum_share(local_rank, local_size)
+    told = ranks.gather((ranks.rank - local_rank, sums, shares))
+    machines: dict[int, list[int]] = {}
+    for machine, _, parts in told:
+        machines[machine] = [a + b for a, b in zip(machines.get(machine, [0] * len(parts)), parts, strict=True)]
+    if any(other != sums for _, other, _ in told) or len({tuple(total) for total in machines.values()}) > 1:
         raise ConfigError("--model: the ranks loaded different weights; expected the same files on every machine")

@@ -9,22 +9,23 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lorabench.config.run_config import LoraArgs, ModelConfig
 from lorabench.data.tokenizer import pad_id, read_tokenizer
 from lorabench.errors import ConfigError, IssueList
 from lorabench.machine.hub import explain_hub_error
 from lorabench.machine.meters import is_out_of_memory
+from lorabench.models.base_model import load_base
 from lorabench.models.classifier import SequenceClassifier, head_names, trained_copies
-from lorabench.models.configuration import load_model_config, read_model_config, unavailable
+from lorabench.models.configuration import load_model_config, read_model_config
 from lorabench.models.continued import put_saved_adapter
-from lorabench.models.description import beside_text, build_skeleton, lora_targets, model_arguments
+from lorabench.models.description import beside_text, build_skeleton, lora_targets
 from lorabench.models.folder import MODEL_EXPECTATION
 from lorabench.models.head import HeadPlan, settle_head
-from lorabench.models.quantization import POOLER, build_random, build_settings, cpu_issues, expand_anew, keep_layout
+from lorabench.models.quantization import POOLER, build_settings, cpu_issues, expand_anew, keep_layout
 from lorabench.models.reload import load_with_peft, reload_arguments
-from lorabench.models.source import model_source, pinned_revision, published_source
+from lorabench.models.source import pinned_revision, published_source
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -40,7 +41,8 @@ class Placement:
         device: where this rank computes.
         frozen_dtype: dtype of the frozen weights; of quantised ones, the dtype that they compute in.
         trainable_dtype: dtype of adapter and head.
-        load_on_cpu: the strategy takes the weights from host memory and splits them itself.
+        load_on_cpu: the strategy takes weights that are whole from host memory.
+        fills_weights: the strategy has each rank fill its part of the frozen weights, which may be left out.
         checkpointing: recompute activations in the backward pass.
         quant_storage: dtype that 4-bit weights are packed in.
         regathers: the strategy takes a layer's weights away between its forward and its backward pass.
@@ -50,6 +52,7 @@ class Placement:
     frozen_dtype: torch.dtype
     trainable_dtype: torch.dtype = torch.float32
     load_on_cpu: bool = False
+    fills_weights: bool = False
     checkpointing: bool = False
     quant_storage: torch.dtype = torch.uint8
     regathers: bool = False
@@ -67,7 +70,8 @@ def build_classifier(
 
     Trainable parameters (adapter and head) are in `placement.trainable_dtype`, all others frozen. A head, or a
     pooler, that the checkpoint does not carry is drawn in float32 from `seed`, the same on every rank, and trained.
-    The model pads with `model_config.pad_token_id`.
+    The model pads with `model_config.pad_token_id`. Where the strategy fills its part of the frozen weights itself,
+    they are left out if that can be (`SequenceClassifier.unfilled`).
 
     Args:
         head: what becomes of a head that the checkpoint, or the adapter to go on from, carries; by default its rows
@@ -77,17 +81,19 @@ def build_classifier(
         ConfigError: the weights cannot be had, or are not all there; the adapter to go on from does not fit.
     """
     torch.manual_seed(seed)
-    base, fresh, resized = _load_base(config, model_config, placement)
+    loaded = load_base(config, model_config, placement, seed)
+    base, fresh = loaded.model, loaded.fresh
     plan = head or HeadPlan(tuple(range(model_config.num_labels or 0)), "the checkpoint's")
     # A head that an adapter brings comes in the place of the checkpoint's.
     own = plan if config.adapter is None else HeadPlan(None, "new: the adapter carries none")
-    origin = settle_head(base, fresh, resized, own)
+    origin = settle_head(base, fresh, loaded.resized, own)
     base.config.get_text_config().use_cache = False
     keep_layout(base)
     if placement.regathers:
         expand_anew(base)
     torch.manual_seed(seed)
     adapted = _add_adapter(base, lora, fresh)
+    unfilled = None if loaded.unfilled is None else loaded.unfilled.fill_trained(adapted)
     saved_as = adapted.peft_config["default"]
     saved_as.base_model_name_or_path = published_source(config)
     saved_as.revision = pinned_revision(config)
@@ -99,7 +105,7 @@ def build_classifier(
     _check_trained_copies(adapted, placement.trainable_dtype)
     if config.adapter is not None:
         origin = put_saved_adapter(adapted, config.adapter, plan, origin)
-    classifier = SequenceClassifier(adapted, origin)
+    classifier = SequenceClassifier(adapted, origin, unfilled)
     if placement.checkpointing:
         classifier.recompute_activations()
     return classifier
@@ -188,71 +194,6 @@ def _quantization_of_base(
     issues.extend(cpu_issues(skeleton) if device.type == "cpu" else [])
     issues.raise_if_any()
     return build_settings(skeleton, compute_dtype, torch.uint8)
-
-
-def _load_base(
-    config: ModelConfig, model_config: PretrainedConfig, placement: Placement
-) -> tuple[PreTrainedModel, set[str], bool]:
-    """The frozen model on its device, the names of the weights that its checkpoint does not carry in their shape, and
-    whether it carries some of them in another one.
-
-    Raises:
-        ConfigError: the weights cannot be had, or other ones are missing than those of head and pooler.
-    """
-    arguments = model_arguments(config, placement.frozen_dtype)
-    device = torch.device("cpu") if placement.load_on_cpu else placement.device
-    quantization = None
-    if config.quantize == "nf4":
-        skeleton = build_skeleton(config, model_config)
-        quantization = build_settings(skeleton, placement.frozen_dtype, placement.quant_storage)
-    if config.weights == "random":
-        if quantization is not None:
-            base = build_random(model_config, arguments, quantization, device)
-        else:
-            with device:
-                base = AutoModelForSequenceClassification.from_config(model_config, **arguments)
-        return base, {name for name in base.state_dict() if _is_heads(base, name)}, False
-    try:
-        base, loading = AutoModelForSequenceClassification.from_pretrained(
-            model_source(config),
-            config=model_config,
-            revision=pinned_revision(config),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            device_map={"": device},
-            quantization_config=quantization,
-            **arguments,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise unavailable(config, error) from None
-    resized = {key[0] for key in loading["mismatched_keys"]}
-    fresh = {*loading["missing_keys"], *resized}
-    lost = sorted(name for name in fresh if not _is_heads(base, name) and f".{POOLER}." not in name)
-    if lost:
-        raise ConfigError(
-            f"--model {config.model}: its checkpoint lacks {len(lost)} weights of a {type(base).__name__}, or has "
-            f"them in another shape ({', '.join(lost[:3])}, ...); expected a whole pretrained model"
-        )
-    _check_not_blank(config, base, fresh)
-    return base, fresh, bool(resized)
-
-
-def _check_not_blank(config: ModelConfig, base: PreTrainedModel, fresh: set[str]) -> None:
-    """Refuse a checkpoint whose matrices are all zero, as a file has them that was made and never filled.
-
-    Raises:
-        ConfigError: says so.
-    """
-    matrices = (weight for name, weight in base.named_parameters() if weight.dim() > 1 and name not in fresh)
-    if not any(bool(matrix.any()) for matrix in matrices):
-        raise ConfigError(
-            f"--model {config.model}: all weights of its checkpoint are zero; expected a whole pretrained model"
-        )
-
-
-def _is_heads(base: PreTrainedModel, name: str) -> bool:
-    return name.startswith(tuple(f"{head}." for head in head_names(base)))
 
 
 def _add_adapter(base: PreTrainedModel, lora: LoraArgs, fresh: set[str]) -> PeftModel:

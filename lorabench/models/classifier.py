@@ -12,6 +12,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from lorabench.models.head import HeadOrigin
+    from lorabench.models.weight_source import UnfilledWeights
 
 
 class SequenceClassifier(nn.Module):
@@ -23,11 +24,15 @@ class SequenceClassifier(nn.Module):
     Args:
         adapted: the adapted model; its base keeps the names under which plain PEFT saves and reloads.
         origin: where its head's rows come from.
+        unfilled: frozen weights that are not there yet; None where all are.
     """
 
-    def __init__(self, adapted: PeftModel, origin: "HeadOrigin | None" = None) -> None:
+    def __init__(
+        self, adapted: PeftModel, origin: "HeadOrigin | None" = None, unfilled: "UnfilledWeights | None" = None
+    ) -> None:
         super().__init__()
         self.origin = origin
+        self.unfilled = unfilled
         self.adapted = adapted
         base: Any = adapted.get_base_model()
         # That of the text part, where there are several. DeepSpeed sizes its buckets by the hidden size in it.

@@ -151,7 +151,7 @@ class Built:
         reason: why steps run as `execution` runs them, in a few words.
         total_steps: optimizer steps of the run.
         construction_seconds: wall seconds until the classifier stood on every rank: weights loaded or drawn, and
-            quantised; adapter added. What the strategy then does with it is not in them.
+            quantised; adapter added. What the strategy then does with it is not in them, unless it fills weights.
     """
 
     classifier: SequenceClassifier
@@ -194,9 +194,15 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
     if recomputation.whole:
         classifier.recompute_activations()
     fused = ranks.device.type == "cuda"
+    fills = classifier.unfilled is not None
+    if fills:
+        watch.start()
     prepared, optimizer = setting.strategy.prepare(
         classifier, lambda model: build_optimizer(model, config.optim, fused), ranks
     )
+    if fills:
+        watch.stop()
+        setting.stages.done("weights")
     execution, reason = build_execution(
         setting,
         classifier,
@@ -282,12 +288,13 @@ def plan_steps(setting: Setting, inputs: Inputs) -> StepPlan:
 def place_model(setting: Setting, frozen_dtype: torch.dtype) -> Placement:
     """Where and in which dtypes the strategy wants the model to be built."""
     splits = setting.strategy.splits_weights
+    plain = setting.config.model.quantize == "none"  # 4-bit weights are quantised where they are used, and small
     return Placement(
         device=setting.ranks.device,
         frozen_dtype=frozen_dtype,
         trainable_dtype=setting.strategy.trainable_dtype(setting.precision),
-        # 4-bit weights are quantised where they are used, and small.
-        load_on_cpu=splits and setting.config.model.quantize == "none",
+        load_on_cpu=splits and plain,
+        fills_weights=setting.strategy.fills_weights and plain,
         quant_storage=setting.strategy.quant_storage(frozen_dtype),
         regathers=splits,
     )
