@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO-1, 2 and 3: its engine owns the step, and splits optimizer, gradients or weights over ranks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -141,8 +141,15 @@ class DeepSpeed(Strategy):
         from deepspeed import zero
 
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._land_fetched(trainable)
         with zero.GatheredParameters(trainable, modifier_rank=0 if modify else None):
             yield
+
+    def _land_fetched(self, weights: Sequence[Any]) -> None:
+        """Weights that the engine fetches ahead for a pass that may not come cannot be gathered, nor given back."""
+        wrapped = self.accelerator.deepspeed_engine_wrapped
+        if wrapped is not None and any(_is_on_its_way(weight) for weight in weights):
+            wrapped.engine.empty_partition_cache()
 
     def read_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return _read_state(model, optimizer)
@@ -153,6 +160,10 @@ class DeepSpeed(Strategy):
         with torch.no_grad(), self.whole_parameters(model, modify=True):
             for name, parameter in trained_parameters(model).items():
                 parameter.copy_(state["parameters"][name])
+
+
+def _is_on_its_way(weight: Any) -> bool:
+    return getattr(getattr(weight, "ds_status", None), "name", None) == "INFLIGHT"
 
 
 def _fill_partition(weight: Any, name: str, unfilled: UnfilledWeights) -> None:

@@ -286,6 +286,7 @@ def test_captured_runs_on_long_texts_are_eager_ones(models: dict[str, Path], tmp
     AcceleratorState._reset_state(reset_partial_state=True)
     (record, captured), (_, eager) = found["captured"], found["eager"]
     assert record["execution"] == "captured"
-    assert record["padding_percent"] < 10
+    # So few steps are worth no more than one length of packs.
+    assert record["padding_percent"] < 20
     assert captured[0]["loss"] == pytest.approx(eager[0]["loss"], rel=2e-2)
     assert captured[0]["grad_norm"] == pytest.approx(eager[0]["grad_norm"], rel=1e-1)
