@@ -6,12 +6,11 @@ from collections import Counter
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mutation
 import pytest
-from mutation import Left, Mutant, Sample, in_order, interval, only_drawn, read_left, report, with_fixtures
+from mutation import Left, Mutant, Sample, interval, only_drawn, read_left, report
 
 
 def left(function: str = "lorabench.step.loss.*", change: str = "", lost: str = "", kind: str = "equivalent") -> Left:
@@ -105,94 +104,6 @@ def test_mutmut_is_given_only_those_that_were_drawn() -> None:
     found, files = only_drawn(collect, sample)(mutant_names=())
     assert [name for _, name, _ in found] == [name for name in NAMES if name in sample.draw(NAMES)]
     assert files is by_file and only_drawn(collect, sample)(mutant_names=("x",)) == ([], by_file)
-
-
-SHARING = """
-import pytest
-
-
-@pytest.fixture(scope="session")
-def outer(called):
-    called.add("outer")
-
-
-@pytest.fixture(scope="module")
-def shared(outer, request, called):
-    called.add("shared")
-    request.getfixturevalue("inner")
-
-
-@pytest.fixture(scope="module")
-def inner(called):
-    called.add("inner")
-
-
-@pytest.fixture(scope="session")
-def called(pytestconfig):
-    return pytestconfig.called
-
-
-def test_first(shared, called):
-    called.add("first")
-
-
-def test_alone(called):
-    called.add("alone")
-
-
-def test_second(shared, called):
-    called.add("second")
-"""
-
-
-@pytest.mark.parametrize("looks", [True, False])
-def test_a_test_that_looks_at_what_a_fixture_has_run_reaches_it(looks: bool, tmp_path: Path) -> None:
-    """Else the first test that has the fixture reaches it alone, as mutmut sees it."""
-    called: set[str] = set()
-    reached: dict[str, set[str]] = {}
-
-    class Collector:
-        """As mutmut has it."""
-
-        def pytest_configure(self, config: Any) -> None:
-            config.called = called
-
-        def pytest_runtest_teardown(self, item: Any) -> None:
-            reached[item.name] = set(called)
-            called.clear()
-
-    runner = SimpleNamespace(execute_pytest=lambda words, plugins: pytest.main(words, plugins=plugins))
-    state = SimpleNamespace(_stats=called)
-    (tmp_path / "test_sharing.py").write_text(SHARING)
-    words = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--import-mode=importlib",
-        "-c",
-        str(tmp_path / "pytest.ini"),
-        str(tmp_path),
-    ]
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    looking = ["test_sharing.py" if looks else "test_shar"]
-    run = with_fixtures(lambda runner: runner.execute_pytest(words, plugins=[Collector()]), lambda: state, looking)
-    assert run(runner) == 0
-    by_fixture = {"outer", "shared", "inner"}
-    assert reached == {
-        "test_first": {*by_fixture, "first"}, "test_alone": {"alone"},
-        "test_second": {*(by_fixture if looks else ()), "second"},
-    }  # fmt: skip
-
-
-def test_the_tests_that_look_at_fixtures_are_there() -> None:
-    assert all((mutation.PROJECT / file).is_file() for file in mutation.LOOKING)
-
-
-def test_a_modules_tests_run_together() -> None:
-    ran: list[Any] = []
-    run = in_order(lambda runner, mutant_name, tests: ran.append((mutant_name, tests)) or 0)
-    assert run(None, mutant_name="one", tests={"b.py::two", "a.py::one", "b.py::one"}) == 0
-    assert ran == [("one", ["a.py::one", "b.py::one", "b.py::two"])]
 
 
 @pytest.mark.parametrize(("caught", "tried", "low", "high"), [(95, 100, 88.82, 97.85), (10, 10, 72.25, 100.0)])
