@@ -33,7 +33,6 @@ class DeepSpeed(Strategy):
         super().__init__(accelerator)
         self.name = f"DeepSpeed ZeRO-{self.plugin.zero_stage}"
         self.splits_weights = self.plugin.zero_stage == 3
-        self.fills_weights = self.splits_weights and self._keeps_parts_plain()
 
     @property
     def plugin(self) -> DeepSpeedPlugin:
@@ -46,6 +45,15 @@ class DeepSpeed(Strategy):
     @property
     def offloads_weights(self) -> bool:
         return self.splits_weights and self.plugin.offload_param_device not in (None, "none")
+
+    @property
+    def fills_weights(self) -> bool:
+        # A rank's part of a weight has to be a tensor of the run's precision, and neither on disk nor in 8 bits.
+        if not self.splits_weights:
+            return False
+        zero = self.plugin.deepspeed_config.get("zero_optimization", {})
+        quantized = any(zero.get(f"zero_quantized_{kind}", False) for kind in ("weights", "nontrainable_weights"))
+        return not quantized and self.plugin.offload_param_device != "nvme"
 
     def trainable_dtype(self, precision: str) -> torch.dtype:
         # It wants one dtype in all, and keeps float32 masters itself.
@@ -84,12 +92,6 @@ class DeepSpeed(Strategy):
             classifier.unfilled = None
         # The engine itself spreads the first rank's weights, where they are there.
         return self.accelerator.prepare(classifier, build_optimizer(classifier))
-
-    def _keeps_parts_plain(self) -> bool:
-        """Whether a rank's part of a weight is a tensor of the run's precision, and neither on disk nor in 8 bits."""
-        zero = self.plugin.deepspeed_config.get("zero_optimization", {})
-        quantized = any(zero.get(f"zero_quantized_{kind}", False) for kind in ("weights", "nontrainable_weights"))
-        return not quantized and self.plugin.offload_param_device != "nvme"
 
     @torch.no_grad()
     def _split_unfilled(self, classifier: SequenceClassifier, unfilled: UnfilledWeights) -> None:

@@ -26,11 +26,14 @@ class FullyShard(Strategy):
 
     name = "FSDP2"
     splits_weights = True
-    fills_weights = True
 
     @property
     def offloads_weights(self) -> bool:
         return is_offloaded(self.plugin)
+
+    @property
+    def fills_weights(self) -> bool:
+        return True
 
     @property
     def plugin(self) -> FullyShardedDataParallelPlugin:

@@ -67,14 +67,11 @@ class Strategy(ABC):
     Attributes:
         name: as the tables call it.
         splits_weights: each rank holds only a part of the frozen weights.
-        fills_weights: `prepare` takes a classifier some of whose frozen weights are not there yet, and has each rank
-            fill its part of them.
         meets_in_steps: ranks share weights, gradients or optimizer state, and so wait for each other in every pass.
     """
 
     name: str
     splits_weights: bool = False
-    fills_weights: bool = False
     meets_in_steps: bool = True
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -83,6 +80,13 @@ class Strategy(ABC):
     @property
     def offloads_weights(self) -> bool:
         """Whether ranks keep their parts of the weights outside the GPU: in host memory, or on disk."""
+        return False
+
+    @property
+    def fills_weights(self) -> bool:
+        """Whether `prepare` takes a classifier whose frozen weights are not there yet, and has each rank fill its part
+        of them.
+        """
         return False
 
     def trainable_dtype(self, precision: str) -> torch.dtype:

@@ -106,6 +106,7 @@ def build_classifier(
     if config.adapter is not None:
         origin = put_saved_adapter(adapted, config.adapter, plan, origin)
     classifier = SequenceClassifier(adapted, origin, unfilled)
+    classifier.whole_because = loaded.whole_because
     if placement.checkpointing:
         classifier.recompute_activations()
     return classifier

@@ -33,6 +33,8 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.origin = origin
         self.unfilled = unfilled
+        # Why all weights are there although a strategy would fill its parts of them; None where that is not so.
+        self.whole_because: str | None = None
         self.adapted = adapted
         base: Any = adapted.get_base_model()
         # That of the text part, where there are several. DeepSpeed sizes its buckets by the hidden size in it.

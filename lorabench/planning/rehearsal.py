@@ -79,6 +79,18 @@ class Rehearsal:
             self._play.hold("frozen weights", [whole // ranks // blocks] * blocks)
         self._play.hold("4-bit scales", held.scales)
         self._play.hold("adapter and head", [sum(held.trained) // ranks])
+        if not held.quantized:
+            for piece in [self._play.memory.take(size) for size in self._passing()]:
+                self._play.memory.give(piece)
+
+    def _passing(self) -> list[int]:
+        """What is whole for a moment while each rank fills its parts of plain weights: a block or the embeddings until
+        they are split, under ZeRO-3 one weight; and a block, or the embeddings, while random weights are drawn.
+        """
+        held = self._planner.holdings
+        unit = max(held.block_bytes, held.embedding_bytes)
+        drawn = [unit] if self._workload.config.model.weights == "random" else []
+        return [max(held.frozen, default=0) if self._workload.by_deepspeed else unit, *drawn]
 
     def _optimizer(self) -> None:
         trained, ranks = self._planner.holdings.trained_count, self._workload.cards.count

@@ -202,6 +202,7 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
     )
     if fills:
         watch.stop()
+        _give_back(ranks.device)
         setting.stages.done("weights")
     execution, reason = build_execution(
         setting,
@@ -245,10 +246,14 @@ def load_classifier(setting: Setting, inputs: Inputs, placement: Placement, watc
         )
     )
     watch.stop()
-    if ranks.device.type == "cuda":
-        # Drawing and quantising weights leaves room that is free and in pieces.
-        torch.cuda.empty_cache()
+    _give_back(ranks.device)
     return classifier
+
+
+def _give_back(device: torch.device) -> None:
+    """Drawing, quantising and splitting weights leaves room on a GPU that is free and in pieces."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def check_neighbours(setting: Setting, inputs: Inputs, classifier: SequenceClassifier) -> None:

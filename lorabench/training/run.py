@@ -208,6 +208,8 @@ def load(
         )
         if setting.ranks.is_main:
             print(f"head       {keeper.record['model']['head']}", flush=True)
+            if built.classifier.whole_because is not None:
+                print(f"note       all ranks load all weights before they are split: {built.classifier.whole_because}")
             print(f"execution  {built.execution.name}: {built.reason}", flush=True)
     return built
 

@@ -60,7 +60,7 @@ class OneRank:
 def make_strategy(name: str, processes: int = 1, offload: bool = False) -> Strategy:
     """The strategy that is called so, as a launch with or without offload has it."""
     stage = int(name[-1]) if name.startswith("DeepSpeed") else None
-    zero = SimpleNamespace(zero_stage=stage, offload_param_device="cpu" if offload else "none")
+    zero = SimpleNamespace(zero_stage=stage, offload_param_device="cpu" if offload else "none", deepspeed_config={})
     state = SimpleNamespace(deepspeed_plugin=zero, fsdp_plugin=SimpleNamespace(cpu_offload=offload))
     launch: Any = SimpleNamespace(num_processes=processes, state=state, distributed_type=DistributedType.FSDP)
     return DeepSpeed(launch) if stage else FullyShard(launch) if name == "FSDP2" else DataParallel(launch)

@@ -92,3 +92,23 @@ def test_the_same_weights_pass_and_one_bit_of_difference_is_refused(dtype: torch
         other.weight.view(torch.int16)[0, 0] ^= 1
     with pytest.raises(ConfigError, match="--model: the ranks loaded different weights; expected the same files"):
         check_same_weights(linear(dtype), cast(Ranks, Meeting(sums_of(other))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "fills"),
+    [
+        ({}, "none", True),
+        ({}, "cpu", True),
+        ({}, "nvme", False),
+        ({"zero_quantized_weights": True}, "none", False),
+        ({"zero_quantized_nontrainable_weights": True}, None, False),
+    ],
+)
+def test_zero3_fills_parts_that_are_plain_tensors(settings: dict[str, Any], device: str | None, fills: bool) -> None:
+    plugin = SimpleNamespace(
+        zero_stage=3, offload_param_device=device, deepspeed_config={"zero_optimization": settings}
+    )
+    accelerator: Any = SimpleNamespace(num_processes=2, state=SimpleNamespace(deepspeed_plugin=plugin))
+    assert DeepSpeed(accelerator).fills_weights is fills
+    plugin.zero_stage = 2
+    assert not DeepSpeed(accelerator).fills_weights
