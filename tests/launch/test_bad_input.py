@@ -22,7 +22,7 @@ def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
     def loaded(*_: Any, **__: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lorabench.models.build._load_base", loaded)
+    monkeypatch.setattr("lorabench.models.build.load_base", loaded)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder = tmp_path_factory.mktemp("cwd")
     monkeypatch.chdir(folder)
