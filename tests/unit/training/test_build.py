@@ -207,7 +207,7 @@ def test_each_part_of_a_run_is_given_what_it_needs(
     assert spies.positional("build_schedule") == (built.optimizer, config.optim, 3)
     assert spies.calls["build_execution"] == (
         (setting, built.classifier, built.prepared, built.optimizer, train, built.plan),
-        {"steps": 3, "longest_text": longest, "recomputes": whole, "planned_blocks": blocks},
+        {"steps": 3, "longest_text": longest, "recomputes": whole, "planned": blocks},
     )
     assert (built.execution, built.reason, built.total_steps) == (execution, "why", 3)
     assert built.schedule.optimizer is built.optimizer

@@ -108,10 +108,20 @@ def test_nothing_is_fitted_to_what_means_nothing(logits: torch.Tensor | None, sh
 # --- loading
 
 
-@pytest.mark.parametrize(("is_main", "is_folder"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("is_main", "is_folder", "why_whole"),
+    [
+        (True, True, None),
+        (False, True, None),
+        (True, False, None),
+        (True, True, "its names"),
+        (False, True, "its names"),
+    ],
+)
 def test_a_loaded_model_is_in_the_record(
     is_main: bool,
     is_folder: bool,
+    why_whole: str | None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -125,7 +135,10 @@ def test_a_loaded_model_is_in_the_record(
             phases.append(name)
             return nullcontext()
 
-    built = SimpleNamespace(construction_seconds=2.5, execution=SimpleNamespace(name="eager"), reason="as asked for")
+    built = SimpleNamespace(
+        construction_seconds=2.5, execution=SimpleNamespace(name="eager"), reason="as asked for",
+        classifier=SimpleNamespace(whole_because=why_whole),
+    )  # fmt: skip
     monkeypatch.setattr(
         run, "build", lambda setting, inputs, plan: built if (inputs, plan) == ("inputs", ask) else None
     )
@@ -144,7 +157,8 @@ def test_a_loaded_model_is_in_the_record(
         "model": {**model, "counted": True, "files": {"files of": tmp_path} if is_main and is_folder else None},
         "model_construction_seconds": 2.5, "execution": "eager",
     }  # fmt: skip
-    said = "head       new: why\nexecution  eager: as asked for\n"
+    note = f"note       all ranks load all weights before they are split: {why_whole}\n" if why_whole else ""
+    said = f"head       new: why\n{note}execution  eager: as asked for\n"
     assert capsys.readouterr().out == (said if is_main else "")
 
 
