@@ -30,6 +30,15 @@ def test_two_ranks_give_the_run_of_one_process(
         assert [scores["rows"] for scores in (record["before"], *record["history"])] == [11] * 3
 
 
+@pytest.mark.slow
+def test_adapters_that_zero3_splits_and_fetches_ahead_are_saved(folders: list[Path], tmp_path: Path) -> None:
+    """Of r = 16 the matrices have more numbers than DeepSpeed keeps whole."""
+    one_process = comparing.runs_of_one_process(folders[:1], tmp_path / "one", lora_r=16)
+    comparing.assert_run_of_one_process_on_cpu(
+        comparing.fork_on_cpu, "zero3", folders[:1], one_process, tmp_path, lora_r=16
+    )
+
+
 def test_the_table_has_a_line_for_what_failed() -> None:
     printed = "exit 1\nlorabench train: error: no such GPU\nTraceback ...\nChildFailedError: \n====\n"
     record = {"strategy": "DDP", "memory": [{"phases": {"train": {"allocated_gb": None, "rss_gb": 0.5}}}] * 2}
