@@ -193,17 +193,7 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
     setting.stages.done("plan")
     if recomputation.whole:
         classifier.recompute_activations()
-    fused = ranks.device.type == "cuda"
-    fills = classifier.unfilled is not None
-    if fills:
-        watch.start()
-    prepared, optimizer = setting.strategy.prepare(
-        classifier, lambda model: build_optimizer(model, config.optim, fused), ranks
-    )
-    if fills:
-        watch.stop()
-        _give_back(ranks.device)
-        setting.stages.done("weights")
+    prepared, optimizer = hand_over(setting, classifier, watch)
     execution, reason = build_execution(
         setting,
         classifier,
@@ -229,6 +219,28 @@ def build(setting: Setting, inputs: Inputs, ask_plan: AskPlan | None = None) -> 
         total_steps=steps,
         construction_seconds=watch.seconds,
     )
+
+
+def hand_over(
+    setting: Setting, classifier: SequenceClassifier, watch: Stopwatch
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer as the strategy has them. A collective call.
+
+    Args:
+        watch: of the model's construction; runs meanwhile where the strategy fills weights that were left out.
+    """
+    config, ranks = setting.config, setting.ranks
+    fused, fills = ranks.device.type == "cuda", classifier.unfilled is not None
+    if fills:
+        watch.start()
+    prepared, optimizer = setting.strategy.prepare(
+        classifier, lambda model: build_optimizer(model, config.optim, fused), ranks
+    )
+    if fills:
+        watch.stop()
+        _give_back(ranks.device)
+        setting.stages.done("weights")
+    return prepared, optimizer
 
 
 def load_classifier(setting: Setting, inputs: Inputs, placement: Placement, watch: Stopwatch) -> SequenceClassifier:
