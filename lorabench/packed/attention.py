@@ -56,6 +56,12 @@ def block_mask(
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[None, None]
 
 
+def count_tokens(segments: torch.Tensor, texts: int) -> torch.Tensor:
+    """Tokens of each text, and at the end of the padding, [texts + 1]; see `text_bounds`."""
+    counts = torch.zeros(texts + 1, dtype=torch.int64, device=segments.device)
+    return counts.index_add_(0, segments, torch.ones_like(segments))
+
+
 def text_bounds(segments: torch.Tensor, texts: int) -> torch.Tensor:
     """Where each text begins and ends, and at the end the padding, [1, 1, texts + 1, 2] int32.
 
@@ -64,8 +70,7 @@ def text_bounds(segments: torch.Tensor, texts: int) -> torch.Tensor:
     Args:
         segments: the text of each token, rising, [tokens]; the padding's number is `texts`.
     """
-    counts = torch.zeros(texts + 1, dtype=torch.int64, device=segments.device)
-    counts.index_add_(0, segments, torch.ones_like(segments))
+    counts = count_tokens(segments, texts)
     ends = counts.cumsum(0)
     return torch.stack([ends - counts, ends], dim=1).to(torch.int32)[None, None]
 

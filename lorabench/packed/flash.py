@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lorabench.machine.meters import is_out_of_memory
-from lorabench.packed.attention import block_mask, plain_inputs
+from lorabench.packed.attention import block_mask, count_tokens, plain_inputs
 from lorabench.packed.internals import FLASH_BACKWARD, FLASH_FORWARD
 from lorabench.packed.tiles import AttentionShape
 
@@ -59,8 +59,7 @@ def text_offsets(segments: torch.Tensor, texts: int, longest: int, windowed: boo
         windowed: what reads them looks through a window, which a second, equal row says: [1, 2, pieces + 1, 1].
     """
     tokens = len(segments)
-    counts = torch.zeros(texts + 1, dtype=torch.int64, device=segments.device)
-    counts.index_add_(0, segments, torch.ones_like(segments))
+    counts = count_tokens(segments, texts)
     begins = torch.cat([counts.new_zeros(1), counts[:-1].cumsum(0)])
     pieces = torch.arange(longest, tokens + longest, longest, device=segments.device)
     padding = (begins[-1] + pieces).clamp(max=tokens)

@@ -12,6 +12,7 @@ neither looks inside nor copies the buffer.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,7 @@ import torch
 
 from lorabench.machine.meters import is_out_of_memory
 from lorabench.models.quantization import is_quantized
-from lorabench.packed.products import multiply, product
+from lorabench.packed.products import diagonal_products, multiply, product
 
 # Bytes that rows of the buffer are multiples of: whole lines of a GPU's memory.
 LINE = 128
@@ -53,6 +54,13 @@ class Layout:
     def columns(self) -> int:
         """Of the joint weight."""
         return self.inputs + self.rank * sum(adapter >= 0 for adapter in self.adapters) + self.unused
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Of the members with LoRA, where their outputs begin and end."""
+        ends = accumulate(self.sizes)
+        members = zip(self.sizes, ends, self.adapters, strict=True)
+        return [(end - size, end) for size, end, adapter in members if adapter >= 0]
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -143,14 +151,7 @@ class FourBitProduct(torch.autograd.Function):
         joint = dequantized_product(dy, list(tensors), ctx.layout, ctx.units)
         if h is None:
             return joint, None, None, None, None, *[None] * len(tensors)
-        # One product for all, of which the blocks on the diagonal are wanted: it is smaller than starting several.
-        products = dy.t() @ h
-        blocks, start = [], 0
-        for size, adapter in zip(layout.sizes, layout.adapters, strict=True):
-            if adapter >= 0:
-                blocks.append(products[start : start + size, adapter * layout.rank : (adapter + 1) * layout.rank])
-            start += size
-        updates = torch.cat(blocks).split([len(block) for block in blocks])
+        updates = diagonal_products(dy, h, layout.spans, layout.rank)
         frozen = len(tensors) - len(updates)
         x_gradient, h_gradient = joint[:, : layout.inputs], joint[:, layout.inputs :]
         return x_gradient, h_gradient, None, None, None, *[None] * frozen, *updates

@@ -117,10 +117,11 @@ class JointProjections:
 
 
 def _join(members: Sequence[nn.Module], dtype: torch.dtype) -> JointProjection:
-    return FourBitJoint(members, dtype) if is_quantized(_base_of(members[0])) else JointProjection(members)
+    return FourBitJoint(members, dtype) if is_quantized(base_of(members[0])) else JointProjection(members)
 
 
-def _base_of(member: Any) -> Any:
+def base_of(member: Any) -> Any:
+    """The layer beneath PEFT's LoRA, or a layer without."""
     return member.base_layer if isinstance(member, LoraLayer) else member
 
 
@@ -176,12 +177,12 @@ def _siblings(parent: nn.Module) -> Iterator[tuple[str, ...]]:
 def _gains_alone(child: nn.Module) -> bool:
     """Whether a projection has LoRA, which becomes a part of its product, is of 4 bits, or its product may be cut."""
     plain = type(child) is nn.Linear and may_cut(child.weight)
-    return plain or isinstance(child, LoraLinear) or is_quantized(_base_of(child))
+    return plain or isinstance(child, LoraLinear) or is_quantized(base_of(child))
 
 
 def _can_join(members: Sequence[nn.Module], dtype: torch.dtype) -> bool:
     """Whether all are linear layers of one kind, or plain LoRA around one, frozen, that compute in `dtype`."""
-    bases = [_base_of(member) for member in members]
+    bases = [base_of(member) for member in members]
     if not (_are_plain(bases, dtype) or _are_four_bit(bases, dtype)):
         return False
     if len({base.in_features for base in bases}) != 1 or len({base.bias is None for base in bases}) != 1:

@@ -19,7 +19,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from lorabench.packed.four_bits import FourBitProduct, Layout, buffer_bytes, tensors_of
-from lorabench.packed.products import frozen_linear, multiply, multiprocessors
+from lorabench.packed.products import diagonal_products, frozen_linear, multiply, multiprocessors
 
 # Rows of a weight start at multiples of 16 bytes, which fast matrix kernels need; 8 numbers of 16 bit.
 ALIGNMENT = 8
@@ -54,10 +54,7 @@ class _Augmented(torch.autograd.Function):
         (dy,) = gradients
         width = weight.shape[1] - h.shape[1]
         joint = multiply(dy, weight, ctx.units)
-        # One product for all, of which the blocks on the diagonal are wanted: it is smaller than starting several.
-        products = dy.t() @ h
-        blocks = [products[start:end, i * ctx.rank : (i + 1) * ctx.rank] for i, (start, end) in enumerate(ctx.spans)]
-        updates = torch.cat(blocks).split([end - start for start, end in ctx.spans])
+        updates = diagonal_products(dy, h, ctx.spans, ctx.rank)
         return joint[:, :width], joint[:, width:], None, None, None, None, *updates
 
 

@@ -12,6 +12,7 @@ cut. In bf16 a sum of 11008 terms is off by 2.4e-3 of its norm rather than by 1.
 goes on with the two parts' unrounded sum.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,6 +77,24 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, un
         return F.linear(x, weight, bias)
     parts = _multiply_in_two(x, weight.t())
     return parts if bias is None else parts + bias
+
+
+def diagonal_products(
+    dy: torch.Tensor, h: torch.Tensor, spans: Sequence[tuple[int, int]], rank: int
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of LoRA's B matrices, [outputs, rank] each: of dy' h the blocks on the diagonal.
+
+    One product for all is smaller than starting several.
+
+    Args:
+        dy: [tokens, outputs of all members].
+        h: [tokens, rank of all adapters], maybe with columns behind them.
+        spans: of the members with LoRA, where their outputs begin and end.
+        rank: of each.
+    """
+    products = dy.t() @ h
+    blocks = [products[start:end, i * rank : (i + 1) * rank] for i, (start, end) in enumerate(spans)]
+    return torch.cat(blocks).split([end - start for start, end in spans])
 
 
 def _cuts(rows: int, depth: int, columns: int, units: int) -> bool:

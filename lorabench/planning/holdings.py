@@ -12,7 +12,7 @@ from lorabench.catalog.families import sibling_names
 from lorabench.models.classifier import SequenceClassifier, find_blocks
 from lorabench.models.quantization import BLOCK
 from lorabench.packed.four_bits import buffer_bytes
-from lorabench.packed.joints import SIDE_BY_SIDE
+from lorabench.packed.joints import SIDE_BY_SIDE, base_of
 from lorabench.packed.lowrank import ALIGNMENT
 from lorabench.planning.shape import SCALES_BLOCK, is_four_bit
 
@@ -135,10 +135,6 @@ def _stands_alone(child: nn.Module) -> bool:
     return isinstance(child, LoraLayer) or is_four_bit(child)
 
 
-def _bases(members: Sequence[nn.Module]) -> list[Any]:
-    return [member.base_layer if isinstance(member, LoraLayer) else member for member in members]
-
-
 def _columns(members: Sequence[nn.Module]) -> int:
     """Those of LoRA beside the inputs of a joint weight."""
     adapters: list[Any] = [member for member in members if isinstance(member, LoraLayer)]
@@ -147,7 +143,7 @@ def _columns(members: Sequence[nn.Module]) -> int:
 
 
 def _joint(members: Sequence[nn.Module], dtype: torch.dtype, places: Mapping[int, int]) -> JointSize | None:
-    bases = _bases(members)
+    bases = [base_of(member) for member in members]
     if any(type(base) is not nn.Linear or base.weight.dtype != dtype for base in bases):
         return None
     rank, inputs, outputs = _columns(members), bases[0].in_features, sum(base.out_features for base in bases)
@@ -158,7 +154,7 @@ def _joint(members: Sequence[nn.Module], dtype: torch.dtype, places: Mapping[int
 
 def _dequantized_bytes(members: Sequence[nn.Module], dtype: torch.dtype) -> int:
     """What a joint weight takes in the buffer; 0 where it is not of 4 bits, or stays bitsandbytes' own."""
-    bases = _bases(members)
+    bases = [base_of(member) for member in members]
     if any(not is_four_bit(base) or base.compute_dtype != dtype or base.in_features % BLOCK for base in bases):
         return 0
     columns = bases[0].in_features + _columns(members)
